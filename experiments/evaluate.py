@@ -1,0 +1,56 @@
+"""Judges a trained model: ``python experiments/evaluate.py WORKDIR [--num-samples 5000] [--split test]``.
+
+Prints and writes ``evaluation.json``: ELBO, reconstruction, KL in all and per latent, active units, log-likelihood with
+its standard error, effective sample size and Pareto k, bits/dim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import config as setup
+import outcomes
+import tyro
+
+from jaxvae import datasets
+
+
+def evaluate(
+    workdir: Annotated[Path, tyro.conf.Positional],
+    num_samples: int = 5000,
+    split: str | None = None,
+    num_examples: int | None = None,
+    checkpoint: str = "latest",
+    data_dir: str | None = None,
+    batch_size: int = 50,
+) -> None:
+    """Judges a trained model on a split.
+
+    Args:
+        workdir: the run folder.
+        num_samples: importance samples per example, K.
+        split: split to judge on, parts as train[:1000]; None is the run's test split.
+        num_examples: examples to judge on, from the first; None is all.
+        checkpoint: latest, best, or a step.
+        data_dir: folder of prepared sets, where it has moved since the training.
+        batch_size: examples at once in the log-likelihood; memory is that of batch_size times 500 decoded latents.
+    """
+    config = setup.load_config(workdir)
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, test_split=split or config.test_split)
+    run = setup.build(config)
+    step, params = setup.restore(run, workdir, checkpoint)
+    test = datasets.Split(run.test.images[:num_examples], None)
+    judged = outcomes.judge(run, params, test, num_samples, batch_size)
+    settings = {"split": config.test_split, "checkpoint": step}
+    setup.write_json(workdir / "evaluation.json", settings | judged)
+    print(f"{run.dataset.name}, {config.test_split} split, checkpoint of step {step}")
+    rows = outcomes.judgement_rows(judged)
+    if judged["kl_per_latent"] is not None:
+        rows.append(("KL per latent", " ".join(f"{value:.2f}" for value in judged["kl_per_latent"])))
+    outcomes.table([*rows, ("written", str(workdir / "evaluation.json"))])
+
+
+if __name__ == "__main__":
+    setup.command(evaluate)

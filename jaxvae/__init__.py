@@ -1,0 +1,37 @@
+"""jaxvae: variational autoencoders in JAX, written for one example.
+
+One example, one formula: ``jax.vmap`` makes the batch, ``jax.lax.scan`` the epoch, ``jax.pmap`` the pod.
+"""
+
+from jaxvae import (
+    bounds,
+    checkpoints,
+    datasets,
+    distributions,
+    divergences,
+    evaluation,
+    likelihoods,
+    models,
+    networks,
+    posteriors,
+    priors,
+    schedules,
+    training,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "bounds",
+    "checkpoints",
+    "datasets",
+    "distributions",
+    "divergences",
+    "evaluation",
+    "likelihoods",
+    "models",
+    "networks",
+    "posteriors",
+    "priors",
+    "schedules",
+    "training",
+]
