@@ -30,7 +30,8 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=best, best_mode="max")
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "totals": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options, item_handlers=handlers)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -70,6 +71,23 @@ class Checkpoints:
         Raises ValueError where the checkpoint is of another model.
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        self._check_model(step, target)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), totals=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
         return restored["state"], restored["totals"]
+
+    def _check_model(self, step: int, target: Any) -> None:
+        """Compares paths and shapes before anything is read, which says more than a failed restore does."""
+        saved = self._manager.item_metadata(step)["state"].tree
+        shapes = lambda tree: {
+            "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): tuple(leaf.shape)
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+        then, now = shapes(saved), shapes(target)
+        differing = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+        if differing:
+            first = differing[0]
+            raise ValueError(
+                f"the checkpoint of step {step} is of another model: {len(differing)} arrays differ, the first is "
+                f"{first}, {then.get(first, 'absent')} in the checkpoint and {now.get(first, 'absent')} here"
+            )

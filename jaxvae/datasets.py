@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import http.client
 import importlib.util
 import io
 import os
@@ -78,7 +79,7 @@ def batch_rows(
 
 def num_examples(examples: Any) -> int:
     """The length of the leading axis that all arrays share; raises where they differ or there is nothing."""
-    lengths = {np.shape(leaf)[0] for leaf in jax.tree.leaves(examples)}
+    lengths = {(np.shape(leaf) or (0,))[0] for leaf in jax.tree.leaves(examples)}
     if len(lengths) != 1 or 0 in lengths:
         raise DataError(f"examples need one common leading axis [N, ...] with N >= 1; lengths were {sorted(lengths)}")
     return lengths.pop()
@@ -96,7 +97,8 @@ def _dynamic(key: Array, pixels: Array, levels: int) -> Array:
 
 
 def _dequantize(key: Array, pixels: Array, levels: int) -> Array:
-    return (pixels.astype(jnp.float32) + jax.random.uniform(key, pixels.shape)) / levels
+    u = jax.random.bits(key, pixels.shape, jnp.uint16) / 2**16  # coarse enough that 255 + u is exact in float32, < 256
+    return (pixels.astype(jnp.float32) + u.astype(jnp.float32)) / levels
 
 
 # name -> (key, pixels [H, W, C], levels) -> x; `static` sets are binarized once, when they are prepared.
@@ -172,14 +174,19 @@ def load(
     Raises DataError with what is missing and the command that mends it.
     """
     if isinstance(source, Mapping) or not isinstance(source, (str, os.PathLike)):
-        name, splits = "arrays", _from_arrays(source)
+        name, splits, known = "arrays", _from_arrays(source), None
     elif looks_like_path(source):
-        name, splits = Path(source).stem, _from_path(Path(source))
+        name, splits, known = Path(source).stem, _from_path(Path(source)), None
     else:
-        name, splits = str(source), _from_tfds(str(source), data_dir)
+        name, splits, known = str(source), _from_tfds(str(source), data_dir), KNOWN_LEVELS.get(str(source))
+    shapes = {split.images.shape[1:] for split in splits.values()}
+    if not splits:
+        raise DataError("a set needs at least one split; this mapping has none")
+    if len(shapes) != 1:
+        raise DataError(f"a set needs splits of images of one shape [H, W, C]; these have {sorted(shapes)}")
     if levels is None:
-        levels = KNOWN_LEVELS.get(name) or (2 if all(split.images.max() <= 1 for split in splits.values()) else 256)
-    return Dataset(name, _with_test(splits), levels)
+        levels = known or (2 if all(split.images.max() <= 1 for split in splits.values()) else 256)
+    return Dataset(name, _with_test(_numbered(splits)), levels)
 
 
 def select(dataset: Dataset, split: str) -> Split:
@@ -202,7 +209,27 @@ def select(dataset: Dataset, split: str) -> Split:
 def looks_like_path(source: str | os.PathLike) -> bool:
     """Whether a source names a file or folder, and not a tensorflow-datasets set."""
     text = os.fspath(source)
-    return text.endswith((".npy", ".npz")) or text.startswith((".", "/", "~")) or Path(text).is_dir()
+    if not isinstance(source, str) or text.endswith((".npy", ".npz")) or text.startswith((".", "/", "~")):
+        return True
+    prepared_set = lambda: any(
+        next(Path(text).glob(depth), None) for depth in ("*/dataset_info.json", "*/*/dataset_info.json")
+    )
+    return bool(text) and Path(text).is_dir() and not prepared_set()
+
+
+def _numbered(splits: dict[str, Split]) -> dict[str, Split]:
+    """Labels that are words as integers, in order over all splits; one single word is no label."""
+    words = [split.labels for split in splits.values() if split.labels is not None]
+    if all(np.issubdtype(labels.dtype, np.integer) for labels in words):
+        return splits
+    classes = np.unique(np.concatenate(words))
+
+    def number(split: Split) -> Split:
+        if split.labels is None or len(classes) == 1:
+            return Split(split.images)
+        return Split(split.images, np.asarray(np.searchsorted(classes, split.labels), np.int32))
+
+    return {name: number(split) for name, split in splits.items()}
 
 
 def _with_test(splits: dict[str, Split]) -> dict[str, Split]:
@@ -220,7 +247,10 @@ def _with_test(splits: dict[str, Split]) -> dict[str, Split]:
 
 def _as_split(images: Any, labels: Any = None, where: str = "the array") -> Split:
     """Checks what a user gave: [N, H, W, C], or [N, H, W], which gets C = 1, or vectors [N, D]."""
-    images = np.asarray(images)
+    try:
+        images = np.asarray(images)
+    except ValueError as error:
+        raise DataError(f"{where} has images that differ in shape ({error})") from error
     if images.dtype == bool:
         images = images.astype(np.uint8)
     integers = np.issubdtype(images.dtype, np.integer)
@@ -237,9 +267,8 @@ def _as_split(images: Any, labels: Any = None, where: str = "the array") -> Spli
         labels = np.asarray(labels).reshape(-1)
         if len(labels) != len(images):
             raise DataError(f"{where} has {len(images)} images but {len(labels)} labels")
-        if not np.issubdtype(labels.dtype, np.integer):
-            labels = np.unique(labels, return_inverse=True)[1]
-        labels = labels.astype(np.int32)
+        if np.issubdtype(labels.dtype, np.integer):
+            labels = labels.astype(np.int32)
     return Split(images[..., None] if images.ndim == 3 else images, labels)
 
 
@@ -261,11 +290,11 @@ def _from_path(path: Path) -> dict[str, Split]:
         if path.suffix == ".npy":
             return {"train": _as_split(np.load(path, mmap_mode="r"), where=str(path))}
         if path.suffix == ".npz":
-            with np.load(path) as file:
+            with path.open("rb") as opened, np.load(opened) as file:  # NumPy leaves a damaged file open
                 return _from_npz({key: file[key] for key in file.files}, path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:
         raise DataError(f"{path} cannot be read as a NumPy file of numbers ({error})") from error
     raise DataError(f"{path} is no .npy or .npz file and no folder")
 
@@ -302,7 +331,9 @@ def _from_folder(folder: Path) -> Split:
     for file in files:
         try:
             with Image.open(file) as opened:
-                images.append(np.asarray(opened.convert("L" if opened.mode in ("1", "L", "LA", "I;16") else "RGB")))
+                if opened.mode == "F" or opened.mode.startswith("I"):
+                    raise DataError(f"{file} has more than 8 bits per pixel (mode {opened.mode}); convert it to 8 bits")
+                images.append(np.asarray(opened.convert("L" if opened.mode in ("1", "L", "LA") else "RGB")))
         except OSError as error:
             raise DataError(f"{file} cannot be read as an image ({error})") from error
     first = images[0].shape
@@ -312,11 +343,13 @@ def _from_folder(folder: Path) -> Split:
                 f"images differ in shape: {files[0]} is {first}, {file} is {image.shape}; resize or convert them"
             )
     names = [file.parent.relative_to(folder).as_posix() for file in files]
-    labels = np.array(names) if len(set(names)) > 1 else None
-    return _as_split(np.stack(images), labels, str(folder))
+    return _as_split(np.stack(images), np.array(names), str(folder))
 
 
 # ------------------------------------------------------------------------------------------------ tensorflow-datasets
+
+
+INSTALL = "pip install tensorflow-datasets importlib_resources array_record pillow"
 
 
 def _tfds() -> Any:
@@ -325,8 +358,7 @@ def _tfds() -> Any:
         from tensorflow_datasets.core import read_only_builder  # noqa: F401
     except ImportError as error:
         raise DataError(
-            f"reading this set needs tensorflow-datasets, and {error.name or error} is missing: "
-            "pip install tensorflow-datasets importlib_resources array_record pillow"
+            f"reading this set needs tensorflow-datasets, and {error.name or error} is missing: {INSTALL}"
         ) from error
     return tfds
 
@@ -334,11 +366,17 @@ def _tfds() -> Any:
 def _from_tfds(name: str, data_dir: str | os.PathLike | None) -> dict[str, Split]:
     """All splits of a set, read from disk where it is prepared and prepared first where it is not."""
     tfds = _tfds()
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\w.*]+)?", name):
+        raise DataError(
+            f"{name!r} is no name of a data set (name, name/config or name:1.0.0) and no path.{_near(tfds, name)}"
+        )
     data_dir = Path(data_dir).expanduser() if data_dir is not None else Path(tfds.core.constants.DATA_DIR)
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
     except tfds.core.DatasetNotFoundError:
         builder = _prepare(tfds, name, data_dir)
+    except Exception as error:
+        raise _damaged(name, data_dir, error) from error
     image = _image_feature(builder)
     label = next((key for key, f in builder.info.features.items() if isinstance(f, tfds.features.ClassLabel)), None)
     try:
@@ -348,6 +386,19 @@ def _from_tfds(name: str, data_dir: str | os.PathLike | None) -> dict[str, Split
             f"{name} lies in {data_dir} in a format that needs TensorFlow; convert it: tfds convert_format "
             f"--dataset_dir={builder.data_dir} --out_file_format=array_record"
         ) from error
+    except DataError:
+        raise
+    except ImportError as error:
+        raise DataError(f"reading {name} failed: {error}; {INSTALL}") from error
+    except Exception as error:
+        raise _damaged(name, data_dir, error) from error
+
+
+def _damaged(name: str, data_dir: Path, error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return DataError(
+        f"{name} in {data_dir} cannot be read ({type(error).__name__}: {reason}); delete its folder, prepare it again"
+    )
 
 
 def _image_feature(builder: Any) -> str:
@@ -355,7 +406,7 @@ def _image_feature(builder: Any) -> str:
     images = [
         key
         for key, feature in features.items()
-        if len(feature.shape or ()) == 3 and np.dtype(feature.np_dtype) == np.uint8
+        if isinstance(feature.shape, tuple) and len(feature.shape) == 3 and np.dtype(feature.np_dtype) == np.uint8
     ]
     if not images:
         raise DataError(f"{builder.info.name} holds no uint8 images [H, W, C]; its features are {sorted(features)}")
@@ -380,6 +431,12 @@ def _read(source: Any, image: str, label: str | None, name: str, chunk: int = 40
     return Split(images, labels)
 
 
+def _near(tfds: Any, name: str) -> str:
+    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, 3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
 def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
     """Downloads and prepares a set as array_record, or says at once why that cannot work here."""
     if name == "digits":
@@ -387,9 +444,7 @@ def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
     base = name.split("/")[0].split(":")[0]
     known = tfds.list_builders(with_community_datasets=False)
     if base not in known:
-        near = difflib.get_close_matches(base, [*known, "digits"], 3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise DataError(f"no data set {base!r} in {data_dir} nor in tensorflow-datasets.{hint}")
+        raise DataError(f"no data set {base!r} in {data_dir} nor in tensorflow-datasets.{_near(tfds, base)}")
     build = f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
     without = "" if importlib.util.find_spec("tensorflow") else "pip install tensorflow && "
     if not _online():
@@ -423,7 +478,7 @@ def _online(seconds: float = 4.0) -> bool:
             answers.append(True)
         except urllib.error.HTTPError:
             answers.append(True)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             answers.append(False)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -442,7 +497,7 @@ def _prepare_digits(tfds: Any, data_dir: Path) -> Any:
     except ImportError as error:
         raise DataError("the digits come with scikit-learn: pip install scikit-learn") from error
 
-    class Digits(tfds.core.GeneratorBasedBuilder):
+    class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Optical recognition of handwritten digits (Alpaydin & Kaynak 1998), the 1,797 images of scikit-learn."""
 
         name = "digits"

@@ -44,8 +44,9 @@ def log_likelihood(
 ) -> LogLikelihood:
     """log 1/K sum_k p(x, z_k) / q(z_k|x) for one example, z_k ~ q(z|x) (Burda et al. 2015, arXiv:1509.00519, eq. 8).
 
-    A lower bound on log p(x) in expectation, tighter with K. Samples are drawn ``chunk`` at a time, so memory does not
-    depend on K. The effective sample size and the Pareto shape of the largest weights (see ``pareto_shape``) say how
+    A lower bound on log p(x) in expectation, tighter with K. Samples are drawn ``chunk`` at a time and only the
+    3 sqrt(K) largest weights are kept, so memory is that of a chunk. The effective sample size and the Pareto shape of
+    the largest weights (see ``pareto_shape``) say how
     far to trust it: above 0.7 the estimate is not reliable.
     """
     chunk = min(chunk, num_samples)

@@ -90,7 +90,7 @@ def latent_scatter(path: str | os.PathLike, means: np.ndarray, labels: np.ndarra
     names = ["$z_1$", "$z_2$"]
     if means.shape[1] == 1:
         means, names = np.concatenate([means, np.zeros_like(means)], 1), ["$z_1$", ""]
-    elif means.shape[1] > 2:
+    elif means.shape[1] > 2 and len(means) > 1:
         centered = means - means.mean(0)
         _, singular, axes_ = np.linalg.svd(centered, full_matrices=False)
         share = singular**2 / max((singular**2).sum(), 1e-30)
@@ -98,12 +98,15 @@ def latent_scatter(path: str | os.PathLike, means: np.ndarray, labels: np.ndarra
         names = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2)]
     figure, axes = _figure((6, 5))
     kinds = np.unique(labels) if labels is not None else np.array([])
-    if labels is None or len(kinds) > 20:
-        axes.scatter(*means.T, s=5, alpha=0.6, c=labels, cmap="viridis", linewidths=0)
+    if labels is None:
+        axes.scatter(means[:, 0], means[:, 1], s=5, alpha=0.6, linewidths=0)
+    elif len(kinds) > 20:
+        axes.scatter(means[:, 0], means[:, 1], s=5, alpha=0.6, c=labels, cmap="viridis", linewidths=0)
     else:
         for i, kind in enumerate(kinds):
             colour = f"C{i}" if len(kinds) <= 10 else _tab20(i)
-            axes.scatter(*means[labels == kind].T, s=7, alpha=0.7, label=str(kind), color=colour, linewidths=0)
+            z = means[labels == kind]
+            axes.scatter(z[:, 0], z[:, 1], s=7, alpha=0.7, label=str(kind), color=colour, linewidths=0)
         axes.legend(fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.set(xlabel=names[0], ylabel=names[1], title=title)
     figure.savefig(path, dpi=150, bbox_inches="tight")

@@ -84,7 +84,7 @@ def laplace() -> Likelihood:
 
 def discretized_logistic(levels: int = 256) -> Likelihood:
     """Discretized logistic over ``levels`` values in [0, 1], decoded location and log-scale (arXiv:1606.04934)."""
-    make = lambda loc, log_scale: DiscretizedLogistic(loc, jnp.exp(log_scale), levels)
+    make = lambda loc, log_scale: DiscretizedLogistic(loc + 0.5, jnp.exp(log_scale - 2.0), levels)
     return _elementwise(2, make, ("scale",), True)
 
 

@@ -1,6 +1,6 @@
 """Algorithms, ``init`` and ``step``, and the loop that runs them on one device or many.
 
-A step is written once. ``fit`` runs many of them in one dispatch (``lax.scan``) under ``jax.jit``, or under
+A step is written once. ``fit`` runs many of them in one dispatch, a loop on the device, under ``jax.jit``, or under
 ``jax.pmap`` when there are several devices; losses are reduced over the devices inside the loss *and* gradients are
 averaged after it, so the numbers do not depend on how many there are. The noise of example i at step t has the key
 ``fold_in(fold_in(key, t), i)``, with i its place in the global batch.
@@ -211,41 +211,48 @@ def _moving_average(average: Any, params: Any, step: Array, decay: float) -> Any
 
 
 def run_steps(algorithm: Algorithm, devices: Sequence[jax.Device]) -> Callable:
-    """Many steps in one dispatch: ``run(state, examples, rows [S, B], weight [S, B]) -> (state, metrics [S])``.
+    """Many steps in one dispatch: ``run(state, examples, count, rows [S, B], weight [S, B]) -> (state, metrics [S])``.
 
     Under ``jax.jit`` for one device and under ``jax.pmap`` for several, where B must be a multiple of their number.
-    ``examples`` is the data set, on every device; ``rows`` are the examples of each batch. The state is donated.
+    ``examples`` is the data set, on every device; ``rows`` are the examples of each batch. The first ``count`` of the
+    S steps are taken; it is no constant of the compiled program, so that one serves dispatches of every length. The
+    state is donated.
     """
 
-    def run(state: Any, examples: Any, rows: Array, weight: Array, place: Array, axis_name: str | None) -> Any:
-        def body(state: Any, now: tuple[Array, Array]) -> tuple[Any, Terms]:
-            rows, weight = now
+    def run(state: Any, examples: Any, count: Array, rows: Array, weight: Array, place: Array, axis: str | None) -> Any:
+        def take(state: Any, rows: Array, weight: Array) -> tuple[Any, Terms]:
             x = jax.tree.map(lambda a: a[rows], examples)
-            return algorithm.step(state, Batch(x, place, weight), axis_name)
+            return algorithm.step(state, Batch(x, place, weight), axis)
 
-        return lax.scan(body, state, (rows, weight))
+        def body(i: Array, carry: tuple[Any, Terms]) -> tuple[Any, Terms]:
+            state, metrics = take(carry[0], rows[i], weight[i])
+            return state, jax.tree.map(lambda column, value: column.at[i].set(value), carry[1], metrics)
 
-    if len(devices) == 1:
-        jitted = jax.jit(functools.partial(run, axis_name=None), donate_argnums=0)
-        return lambda state, examples, rows, weight: jitted(state, examples, rows, weight, np.arange(rows.shape[1]))
+        _, shapes = jax.eval_shape(take, state, rows[0], weight[0])
+        columns = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
+        return lax.fori_loop(0, count, body, (state, columns))
 
-    mapped = jax.pmap(
-        functools.partial(run, axis_name=AXIS),
-        axis_name=AXIS,
-        in_axes=(None, None, 0, 0, 0),
-        out_axes=(None, None),
-        devices=devices,
-        donate_argnums=0,
-    )
+    n = len(devices)
+    if n == 1:
+        compiled = jax.jit(functools.partial(run, axis=None), donate_argnums=0)
+    else:
+        compiled = jax.pmap(
+            functools.partial(run, axis=AXIS),
+            axis_name=AXIS,
+            in_axes=(None, None, None, 0, 0, 0),
+            out_axes=(None, None),
+            devices=devices,
+            donate_argnums=0,
+        )
 
-    def split(a: np.ndarray) -> np.ndarray:  # [S, B] -> [devices, S, B / devices]
-        return np.moveaxis(a.reshape(len(a), len(devices), -1), 1, 0)
+    def split(a: np.ndarray) -> np.ndarray:
+        """[..., B] -> [devices, ..., B / devices], or as it is for one device."""
+        return a if n == 1 else np.moveaxis(a.reshape(*a.shape[:-1], n, -1), -2, 0)
 
-    def parallel(state: Any, examples: Any, rows: np.ndarray, weight: np.ndarray) -> Any:
-        place = np.arange(rows.shape[1]).reshape(len(devices), -1)
-        return mapped(state, examples, split(rows), split(weight), place)
+    def dispatch(state: Any, examples: Any, count: int, rows: np.ndarray, weight: np.ndarray) -> Any:
+        return compiled(state, examples, np.int32(count), split(rows), split(weight), split(np.arange(rows.shape[-1])))
 
-    return parallel
+    return dispatch
 
 
 class Totals:
@@ -347,7 +354,7 @@ def fit(
     step, sums = int(state.step), Totals(totals)
     periods = [report_every, *(hook.every for hook in hooks)]
     padded = -(-batch_size // len(devices)) * len(devices)
-    waiting: tuple[int, Any, int] | None = None  # the dispatch whose metrics have not been read
+    waiting: tuple[int, int, Any, int] | None = None  # the dispatch whose metrics have not been read
     clock, images, first_bad = time.perf_counter(), 0, None
 
     def read() -> None:
@@ -355,8 +362,8 @@ def fit(
         nonlocal waiting, sums, clock, images, first_bad
         if waiting is None:
             return
-        end, metrics, seen = waiting
-        metrics = {term: np.asarray(values) for term, values in metrics.items()}
+        end, count, metrics, seen = waiting
+        metrics = {term: np.asarray(values)[:count] for term, values in metrics.items()}
         waiting, images = None, images + seen
         first_bad = _check_finite(metrics, end, first_bad, max_skipped)
         sums.add(metrics)
@@ -368,13 +375,14 @@ def fit(
 
     while step < num_steps:
         count = min([steps_per_call, num_steps - step, *(every - step % every for every in periods)])
-        batches = [batch_rows(seed, s, n, batch_size, padded) for s in range(step, step + count)]
-        rows, mask = (np.stack(part) for part in zip(*batches, strict=True))  # [S, B], [S, B]
-        weight = (mask / mask.sum(1, keepdims=True)).astype(np.float32)
-        state, metrics = run(state, examples, rows, weight)
+        rows, mask = np.zeros((2, steps_per_call, padded), np.int32)
+        for s in range(count):
+            rows[s], mask[s] = batch_rows(seed, step + s, n, batch_size, padded)
+        weight = (mask / np.maximum(mask.sum(1, keepdims=True), 1)).astype(np.float32)
+        state, metrics = run(state, examples, count, rows, weight)
         step += count
         read()
-        waiting = step, metrics, int(mask.sum())
+        waiting = step, count, metrics, int(mask.sum())
         due = [hook for hook in hooks if step % hook.every == 0 or step == num_steps]
         if due:
             read()

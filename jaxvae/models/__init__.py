@@ -1,5 +1,5 @@
 """Models: one short file per family, each a record of pure functions."""
 
-from jaxvae.models.vae import VAE, Loss, Terms, free_bits, negative, negative_elbo, vae
+from jaxvae.models.vae import VAE, Loss, Terms, elbo_terms, free_bits, negative, negative_elbo, vae
 
-__all__ = ["VAE", "Loss", "Terms", "free_bits", "negative", "negative_elbo", "vae"]
+__all__ = ["VAE", "Loss", "Terms", "elbo_terms", "free_bits", "negative", "negative_elbo", "vae"]

@@ -1,0 +1,1186 @@
+"""Data sets: where they come from, how they are cut into splits and batches, what becomes of their pixels.
+
+No network, no TensorFlow, nothing written outside pytest's temporary folders. Oracles: scikit-learn's digits, SciPy's
+statistics, NumPy, and tensorflow-datasets' own slices.
+"""
+
+import contextlib
+import http.server
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections import Counter
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from jaxvae import datasets
+from jaxvae.datasets import DataError, Dataset, Split, batch_rows, load, num_examples, prepared, select, treatment
+
+ROOT = Path(__file__).resolve().parents[1]
+RNG = np.random.default_rng(0)
+LIMIT = 5.0  # the largest |z| allowed; keys are fixed, so what passes once passes always
+
+
+def pixels(*shape, high=256):
+    return RNG.integers(0, high, shape).astype(np.uint8)
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def together(*splits):
+    """The examples of some splits as a multiset of (pixels, label)."""
+    return Counter(
+        (image.tobytes(), None if split.labels is None else int(split.labels[i]))
+        for split in splits
+        for i, image in enumerate(split.images)
+    )
+
+
+def same(a, b):
+    labels = a.labels is b.labels is None or np.array_equal(a.labels, b.labels)
+    return labels and a.images.dtype == b.images.dtype and np.array_equal(a.images, b.images)
+
+
+def same_sets(a, b):
+    return a.splits.keys() == b.splits.keys() and all(same(a.splits[name], b.splits[name]) for name in a.splits)
+
+
+# ------------------------------------------------------------------------------------------------ no way to the world
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_network():
+    """The probe meets a closed port of this machine; a call for any other machine is refused, and fails the module."""
+    calls, connect = [], socket.socket.connect
+
+    def guarded(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+            calls.append(address)
+            raise OSError(f"tests have no network: {address}")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # held and never listening: refused at once
+        patch.setenv("no_proxy", "*")
+        patch.setattr(socket.socket, "connect", guarded)
+        patch.setattr(datasets, "PROBE", f"http://127.0.0.1:{closed.getsockname()[1]}/")
+        yield
+    assert not calls
+
+
+# ----------------------------------------------------------------------------------------------- sets prepared by TFDS
+
+
+def prepare(folder, name, features, splits, config=None):
+    """Prepares a set of ``{split: [example]}`` below ``folder`` as array_record, without registering it."""
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
+        pkg_dir_path = Path(folder)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(examples) for split, examples in splits.items()}
+
+        def _generate_examples(self, examples):
+            yield from enumerate(examples)
+
+    Tiny.name = name
+    builder = Tiny(data_dir=str(folder), file_format="array_record", config=config)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        builder.download_and_prepare()
+    return builder
+
+
+def examples(splits, image="image", label="label", write=lambda image: image):
+    return {name: [{image: write(x), label: i % 3} for i, x in enumerate(images)] for name, images in splits.items()}
+
+
+TINY = {"train": pixels(23, 4, 5, 1), "validation": pixels(5, 4, 5, 1), "test": pixels(7, 4, 5, 1)}
+BINARY = {"train": pixels(6, 4, 5, 1, high=2), "test": pixels(3, 4, 5, 1, high=2)}
+GRAY = {"train": pixels(6, 4, 5), "test": pixels(3, 4, 5)}
+COLOUR = {"train": pixels(6, 4, 5, 3), "test": pixels(3, 4, 5, 3)}
+VARY = {"train": [pixels(4, 4 + i, 3) for i in range(3)]}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A folder of small prepared sets."""
+    from tensorflow_datasets import features as f
+
+    folder = tmp_path_factory.mktemp("sets")
+    tensor, three = f.Tensor(shape=(4, 5, 1), dtype=np.uint8), f.ClassLabel(num_classes=3)
+    box = {"x": f.Scalar(np.int64), "y": f.Scalar(np.int64), "note": f.Text()}
+    boxed = lambda images: [{"image": png(x), "box": {"x": 1, "y": 2, "note": "a"}} for x in images]
+    real = np.zeros((4, 5, 1), np.float32)
+    prepare(folder, "tiny", {"image": tensor, "label": three}, examples(TINY))
+    prepare(folder, "family", {"image": tensor, "label": three}, examples(TINY), config="member")
+    prepare(folder, "single", {"image": tensor, "label": three}, examples({"train": TINY["train"]}))
+    prepare(folder, "one", {"image": tensor, "label": three}, examples({"train": TINY["train"][:1]}))
+    prepare(folder, "binary", {"image": tensor}, {name: [{"image": x} for x in part] for name, part in BINARY.items()})
+    prepare(folder, "gray", {"image": f.Image(shape=(4, 5, 1)), "label": three}, examples(GRAY, write=png))
+    prepare(folder, "colour", {"photo": f.Image(), "what": three}, examples(COLOUR, "photo", "what", png))
+    prepare(folder, "boxed", {"image": f.Image(), "box": box}, {name: boxed(part) for name, part in COLOUR.items()})
+    prepare(folder, "vary", {"image": f.Image(), "label": three}, examples(VARY, write=png))
+    prepare(folder, "sounds", {"audio": f.Tensor(shape=(9,), dtype=np.uint8)}, {"train": [{"audio": pixels(9)}]})
+    prepare(folder, "depths", {"image": f.Tensor(shape=(4, 5, 1), dtype=np.float32)}, {"train": [{"image": real}]})
+    return folder
+
+
+def by_hand(splits, labels=True):
+    label = lambda images: np.arange(len(images)) % 3 if labels else None
+    return {name: Split(images, label(images)) for name, images in splits.items()}
+
+
+@pytest.mark.parametrize(
+    "name, expected, levels",
+    [
+        ("tiny", by_hand(TINY), 256),
+        ("tiny:1.0.0", by_hand(TINY), 256),
+        ("family/member", by_hand(TINY), 256),
+        ("binary", by_hand(BINARY, labels=False), 2),
+        ("gray", by_hand(GRAY), 256),  # decoded from PNG
+        ("colour", by_hand(COLOUR), 256),
+        ("boxed", by_hand(COLOUR, labels=False), 256),  # an image among nested features
+    ],
+)
+def test_a_prepared_set_is_read_as_it_was_written(sets, name, expected, levels):
+    dataset = load(name, sets)
+    assert dataset.name == name and dataset.levels == levels and dataset.splits.keys() == expected.keys()
+    for part, split in dataset.splits.items():
+        wanted = expected[part].images
+        assert split.images.dtype == np.uint8 and split.images.shape == (*wanted.shape, 1)[:4]
+        assert split.labels is None or split.labels.dtype == np.int32
+        assert together(split) == together(expected[part])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 23, 100])
+def test_the_size_of_the_chunks_that_are_read_does_not_matter(sets, chunk):
+    import tensorflow_datasets as tfds
+
+    source = tfds.core.read_only_builder.builder_from_files("tiny", data_dir=str(sets)).as_data_source("train")
+    assert same(datasets._read(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"])
+
+
+def test_tensorflow_datasets_own_folder_is_the_default(sets, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(sets))
+    assert same_sets(load("tiny"), load("tiny", sets))
+
+
+@pytest.mark.parametrize("name", ["tiny", "family/member"])
+def test_a_set_is_found_from_within_the_folder_that_holds_it(sets, monkeypatch, name):
+    monkeypatch.chdir(sets)
+    assert same_sets(load(name, "."), load(name, sets))
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("vary", ["vary", "differ in shape", "(4, 4, 3)", "(4, 5, 3)"]),
+        ("sounds", ["sounds", "no uint8 images", "audio"]),
+        ("depths", ["depths", "no uint8 images"]),
+    ],
+)
+def test_a_set_without_usable_images_says_why(sets, name, words):
+    with pytest.raises(DataError) as error:
+        load(name, sets)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.fixture
+def tiny_copy(sets, tmp_path):
+    shutil.copytree(sets / "tiny", tmp_path / "tiny")
+    return tmp_path / "tiny" / "1.0.0"
+
+
+def test_a_set_in_a_format_for_tensorflow_says_how_to_convert_it(tiny_copy):
+    info = tiny_copy / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(DataError, match="TensorFlow") as error:
+        load("tiny", tiny_copy.parents[1])
+    assert f"tfds convert_format --dataset_dir={tiny_copy} --out_file_format=array_record" in str(error.value)
+
+
+def cut(file, keep):
+    file.write_bytes(file.read_bytes()[:keep])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    {
+        "no records": lambda folder: next(folder.glob("*train*")).unlink(),
+        "half the records": lambda folder: cut(next(folder.glob("*train*")), 300),
+        "half the info": lambda folder: cut(folder / "dataset_info.json", 100),
+        "no info": lambda folder: (folder / "dataset_info.json").unlink(),
+        "half the features": lambda folder: cut(folder / "features.json", 50),
+        "no features": lambda folder: (folder / "features.json").unlink(),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_damaged_set_is_a_data_error(tiny_copy, harm):
+    harm[1](tiny_copy)
+    with pytest.raises(DataError, match="tiny"):
+        load("tiny", tiny_copy.parents[1])
+
+
+# -------------------------------------------------------------------------------------------- sets that are not there
+
+
+@pytest.mark.parametrize("name", ["mnist", "cmaterdb/bangla", "mnist:3.0.1", "fashion_mnist"])
+def test_an_unprepared_set_without_network_answers_soon_with_the_command(tmp_path, name):
+    start = time.monotonic()
+    with pytest.raises(DataError, match="no network") as error:
+        load(name, tmp_path)
+    assert time.monotonic() - start < 10
+    assert f"tfds build {name} --file_format=array_record --data_dir={tmp_path}`" in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there, command", [(True, "`tfds build"), (False, "`pip install tensorflow && tfds build")])
+def test_the_command_installs_tensorflow_where_it_is_missing(tmp_path, monkeypatch, there, command):
+    module = types.ModuleType("tensorflow")
+    module.__spec__ = ModuleSpec("tensorflow", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", module if there else None)
+    with pytest.raises(DataError) as error:
+        load("mnist", tmp_path)
+    assert command in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, suggestion",
+    [
+        ("mnits", "mnist"),
+        ("digit", "digits"),
+        ("fashion_mnst", "fashion_mnist"),
+        ("fashion-mnist", "fashion_mnist"),
+        ("MNIST", "mnist"),
+        ("mnits:3.0.1", "mnist"),
+        ("cmaterdbb/bangla", "cmaterdb"),
+    ],
+)
+def test_an_unknown_name_is_met_with_a_suggestion(tmp_path, name, suggestion):
+    with pytest.raises(DataError, match="Did you mean") as error:
+        load(name, tmp_path)
+    assert suggestion in str(error.value).split("Did you mean")[1]
+
+
+@pytest.mark.parametrize("name", ["zzzzqqqq", "a b", "mnist[", "mnist/", "kaggle:zzzzqqqq", ""])
+def test_a_name_of_nothing_is_a_data_error(tmp_path, monkeypatch, name):
+    Image.fromarray(pixels(4, 4)).save(tmp_path / "no_set_of_that_name.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError):
+        load(name, tmp_path / "sets")
+
+
+def raising(error):
+    def builder(*args, **kwargs):
+        raise error
+
+    return builder
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (ModuleNotFoundError("no", name="apache_beam"), ["needs apache_beam", "--data-dir"]),
+        (RuntimeError("checksum differs\nand more"), ["RuntimeError: checksum differs)"]),
+        (AssertionError(), ["AssertionError"]),
+    ],
+)
+def test_a_set_that_cannot_be_prepared_says_why_and_gives_the_command(tmp_path, monkeypatch, error, words):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(datasets, "_online", lambda: True)
+    monkeypatch.setattr(tfds, "builder", raising(error))
+    with pytest.raises(DataError) as caught:
+        load("mnist", tmp_path)
+    expected = [*words, f"tfds build mnist --file_format=array_record --data_dir={tmp_path}`"]
+    assert all(word in str(caught.value) for word in expected)
+
+
+def test_with_network_a_set_is_prepared_as_array_record(sets, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def builder(name, data_dir, file_format):
+        assert (name, data_dir, file_format) == ("mnist", str(tmp_path), "array_record")
+        tensor, three = tfds.features.Tensor(shape=(4, 5, 1), dtype=np.uint8), tfds.features.ClassLabel(num_classes=3)
+        return prepare(tmp_path, "mnist", {"image": tensor, "label": three}, examples(TINY))
+
+    monkeypatch.setattr(datasets, "_online", lambda: True)
+    monkeypatch.setattr(tfds, "builder", builder)
+    first = load("mnist", tmp_path)
+    monkeypatch.setattr(tfds, "builder", raising(AssertionError("prepared twice")))
+    assert same_sets(load("mnist", tmp_path), first)
+    assert together(*first.splits.values()) == together(*load("tiny", sets).splits.values())
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """Says 404 to /404, and to /garbage something that is not HTTP."""
+
+    def do_HEAD(self):
+        self.wfile.write(b"HTTP/1.1 404 Not Found\r\n\r\n" if self.path == "/404" else b"garbage\r\n\r\n")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.filterwarnings("error")  # an exception that escapes the probe's thread is a warning
+@pytest.mark.parametrize("path, online", [("/404", True), ("/garbage", False)])
+def test_any_answer_of_the_host_counts_as_network(monkeypatch, path, online):
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    monkeypatch.setattr(datasets, "PROBE", f"http://127.0.0.1:{server.server_port}{path}")
+    answer = datasets._online()
+    thread.join()
+    server.server_close()
+    assert answer is online
+
+
+def test_a_host_that_is_silent_counts_as_none(monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(datasets, "PROBE", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        assert datasets._online(seconds=0.2) is False
+
+
+# ------------------------------------------------------------------------------------------------------------- digits
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "made" / "on the way"
+    load("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(digits_folder):
+    return load("digits", digits_folder)
+
+
+def test_digits_are_those_of_scikit_learn(digits):
+    from sklearn.datasets import load_digits
+
+    oracle = load_digits()
+    assert together(*digits.splits.values()) == together(Split(oracle.images.astype(np.uint8), oracle.target))
+
+
+def test_digits_have_17_levels_and_two_splits(digits):
+    assert digits.levels == 17 and max(split.images.max() for split in digits.splits.values()) == 16
+    shapes = {"train": (1437, 8, 8, 1), "test": (360, 8, 8, 1)}
+    assert {name: split.images.shape for name, split in digits.splits.items()} == shapes
+
+
+def test_each_split_of_the_digits_has_a_tenth_of_each_class(digits):
+    for split in digits.splits.values():
+        assert stats.chisquare(np.bincount(split.labels, minlength=10)).pvalue > 1e-3
+
+
+def test_digits_are_prepared_once_and_then_read_from_disk(digits_folder, digits, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(
+        tfds.core.GeneratorBasedBuilder, "download_and_prepare", raising(AssertionError("prepared twice"))
+    )
+    assert same_sets(load("digits", digits_folder), digits)
+
+
+def test_digits_are_the_same_in_every_folder_even_after_a_preparation_that_was_interrupted(digits, tmp_path):
+    (tmp_path / "digits" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)
+    assert same_sets(load("digits", tmp_path), digits)
+
+
+def test_digits_in_a_folder_that_cannot_be_written_say_so(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match="may write") as error:
+        load("digits", tmp_path / "file" / "sub")
+    assert str(tmp_path / "file" / "sub") in str(error.value)
+
+
+def test_digits_without_scikit_learn_name_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match="pip install scikit-learn"):
+        load("digits", tmp_path)
+
+
+def test_the_name_digits_tells_the_levels_of_that_set_only(tmp_path):
+    np.save(tmp_path / "digits.npy", pixels(5, 8, 8))
+    assert load(tmp_path / "digits.npy").levels == 256
+
+
+# -------------------------------------------------------------------------------------------- what is and is not there
+
+
+def python(code, *args, path=()):
+    """The output of Python on ``code`` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *path])), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WITHOUT = """
+import sys
+name, folder, *blocked = sys.argv[1:]
+sys.modules.update(dict.fromkeys(blocked))
+import jaxvae
+print("imported")
+try:
+    jaxvae.datasets.load(name, folder)
+except jaxvae.datasets.DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, blocked, package",
+    [
+        ("digits", ["tensorflow_datasets", "tensorflow", "sklearn", "PIL"], "tensorflow-datasets"),
+        ("tiny", ["array_record"], "array_record"),
+        ("gray", ["PIL", "cv2"], "pillow"),
+    ],
+)
+def test_without_its_packages_jaxvae_imports_and_load_names_them(sets, tmp_path, name, blocked, package):
+    said = python(WITHOUT, name, sets if name != "digits" else tmp_path, *blocked)
+    assert said.startswith("imported\n") and "pip install" in said and package in said
+
+
+NO_TENSORFLOW = """
+import sys
+from jaxvae.datasets import load
+assert "tensorflow_datasets" not in sys.modules
+load("gray", sys.argv[1]), load("digits", sys.argv[2])
+assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
+"""
+
+
+def test_tensorflow_is_not_imported_even_where_it_is_installed(sets, tmp_path):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("")
+    python(NO_TENSORFLOW, sets, tmp_path / "data", path=[tmp_path])
+
+
+# ------------------------------------------------------------------------------------------------------- arrays, files
+
+GREY = pixels(6, 4, 5)
+LABELS = np.array([3, 1, 4, 1, 5, 9])
+
+
+def whole(dataset):
+    """The examples of a single-split set, put together again."""
+    return together(*dataset.splits.values())
+
+
+@pytest.mark.parametrize(
+    "array, expected, levels",
+    [
+        (GREY, GREY[..., None], 256),
+        (GREY[..., None], GREY[..., None], 256),
+        (COLOUR["train"], COLOUR["train"], 256),
+        (GREY.reshape(6, 20), GREY.reshape(6, 20), 256),
+        (GREY.astype(np.int64), GREY[..., None], 256),
+        (np.asfortranarray(GREY), GREY[..., None], 256),
+        (GREY > 127, (GREY > 127).astype(np.uint8)[..., None], 2),
+        (GREY % 2, (GREY % 2)[..., None], 2),
+        (GREY % 3, (GREY % 3)[..., None], 256),
+        (GREY * 0, GREY[..., None] * 0, 2),
+        (GREY * 0 + 255, GREY[..., None] * 0 + 255, 256),
+        (GREY / 255.0, (GREY / 255.0).astype(np.float32)[..., None], 2),
+        (GREY.astype(np.float32) - 100, GREY.astype(np.float32)[..., None] - 100, 256),
+        ((GREY > 127).astype(np.float16), (GREY > 127).astype(np.float32)[..., None], 2),
+    ],
+    ids=["grey", "channel", "colour", "vectors", "int64", "fortran", "bool", "binary", "ternary", "black", "white"]
+    + ["unit", "real", "half"],
+)
+@pytest.mark.parametrize("source", ["array", "jax", "npy", "npz"])
+def test_arrays_come_as_uint8_or_float32_with_channels_last(tmp_path, source, array, expected, levels):
+    if source == "npy":
+        np.save(tmp_path / "x.npy", array)
+    if source == "npz":
+        np.savez_compressed(tmp_path / "x.npz", images=array)
+    if source == "jax":
+        array = jnp.asarray(array)
+    dataset = load(array if source in ("array", "jax") else tmp_path / f"x.{source}")
+    assert dataset.levels == levels and dataset.name == ("x" if source in ("npy", "npz") else "arrays")
+    assert all(split.images.dtype == expected.dtype for split in dataset.splits.values())
+    assert all(split.images.shape[1:] == expected.shape[1:] for split in dataset.splits.values())
+    assert whole(dataset) == together(Split(expected))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_levels_can_be_given(levels):
+    assert load({"train": GREY * 0, "test": GREY * 0 + 1}, levels=levels).levels == levels
+
+
+def test_levels_are_those_of_all_splits():
+    assert load({"train": GREY * 0, "test": GREY * 0 + 2}).levels == 256
+
+
+def test_splits_given_as_a_mapping_stay_as_they_are():
+    dataset = load({"train": (GREY, LABELS), "validation": GREY[:2], "extra": Split(GREY[2:], LABELS[2:])})
+    expected = {"train": (GREY, LABELS), "validation": (GREY[:2], None), "extra": (GREY[2:], LABELS[2:])}
+    assert same_sets(dataset, Dataset("", {k: Split(x[..., None], y) for k, (x, y) in expected.items()}))
+
+
+def test_a_set_is_independent_of_the_array_it_came_from():
+    mine = GREY.copy()
+    dataset = load({"train": mine, "test": mine})
+    mine[:] = 0
+    assert together(dataset.splits["train"]) == together(Split(GREY))
+
+
+KERAS = {"x_train": GREY, "y_train": LABELS, "x_test": GREY[:2], "y_test": LABELS[:2]}
+COLUMN = {"x_train": GREY, "y_train": LABELS[:, None], "x_test": GREY[:2]}
+PLAIN = {"train": GREY, "train_labels": LABELS, "validation": GREY[:2], "test": GREY[:2]}
+IMAGES = {"train_images": GREY, "train_labels": LABELS, "test_images": GREY[:2], "test_labels": LABELS[:2]}
+
+
+@pytest.mark.parametrize(
+    "arrays, others",
+    [
+        (KERAS, {"test": LABELS[:2]}),
+        (COLUMN, {"test": None}),
+        (PLAIN, {"validation": None, "test": None}),
+        (IMAGES, {"test": LABELS[:2]}),
+    ],
+    ids=["keras", "column", "plain", "images"],
+)
+def test_npz_files_with_splits(tmp_path, arrays, others):
+    np.savez(tmp_path / "x.npz", **arrays)
+    expected = {name: Split(GREY[:2, ..., None], labels) for name, labels in others.items()}
+    assert same_sets(load(tmp_path / "x.npz"), Dataset("x", {"train": Split(GREY[..., None], LABELS), **expected}))
+
+
+@pytest.mark.parametrize("images, labels", [("images", "labels"), ("x", "y"), ("train", "train_labels")])
+def test_npz_files_of_one_split_with_labels(tmp_path, images, labels):
+    np.savez(tmp_path / "x.npz", **{images: GREY, labels: LABELS})
+    dataset = load(tmp_path / "x.npz")
+    assert dataset.splits.keys() == {"train", "test"} and whole(dataset) == together(Split(GREY, LABELS))
+
+
+def test_npz_file_of_one_nameless_array(tmp_path):
+    np.savez(tmp_path / "x.npz", GREY)
+    assert whole(load(tmp_path / "x.npz")) == together(Split(GREY))
+
+
+NAMES = np.array(["cat", "dog", "eel"])
+
+
+@pytest.mark.parametrize(
+    "train, test, expected",
+    [(NAMES, NAMES[::-1], [2, 1, 0]), (NAMES, NAMES[1:], [1, 2]), (NAMES[1:], NAMES, [0, 1, 2])],
+    ids=["same classes", "fewer to test on", "more to test on"],
+)
+def test_labels_that_are_words_mean_the_same_class_in_every_split(train, test, expected):
+    dataset = load({"train": (GREY[: len(train)], train), "test": (GREY[: len(test)], test)})
+    assert dataset.splits["test"].labels.tolist() == expected
+    assert dataset.splits["train"].labels.tolist() == [NAMES.tolist().index(name) for name in train]
+
+
+BAD_ARRAYS = {
+    "complex": (GREY * 1j, "complex128"),
+    "words": (np.array([["a"]]), "<U1"),
+    "dates": (np.zeros((2, 2), "datetime64[s]"), "datetime64"),
+    "rank 0": (np.array(3), r"shape \(\)"),
+    "rank 1": (GREY[0, 0], r"shape \(5,\)"),
+    "rank 5": (GREY[None, None], r"shape \(1, 1, 6, 4, 5\)"),
+    "none": (GREY[:0], r"shape \(0, 4, 5\)"),
+    "no width": (GREY[:, :, :0], r"shape \(6, 4, 0\)"),
+    "negative": (GREY.astype(int) - 300, "integers from -"),
+    "too large": (GREY.astype(int) + 300, "pixels are 0..255"),
+}
+
+
+@pytest.mark.parametrize("source", ["array", "mapping", "npy", "npz"])
+@pytest.mark.parametrize("array, words", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_arrays_that_are_no_images_are_refused_with_the_reason(tmp_path, source, array, words):
+    if source == "npy":
+        np.save(tmp_path / "x.npy", array)
+    if source == "npz":
+        np.savez(tmp_path / "x.npz", x_train=array)
+    with pytest.raises(DataError, match=words) as error:
+        load({"array": array, "mapping": {"train": array}}.get(source, tmp_path / f"x.{source}"))
+    assert {"array": "the array", "mapping": "'train'"}.get(source, f"x.{source}") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ({"train": (GREY, LABELS[:4])}, "6 images but 4 labels"),
+        ({"train": GREY, "test": (GREY, LABELS[:0])}, "6 images but 0 labels"),
+        ({"train": GREY, "test": GREY[:, 1:]}, "shape"),
+        ([GREY[0], GREY[1, 1:]], "shape"),
+        ({}, "split"),
+    ],
+    ids=["too few labels", "no labels", "shapes of splits differ", "shapes of images differ", "no splits"],
+)
+def test_sets_that_do_not_fit_together_are_refused(source, words):
+    with pytest.raises(DataError, match=words):
+        load(source)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_npz_labels_of_the_wrong_length_are_refused(tmp_path, split):
+    np.savez(tmp_path / "x.npz", **{f"x_{split}": GREY, f"y_{split}": LABELS[:5]})
+    with pytest.raises(DataError, match=rf"x\.npz\[{split}\] has 6 images but 5 labels"):
+        load(tmp_path / "x.npz")
+
+
+def written(write):
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+NPY = written(lambda file: np.save(file, GREY))
+NPZ = written(lambda file: np.savez_compressed(file, images=pixels(40, 9, 9)))
+OBJECTS = np.array([GREY, None], dtype=object)
+BAD_FILES = {
+    "npy of nothing": ("x.npy", b""),
+    "npy cut in its header": ("x.npy", NPY[:40]),
+    "npy cut in its data": ("x.npy", NPY[:-5]),
+    "npy of text": ("x.npy", b"1, 2, 3\n"),
+    "npy of objects": ("x.npy", written(lambda file: np.save(file, OBJECTS))),
+    "npy that is an npz": ("x.npy", NPZ),
+    "npz of nothing": ("x.npz", b""),
+    "npz of text": ("x.npz", b"1, 2, 3\n"),
+    "npz cut": ("x.npz", NPZ[: len(NPZ) // 2]),
+    "npz damaged": ("x.npz", NPZ[:300] + bytes(50) + NPZ[350:]),
+    "npz that is an npy": ("x.npz", NPY),
+    "npz of objects": ("x.npz", written(lambda file: np.savez(file, images=OBJECTS))),
+    "npz of other things": ("x.npz", written(lambda file: np.savez(file, weights=GREY))),
+    "npz of no array": ("x.npz", written(lambda file: np.savez(file))),
+    "another kind": ("x.csv", b"1, 2, 3\n"),
+}
+
+
+@pytest.mark.parametrize("name, content", BAD_FILES.values(), ids=BAD_FILES)
+def test_files_that_cannot_be_read_are_data_errors_that_name_them(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=str(tmp_path / name)):
+        load(tmp_path / name)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    np.save(tmp_path / "x.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError):
+        load(tmp_path / "x.npy")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("name", ["nothing.npy", "nothing.npz", "./nothing", "{}/nothing", "~/nothing"])
+def test_a_path_that_is_not_there_says_so(tmp_path, monkeypatch, kind, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError, match=r"there is no .*nothing"):
+        load(kind(name.format(tmp_path)), tmp_path)
+
+
+def test_the_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "x.npy", GREY)
+    assert whole(load("~/x.npy")) == together(Split(GREY))
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def folder_of(root, files):
+    """Writes ``{path: pixels}`` as images below ``root``."""
+    for path, image in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(root / path)
+    return root
+
+
+def test_a_flat_folder_of_images(tmp_path):
+    suffixes = ["png", "PNG", "bmp", "BMP", "tif", "tiff"]
+    folder_of(tmp_path, {f"{i}.{suffix}": GREY[i] for i, suffix in enumerate(suffixes)})
+    (tmp_path / "notes.txt").write_text("not an image")
+    assert whole(load(tmp_path)) == together(Split(GREY))
+
+
+@pytest.mark.parametrize("write", [lambda folder: folder.name, lambda folder: f"./{folder.name}", Path, str])
+def test_a_folder_is_found_however_it_is_written(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    dataset = load(write(folder_of(tmp_path / "photos", {f"{i}.png": x for i, x in enumerate(GREY)})))
+    assert dataset.name == "photos" and whole(dataset) == together(Split(GREY))
+
+
+def test_images_in_sub_folders_have_these_as_labels(tmp_path):
+    folder_of(tmp_path, {f"{NAMES[i % 3]}/{i}.png": x for i, x in enumerate(COLOUR["train"])})
+    assert whole(load(tmp_path)) == together(Split(COLOUR["train"], np.arange(6) % 3))
+
+
+def test_images_in_one_sub_folder_have_no_labels(tmp_path):
+    folder_of(tmp_path, {f"all/{i}.png": x for i, x in enumerate(GREY)})
+    assert whole(load(tmp_path)) == together(Split(GREY))
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("train", "validation", "test")])
+@pytest.mark.parametrize("classes", [False, True])
+def test_a_folder_with_a_sub_folder_per_split(tmp_path, parts, classes):
+    labels = np.arange(6) % 3
+    place = lambda i: f"{NAMES[labels[i]]}/{i}.png" if classes else f"{i}.png"
+    folder_of(tmp_path, {f"{part}/{place(i)}": x for part in parts for i, x in enumerate(GREY)})
+    dataset = load(tmp_path)
+    assert dataset.splits.keys() == set(parts)
+    assert all(
+        together(split) == together(Split(GREY, labels if classes else None)) for split in dataset.splits.values()
+    )
+
+
+@pytest.mark.parametrize("test_classes", [[1, 2], [2]], ids=["two of three", "one of three"])
+def test_sub_folders_mean_the_same_class_in_every_split(tmp_path, test_classes):
+    classes = {"train": [0, 1, 2], "test": test_classes}
+    folder_of(tmp_path, {f"{part}/{NAMES[c]}/0.png": GREY[c] for part in classes for c in classes[part]})
+    assert {part: split.labels.tolist() for part, split in load(tmp_path).splits.items()} == classes
+
+
+def test_a_folder_with_a_train_folder_only_holds_out_some(tmp_path):
+    folder_of(tmp_path, {f"train/{i}.png": x for i, x in enumerate(GREY)})
+    dataset = load(tmp_path)
+    assert dataset.splits.keys() == {"train", "test"} and whole(dataset) == together(Split(GREY))
+
+
+RGB = COLOUR["train"][0]
+PALETTE = Image.fromarray(RGB).quantize(20)
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        (Image.fromarray(GREY[0]), GREY[0][..., None]),
+        (Image.fromarray(GREY[0] > 127), ((GREY[0] > 127) * np.uint8(255))[..., None]),
+        (Image.merge("LA", [Image.fromarray(GREY[0])] * 2), GREY[0][..., None]),
+        (Image.fromarray(RGB), RGB),
+        (Image.fromarray(np.dstack([RGB, GREY[0]])), RGB),
+        (PALETTE, np.asarray(PALETTE.convert("RGB"))),
+    ],
+    ids=["grey", "one bit", "grey with alpha", "colour", "colour with alpha", "palette"],
+)
+def test_images_of_every_mode_are_grey_or_colour(tmp_path, image, expected):
+    assert np.array_equal(load(folder_of(tmp_path, {"0.png": image})).splits["train"].images, expected[None])
+
+
+DEEP = np.arange(16).reshape(4, 4) * 4096
+DEEP_IMAGES = {"16 bits": DEEP.astype(np.uint16), "32 bits": DEEP.astype(np.int32), "float": np.float32(DEEP / 65535)}
+
+
+@pytest.mark.parametrize("image", DEEP_IMAGES.values(), ids=DEEP_IMAGES)
+def test_images_of_more_than_8_bits_are_brought_to_8_or_refused_but_never_clipped(tmp_path, image):
+    folder_of(tmp_path, {"0.tif": image})
+    try:
+        read = load(tmp_path).splits["train"].images[0]
+    except DataError:
+        return
+    assert np.allclose(read[..., 0], DEEP / 257, atol=1.01)
+
+
+JPEG = written(lambda file: Image.fromarray(pixels(16, 16)).save(file, "JPEG"))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("1.png", png(GREY[0]).getvalue()[:60]), ("1.png", b""), ("1.jpg", JPEG[:300]), ("1.gif", b"hello")],
+)
+def test_an_image_that_cannot_be_read_is_named(tmp_path, name, content):
+    folder_of(tmp_path, {"0.png": GREY[0]})
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=str(tmp_path / name)):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("other", [GREY[0, 1:], RGB], ids=["size", "channels"])
+def test_images_that_differ_in_shape_are_named(tmp_path, other):
+    folder_of(tmp_path, {"0.png": GREY[0], "1.png": other})
+    with pytest.raises(DataError, match=r"0\.png is \(4, 5\), .*1\.png is"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("empty", [".", "train"])
+def test_a_folder_without_images_says_so(tmp_path, empty):
+    (tmp_path / empty / "notes").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no images"):
+        load(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["train", "train[:10]", "train[5:10]", "train[80%:]", "train[-5:]", "train[:-3]", "train[10%:50%]"]
+    + ["train[33%:66%]", "train[-30%:]", "train[:-20%]", "train[20:]", "validation", "validation[1:]", "test[:50%]"],
+)
+def test_parts_of_a_split_are_those_of_tensorflow_datasets(sets, spec):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.core.read_only_builder.builder_from_files("tiny", data_dir=str(sets))
+    oracle = list(builder.as_data_source(spec))
+    part = select(load("tiny", sets), spec)
+    assert same(part, Split(np.stack([e["image"] for e in oracle]), np.array([e["label"] for e in oracle])))
+
+
+COUNT = np.arange(20, dtype=np.uint8)
+TWENTY = Dataset("twenty", {"train": Split(COUNT.reshape(20, 1, 1, 1), COUNT), "test": Split(GREY)})
+
+
+@pytest.mark.parametrize(
+    "spec, rows",
+    [
+        ("train[:10]", range(10)),
+        ("train[80%:]", range(16, 20)),
+        ("train[-5:]", range(15, 20)),
+        ("train[3:4]", [3]),
+        ("train[:]", range(20)),
+        ("train[:1000]", range(20)),
+    ],
+)
+def test_a_part_has_its_own_examples_and_labels(spec, rows):
+    part = select(TWENTY, spec)
+    assert part.images.ravel().tolist() == part.labels.tolist() == list(rows)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "valid", "Train", "train[", "train[]", "train[3]", "train[:10", "train[a:]", "train[::2]"]
+    + ["train[1.5:]", "train+test", " train", "train[:5]x", "train[:%]", "train[5:10"],
+)
+def test_unknown_and_malformed_splits_are_told_what_there_is(spec):
+    with pytest.raises(DataError) as error:
+        select(TWENTY, spec)
+    assert all(word in str(error.value) for word in [repr(spec), "twenty", "train (20)", "test (6)"])
+
+
+@pytest.mark.parametrize("spec", ["train[5:5]", "train[10:5]", "train[20:]", "train[:0]", "train[:1%]", "train[:-20]"])
+def test_a_part_without_examples_says_so(spec):
+    with pytest.raises(DataError, match="holds no example; train has 20") as error:
+        select(TWENTY, spec)
+    assert repr(spec) in str(error.value)
+
+
+def lengths(dataset):
+    return {name: len(split.images) for name, split in dataset.splits.items()}
+
+
+@pytest.mark.parametrize("n, held_out", [(2, 1), (5, 1), (10, 1), (19, 1), (20, 2), (200, 20)])
+@pytest.mark.parametrize("name", ["train", "all"])
+def test_a_set_of_one_split_holds_out_a_tenth(n, held_out, name):
+    images, labels = np.arange(n, dtype=np.uint8).reshape(n, 1, 1), np.arange(n) + 1000
+    dataset = load({name: (images, labels)})
+    assert lengths(dataset) == {"train": n - held_out, "test": held_out}
+    assert whole(dataset) == together(Split(images, labels))
+    assert same_sets(load({name: (images, labels)}), dataset)
+
+
+def test_what_is_held_out_is_spread_over_the_set():
+    rows = load(np.arange(2000.0).reshape(-1, 1)).splits["test"].images.ravel()
+    assert stats.kstest(rows / 2000, "uniform").pvalue > 1e-3
+
+
+def test_a_prepared_set_of_one_split_holds_out_a_tenth(sets):
+    dataset = load("single", sets)
+    assert lengths(dataset) == {"train": 21, "test": 2}
+    assert whole(dataset) == together(Split(TINY["train"], np.arange(23) % 3))
+
+
+@pytest.mark.parametrize("source", ["array", "prepared"])
+def test_a_set_of_one_example_is_trained_and_tested_on_it(sets, source):
+    dataset = load("one", sets) if source == "prepared" else load({"train": (TINY["train"][:1], [0])})
+    assert dataset.splits.keys() == {"train", "test"}
+    assert all(same(split, Split(TINY["train"][:1], np.zeros(1))) for split in dataset.splits.values())
+
+
+# ---------------------------------------------------------------------------------------------------------- treatments
+
+BINARIZED = ["dynamic", "static"]
+MANY = (20_000, 4, 8, 1)  # one shape for all draws: what is compiled once serves all
+
+
+def treated(name, images, levels, seed=0, wrap=lambda treat: treat):
+    """Images as the training step sees them: prepared, then treated one by one."""
+    keys = jax.random.split(jax.random.key(seed), len(images))
+    images = prepared(Split(np.asarray(images)), name, levels).images
+    return np.asarray(wrap(jax.vmap(treatment(name, levels)))(keys, images))
+
+
+@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
+@pytest.mark.parametrize("shape", [(4, 5, 1), (4, 5, 3), (20,)])
+def test_every_treatment_keeps_the_shape_and_gives_float32(name, shape, dtype):
+    x = jax.eval_shape(treatment(name, 256), jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
+    assert x.shape == shape and x.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["dynamic", "scale"])
+def test_compiled_treatments_do_the_same(name):
+    plain, compiled = (treated(name, GREY[..., None], 256, wrap=wrap) for wrap in (lambda treat: treat, jax.jit))
+    np.testing.assert_allclose(plain, compiled, rtol=1e-6)
+
+
+def frequencies_agree(ones, n, probability):
+    """Binomial z-test of every pixel; where the probability is 0 or 1 there is no doubt."""
+    sure = (probability == 0) | (probability == 1)
+    z = (ones - n * probability)[~sure] / np.sqrt(n * probability * (1 - probability))[~sure]
+    return np.array_equal(ones[sure], n * probability[sure]) and np.abs(z).max(initial=0) < LIMIT
+
+
+@pytest.mark.parametrize("name", BINARIZED)
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_binary_pixels_are_bernoulli(name, levels):
+    image = np.linspace(0, levels - 1, 32).round().astype(np.uint8).reshape(4, 8, 1)
+    x = treated(name, np.broadcast_to(image, MANY), levels)
+    assert set(np.unique(x)) == {0, 1}
+    assert frequencies_agree(x.sum(0), 20_000, image / (levels - 1))
+
+
+@pytest.mark.parametrize("name", BINARIZED)
+def test_binary_pixels_are_bernoulli_of_values_in_the_unit_interval(name):
+    image = np.linspace(0, 1, 32).astype(np.float32).reshape(4, 8, 1)
+    x = treated(name, np.broadcast_to(image, MANY), 256)
+    assert frequencies_agree(x.sum(0), 20_000, image.astype(float))
+
+
+@pytest.mark.parametrize("name", BINARIZED)
+def test_binary_pixels_are_independent_of_their_neighbours(name):
+    x = treated(name, np.full(MANY, 128, np.uint8), 256).reshape(20_000, 32)
+    correlation = np.corrcoef(x.T)[np.triu_indices(32, 1)]
+    assert np.abs(correlation).max() * np.sqrt(20_000) < LIMIT
+
+
+@pytest.mark.parametrize("name", datasets.TREATMENTS)
+def test_noise_is_a_function_of_the_key(name):
+    first, again, other = (treated(name, GREY[..., None], 256, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and np.array_equal(first, other) == (name not in ("dynamic", "dequantize"))
+
+
+def test_static_pixels_are_drawn_once_from_the_seed():
+    split = Split(np.full((50, 4, 4, 1), 128, np.uint8), np.arange(50))
+    first, again, other = (prepared(split, "static", 256, seed) for seed in (0, 0, 1))
+    assert same(first, again) and not same(first, other)
+    assert first.images.dtype == np.uint8 and np.array_equal(first.labels, split.labels) and (split.images == 128).all()
+
+
+BINS = [(0, 256), (1, 256), (127, 256), (254, 256), (255, 256), (0, 17), (16, 17), (1, 2)]
+dequantized = jax.jit(lambda key, pixels, levels: treatment("dequantize", levels)(key, pixels), static_argnums=2)
+
+
+@pytest.mark.parametrize("pixel, levels", BINS)
+def test_dequantized_pixels_lie_in_their_bin(pixel, levels):
+    """One draw in 2^17 shows whether (255 + u) / 256 can be rounded up to 1, where log(1 - x) is lost."""
+    x = np.asarray(dequantized(jax.random.key(0), jnp.full(1 << 22, pixel, jnp.uint8), levels))
+    low, high = np.float32([pixel, pixel + 1]) / np.float32(levels)
+    assert x.min() >= low and x.max() < high
+
+
+@pytest.mark.parametrize("pixel, levels", [(0, 256), (255, 256), (16, 17), (1, 2)])
+def test_dequantized_pixels_are_uniform_in_their_bin(pixel, levels):
+    x = treated("dequantize", np.full(MANY, pixel, np.uint8), levels)
+    assert stats.kstest(x.ravel().astype(float) * levels - pixel, "uniform").pvalue > 1e-3
+
+
+EVERY = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_scaled_pixels_are_exact(levels):
+    values = np.arange(levels, dtype=np.uint8)[None]
+    np.testing.assert_allclose(treated("scale", values, levels), values / (levels - 1), rtol=1.2e-7, atol=0)
+
+
+def test_scaled_pixels_reach_both_ends():
+    x = treated("scale", EVERY, 256)
+    assert x.min() == 0 and x.max() == 1
+
+
+@pytest.mark.parametrize("name", ["counts", "none"])
+def test_counts_and_none_change_nothing(name):
+    assert np.array_equal(treated(name, EVERY, 256), EVERY)
+
+
+@pytest.mark.parametrize("name, images", [("none", [[-3.5, 7.25, 0.1]]), ("scale", [[0.0, 0.3, 1.0]])])
+def test_real_values_stay_as_they_are(name, images):
+    assert np.array_equal(treated(name, np.float32(images), 256), np.float32(images))
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("name", datasets.TREATMENTS)
+def test_constant_images_work_in_every_treatment(name, value):
+    dataset = load({"train": np.full_like(GREY, value), "test": np.full_like(GREY[:2], value)})
+    assert dataset.levels == (256 if value else 2)
+    x = treated(name, dataset.splits["train"].images, dataset.levels)
+    if name == "dequantize":
+        assert x.min() >= value / dataset.levels and x.max() < (value + 1) / dataset.levels
+    else:
+        assert (x == (value if name in ("counts", "none") else value // 255)).all()
+
+
+@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_counted_and_refused(name, bad):
+    split = load(np.array([[0.5, bad], [bad, 0.1], [0.2, 0.3], [bad, bad]] * 2)).splits["train"]
+    with pytest.raises(DataError, match=f"{(~np.isfinite(split.images)).sum()} values that are not finite"):
+        prepared(split, name, 256)
+
+
+def refused(so, words):
+    return pytest.raises(DataError, match=words) if so else contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("largest, levels", [(255, 17), (17, 17), (2, 2), (16, 17), (1, 2)])
+def test_pixels_above_the_levels_are_refused_where_levels_matter(name, largest, levels):
+    split = Split(np.array([[0, largest]], np.uint8))
+    with refused(largest >= levels and name != "none", f"largest pixel is {largest}, .* {levels} levels"):
+        prepared(split, name, levels)
+
+
+UNIT, REAL = np.float32([[0, 0.5, 1]]), np.float32([[-3.5, 0.5, 7]])
+
+
+@pytest.mark.parametrize(
+    "images, refusing", [(UNIT, ["dequantize", "counts"]), (REAL, [*datasets.TREATMENTS][:-1])], ids=["unit", "real"]
+)
+@pytest.mark.parametrize("name", datasets.TREATMENTS)
+def test_real_values_are_refused_where_pixels_are_needed(name, images, refusing):
+    with refused(name in refusing, f"pixels='{name}' needs .* 'none'"):
+        prepared(Split(images), name, 256)
+
+
+def test_an_unknown_treatment_is_told_what_there_is():
+    with pytest.raises(DataError, match="'dither'; there are dynamic, static, dequantize"):
+        treatment("dither", 256)
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+SIZES = [(10, 4), (3, 8), (1, 1), (8, 4), (7, 1), (5, 5), (1, 4), (64, 16)]
+
+
+def epoch_of(seed, epoch, n, size, **options):
+    """Rows and masks of all batches of an epoch, [steps, B] each."""
+    steps = -(-n // size)
+    batches = [batch_rows(seed, epoch * steps + i, n, size, **options) for i in range(steps)]
+    return tuple(np.stack(part) for part in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("n, size", SIZES)
+def test_every_epoch_is_a_permutation_of_all_examples(n, size):
+    for epoch in range(4):
+        rows, mask = epoch_of(3, epoch, n, size)
+        assert rows.shape == mask.shape == (-(-n // size), size)
+        assert sorted(rows[mask == 1]) == list(range(n))
+
+
+@pytest.mark.parametrize("n, size", SIZES)
+def test_only_the_last_batch_of_an_epoch_is_ragged_and_only_at_its_end(n, size):
+    rows, mask = epoch_of(3, 1, n, size)
+    assert np.array_equal(mask.ravel(), np.arange(mask.size) < n)
+    assert (rows[mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("n, size", SIZES)
+def test_padding_adds_masked_rows_only(n, size):
+    rows, mask = epoch_of(3, 1, n, size, padded=size + 3)
+    plain_rows, plain_mask = epoch_of(3, 1, n, size)
+    assert np.array_equal(rows[:, :size], plain_rows) and np.array_equal(mask[:, :size], plain_mask)
+    assert (
+        rows.shape == mask.shape == (len(plain_rows), size + 3)
+        and not rows[:, size:].any()
+        and not mask[:, size:].any()
+    )
+
+
+def test_a_batch_depends_on_seed_and_step_only_however_it_is_asked_for():
+    ask = lambda seed, step: np.stack(batch_rows(seed, step, 10, 4)).tolist()
+    places = [(seed, step) for seed in range(3) for step in range(9)]
+    in_order = {place: ask(*place) for place in places}
+    for some in (places[::-1], RNG.permutation(places).tolist(), places[13:]):
+        datasets._order.cache_clear()
+        assert all(ask(*place) == in_order[tuple(place)] for place in some)
+
+
+def test_a_batch_that_is_written_into_does_not_change_the_next():
+    first = batch_rows(0, 0, 6, 6)[0]
+    kept = first.copy()
+    first[:] = -1
+    assert np.array_equal(batch_rows(0, 0, 6, 6)[0], kept)
+
+
+@pytest.mark.parametrize("by", ["epoch", "seed"])
+def test_epochs_and_seeds_have_orders_of_their_own(by):
+    orders = [epoch_of(*((0, i) if by == "epoch" else (i, 0)), 50, 50)[0].ravel() for i in range(20)]
+    assert len({tuple(order) for order in orders}) == 20
+    fixed = [(a == b).sum() for i, a in enumerate(orders) for b in orders[:i]]  # Poisson(1) where they are independent
+    assert abs(np.mean(fixed) - 1) * np.sqrt(len(fixed)) < LIMIT
+
+
+def test_all_orders_of_an_epoch_are_equally_likely():
+    seen = Counter(tuple(epoch_of(0, epoch, 4, 4)[0].ravel().tolist()) for epoch in range(4800))
+    assert len(seen) == 24 and stats.chisquare(list(seen.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    "tree, n",
+    [
+        (GREY, 6),
+        (Split(GREY, LABELS), 6),
+        (Split(GREY), 6),
+        ({"x": jnp.zeros((3, 2)), "y": [np.zeros(3)]}, 3),
+        (np.zeros(1), 1),
+    ],
+    ids=["array", "split", "split without labels", "tree", "one"],
+)
+def test_the_number_of_examples_is_the_leading_axis(tree, n):
+    assert num_examples(tree) == n
+
+
+@pytest.mark.parametrize(
+    "tree, words",
+    [
+        ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, r"\[3, 4\]"),
+        (GREY[:0], r"\[0\]"),
+        (Split(GREY, LABELS[:0]), r"\[0, 6\]"),
+        ({}, "leading axis"),
+        (None, "leading axis"),
+        ({"x": np.zeros(3), "y": 1.0}, "leading axis"),
+    ],
+    ids=["lengths differ", "no examples", "no labels", "no arrays", "nothing", "a scalar"],
+)
+def test_examples_without_a_common_leading_axis_are_refused(tree, words):
+    with pytest.raises(DataError, match=words):
+        num_examples(tree)

@@ -1,0 +1,734 @@
+"""Distributions: each family goes through every contract, with SciPy, NumPyro or quadrature as the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as nd
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy import integrate, special, stats
+
+from jaxvae import datasets
+from jaxvae.distributions import (
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Distribution,
+    Independent,
+    Laplace,
+    Mixture,
+    MultivariateNormal,
+    NegativeBinomial,
+    Normal,
+    ZeroInflatedNegativeBinomial,
+)
+from jaxvae.likelihoods import LIKELIHOODS, normal
+from jaxvae.posteriors import POSTERIORS, multivariate_normal
+
+KEY = jax.random.key(0)
+Z_BOUND = 5.0
+DRAWS = 20_000
+# compiled in a third of the time, for what runs once
+quick = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+A = jnp.array
+
+LOC = [[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]]
+TRIL = [[0.9, 0.0, 0.0], [-0.4, 1.3, 0.0], [0.2, 0.7, 0.5]]
+CLASSES = [[0.1, -0.5, 1.0, 0.3], [2.0, 0.0, -1.0, 0.5]]
+CB_LOGITS = [0.0, -0.3, 2.5, -6.0]
+WEIGHTS = [0.2, -0.5, 0.7]
+CENTRES = [[-1.0, 0.5], [0.3, 2.0], [1.5, -0.7]]
+WIDTHS = [[0.5, 1.0], [0.8, 0.6], [1.2, 0.9]]
+PIXEL_WEIGHTS = [[[0.3, -0.4], [0.0, 1.0]], [[-0.2, 0.6], [0.5, 0.5]]]
+PIXEL_LOC = [[[0.35, 0.6], [0.5, 0.42]], [[0.65, 0.38], [0.45, 0.5]]]
+PIXEL_SCALE = [[[0.03, 0.02], [0.03, 0.03]], [[0.02, 0.03], [0.025, 0.03]]]
+
+
+class Member(NamedTuple):
+    """A family under test."""
+
+    make: Callable[[], Any]
+    oracle: Callable[[np.ndarray], Any]  # x [*event] -> log p(x)
+    one: Callable[[], Any]  # an instance over a single number
+    cells: np.ndarray  # all its values if it is discrete, else edges of cells that hold all its mass
+    discrete: bool = False
+    independent: bool = True  # whether the coordinates of ``make`` are
+
+
+def around(loc: float, scale: float, count: int = 40) -> np.ndarray:
+    return loc + scale * np.linspace(-1, 1, count + 1)
+
+
+def continuous_bernoulli_logpdf(x: Any, logits: Any) -> Any:
+    shift = np.maximum(logits, 0.0)
+    mass = np.vectorize(lambda l, s: integrate.quad(lambda t: np.exp(l * t - s), 0, 1, epsabs=0, epsrel=1e-12)[0])
+    return x * logits - shift - np.log(mass(logits, shift))
+
+
+def discretized_logistic_logpmf(x: Any, loc: Any, scale: Any, levels: int) -> Any:
+    """Differences of the distribution or the survival function, whichever is smaller."""
+    x, loc, scale = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (x, loc, scale)))
+    half = 0.5 / (levels - 1)
+    low = np.where(x < half, -np.inf, (x - half - loc) / scale)
+    high = np.where(x > 1 - half, np.inf, (x + half - loc) / scale)
+    left = stats.logistic.cdf(high) - stats.logistic.cdf(low)
+    right = stats.logistic.sf(low) - stats.logistic.sf(high)
+    return np.log(np.where(low > 0, right, left))
+
+
+def negative_binomial_logpmf(x: Any, count: Any, logits: Any) -> Any:
+    return stats.nbinom.logpmf(x, count, special.expit(-np.asarray(logits)))
+
+
+def zero_inflated_logpmf(x: Any, count: Any, logits: Any, gate: Any) -> Any:
+    zeros = special.expit(np.asarray(gate))
+    counted = stats.nbinom.pmf(x, count, special.expit(-np.asarray(logits)))
+    return np.log(zeros * (np.asarray(x) == 0) + (1 - zeros) * counted)
+
+
+def mixture_logpdf(weights: Any, components: Any) -> Any:
+    return special.logsumexp(components, b=special.softmax(weights))
+
+
+def pixel_oracle(x: np.ndarray) -> float:
+    def pixel(i: int, j: int) -> Any:
+        parts = discretized_logistic_logpmf(x[i, j], PIXEL_LOC[i][j], PIXEL_SCALE[i][j], 64)
+        return mixture_logpdf(PIXEL_WEIGHTS[i][j], parts)
+
+    return sum(pixel(i, j) for i in range(2) for j in range(2))
+
+
+MEMBERS = {
+    "normal": Member(
+        lambda: Normal(A(LOC), A([[0.5], [1.5]])),
+        lambda x: stats.norm.logpdf(x, LOC, [[0.5], [1.5]]).sum(),
+        lambda: Normal(A(0.3), A(0.8)),
+        around(0.3, 8.0),
+    ),
+    "multivariate_normal": Member(
+        lambda: MultivariateNormal(A(LOC[0]), A(TRIL)),
+        lambda x: stats.multivariate_normal(LOC[0], np.array(TRIL) @ np.array(TRIL).T).logpdf(x),
+        lambda: MultivariateNormal(A([0.3]), A([[0.8]])),
+        around(0.3, 8.0),
+        independent=False,
+    ),
+    "laplace": Member(
+        lambda: Laplace(A(LOC), A([0.5, 1.5, 0.1])),
+        lambda x: stats.laplace.logpdf(x, LOC, [0.5, 1.5, 0.1]).sum(),
+        lambda: Laplace(A(-0.2), A(0.6)),
+        around(-0.2, 24.0, 120),
+    ),
+    "bernoulli": Member(
+        lambda: Bernoulli(A([[0.0, -2.0], [0.3, 5.0]])),
+        lambda x: stats.bernoulli.logpmf(x, special.expit([[0.0, -2.0], [0.3, 5.0]])).sum(),
+        lambda: Bernoulli(A(0.7)),
+        np.arange(2),
+        discrete=True,
+    ),
+    "categorical": Member(
+        lambda: Categorical(A(CLASSES)),
+        lambda x: sum(
+            stats.multinomial.logpmf(np.eye(4)[int(c)], 1, special.softmax(l)) for c, l in zip(x, CLASSES, strict=True)
+        ),
+        lambda: Categorical(A(CLASSES[0])),
+        np.arange(4),
+        discrete=True,
+    ),
+    "continuous_bernoulli": Member(
+        lambda: ContinuousBernoulli(A(CB_LOGITS)),
+        lambda x: continuous_bernoulli_logpdf(x, CB_LOGITS).sum(),
+        lambda: ContinuousBernoulli(A(-3.0)),
+        np.linspace(0, 1, 21),
+    ),
+    "discretized_logistic": Member(
+        lambda: DiscretizedLogistic(A([0.4, 0.5, 0.6]), A([[0.03], [0.02]]), 64),
+        lambda x: discretized_logistic_logpmf(x, [0.4, 0.5, 0.6], [[0.03], [0.02]], 64).sum(),
+        lambda: DiscretizedLogistic(A(0.5), A(0.05), 16),
+        np.arange(16) / 15,
+        discrete=True,
+    ),
+    "negative_binomial": Member(
+        lambda: NegativeBinomial(A([[0.7], [3.0]]), A([0.5, -1.0, 1.2])),
+        lambda x: negative_binomial_logpmf(x, [[0.7], [3.0]], [0.5, -1.0, 1.2]).sum(),
+        lambda: NegativeBinomial(A(2.5), A(0.4)),
+        np.arange(150),
+        discrete=True,
+    ),
+    "zero_inflated_negative_binomial": Member(
+        lambda: ZeroInflatedNegativeBinomial(A([[0.7], [3.0]]), A([0.5]), A([-0.5, 0.4, -3.0])),
+        lambda x: zero_inflated_logpmf(x, [[0.7], [3.0]], [0.5], [-0.5, 0.4, -3.0]).sum(),
+        lambda: ZeroInflatedNegativeBinomial(A(2.5), A(0.4), A(-0.8)),
+        np.arange(150),
+        discrete=True,
+    ),
+    "mixture_stacked": Member(
+        lambda: Mixture(A(WEIGHTS), Normal(A(CENTRES), A(WIDTHS))),
+        lambda x: mixture_logpdf(
+            WEIGHTS, [stats.norm.logpdf(x, c, w).sum() for c, w in zip(CENTRES, WIDTHS, strict=True)]
+        ),
+        lambda: Mixture(A(WEIGHTS), Normal(A([-1.0, 0.2, 1.4]), A([0.3, 0.5, 0.7]))),
+        around(0.0, 8.0),
+        independent=False,
+    ),
+    "mixture_of_families": Member(
+        lambda: Mixture(A(WEIGHTS[:2]), (Normal(A(CENTRES[0]), A(0.5)), Laplace(A(CENTRES[1]), A(WIDTHS[1])))),
+        lambda x: mixture_logpdf(
+            WEIGHTS[:2],
+            [stats.norm.logpdf(x, CENTRES[0], 0.5).sum(), stats.laplace.logpdf(x, CENTRES[1], WIDTHS[1]).sum()],
+        ),
+        lambda: Mixture(A(WEIGHTS[:2]), (Normal(A(-0.5), A(0.5)), Laplace(A(0.6), A(0.4)))),
+        around(0.6, 16.0, 160),
+        independent=False,
+    ),
+    "mixture_of_numpyro": Member(
+        lambda: Mixture(
+            A(WEIGHTS[:2]),
+            (nd.Normal(A(CENTRES[0]), A(WIDTHS[0])).to_event(1), nd.Logistic(A(CENTRES[1]), A(WIDTHS[1])).to_event(1)),
+        ),
+        lambda x: mixture_logpdf(
+            WEIGHTS[:2],
+            [
+                stats.norm.logpdf(x, CENTRES[0], WIDTHS[0]).sum(),
+                stats.logistic.logpdf(x, CENTRES[1], WIDTHS[1]).sum(),
+            ],
+        ),
+        lambda: Mixture(A(WEIGHTS[:2]), (nd.Normal(A(-0.5), A(0.5)), nd.Logistic(A(0.6), A(0.4)))),
+        around(0.0, 16.0, 80),
+        independent=False,
+    ),
+    "mixture_of_stacked_numpyro": Member(
+        lambda: Mixture(A(WEIGHTS), jax.vmap(lambda m, s: nd.Normal(m, s).to_event(1))(A(CENTRES), A(WIDTHS))),
+        lambda x: mixture_logpdf(
+            WEIGHTS, [stats.norm.logpdf(x, c, w).sum() for c, w in zip(CENTRES, WIDTHS, strict=True)]
+        ),
+        lambda: Mixture(A(WEIGHTS), jax.vmap(nd.Normal)(A([-1.0, 0.2, 1.4]), A([0.3, 0.5, 0.7]))),
+        around(0.0, 8.0),
+        independent=False,
+    ),
+    "independent": Member(
+        lambda: Independent(MultivariateNormal(A([LOC[0], LOC[1]]), A([TRIL, TRIL]))),
+        lambda x: stats.multivariate_normal(cov=np.array(TRIL) @ np.array(TRIL).T).logpdf(x - np.array(LOC)).sum(),
+        lambda: Independent(Normal(A([0.3]), A([0.8]))),
+        around(0.3, 8.0),
+        independent=False,
+    ),
+    "independent_mixture": Member(
+        lambda: Independent(Mixture(A(PIXEL_WEIGHTS), DiscretizedLogistic(A(PIXEL_LOC), A(PIXEL_SCALE), 64)), 2),
+        pixel_oracle,
+        lambda: Independent(Mixture(A([[0.3, -0.4]]), DiscretizedLogistic(A([[0.3, 0.7]]), A([[0.02, 0.02]]), 16))),
+        np.arange(16) / 15,
+        discrete=True,
+    ),
+}
+members = pytest.mark.parametrize("name", MEMBERS)
+
+
+def largest_z(draws: Any, mean: Any) -> float:
+    """The largest z-score over coordinates of the mean of ``draws [N, ...]``."""
+    draws = np.asarray(draws, np.float64)
+    return float(np.max(np.abs(draws.mean(0) - mean) / (draws.std(0) / np.sqrt(len(draws)))))
+
+
+@jax.jit
+def log_prob(d: Any, x: Any) -> jax.Array:
+    return d.log_prob(x)
+
+
+@quick
+def each_log_prob(d: Any, x: Any) -> tuple[jax.Array, Any]:
+    """The log-density of every x [K, *event] taken alone, and its gradient in the parameters."""
+    return jax.vmap(jax.value_and_grad(lambda d, x: d.log_prob(x)), (None, 0))(d, x)
+
+
+@quick
+def many(d: Any, key: jax.Array) -> jax.Array:
+    return d.sample(key, (DRAWS,))
+
+
+@cache
+def draws(name: str) -> np.ndarray:
+    """Samples of ``make()``, [DRAWS, *event]."""
+    return np.asarray(many(MEMBERS[name].make(), KEY))
+
+
+def oracles(name: str, x: np.ndarray) -> list:
+    return [MEMBERS[name].oracle(np.asarray(one, np.float64)) for one in x]
+
+
+def quadrature(edges: np.ndarray, points: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes and weights of every cell, each [cells, points]."""
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    half = np.diff(edges)[:, None] / 2
+    return edges[:-1, None] + half * (nodes + 1), half * weights
+
+
+@cache
+def cell_masses(name: str) -> tuple[np.ndarray, float, float]:
+    """The mass that the log_prob of ``one()`` gives each cell, the mean that follows, and the mean it states."""
+    member = MEMBERS[name]
+    x, weights = (member.cells, np.ones(len(member.cells))) if member.discrete else quadrature(member.cells)
+    with jax.enable_x64(True):
+        d = member.one()
+        density = np.exp(log_prob(d, jnp.asarray(x.reshape(-1, *d.event_shape), float)))
+        stated = np.ravel(d.mean)
+    masses = density.reshape(x.shape) * weights
+    return masses.reshape(len(x), -1).sum(-1), float((masses * x).sum()), float(stated[0])
+
+
+def cell_counts(member: Member, x: np.ndarray) -> np.ndarray:
+    if member.discrete:
+        return np.bincount(np.abs(x[:, None] - member.cells).argmin(1), minlength=len(member.cells))
+    return np.histogram(x, member.cells)[0]
+
+
+@members
+def test_member_is_a_distribution(name):
+    assert isinstance(MEMBERS[name].make(), Distribution)
+
+
+@members
+def test_log_prob_agrees_with_its_oracle(name):
+    x = np.asarray(draws(name)[:8], np.float64)
+    with jax.enable_x64(True):
+        got = log_prob(MEMBERS[name].make(), jnp.asarray(x))
+    assert got.dtype == jnp.float64
+    np.testing.assert_allclose(got, oracles(name, x), rtol=1e-5, atol=1e-5)
+
+
+@members
+def test_log_prob_in_float32_is_close_with_finite_gradients(name):
+    values, gradients = each_log_prob(MEMBERS[name].make(), draws(name)[:8])
+    assert values.dtype == jnp.float32
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    np.testing.assert_allclose(values, oracles(name, draws(name)[:8]), rtol=2e-4, atol=2e-4)
+
+
+@members
+def test_log_prob_without_jit_is_the_same(name):
+    x = draws(name)[0]
+    np.testing.assert_allclose(MEMBERS[name].make().log_prob(x), oracles(name, x[None])[0], rtol=2e-4, atol=2e-4)
+
+
+@members
+def test_log_prob_of_samples_is_a_vmap_of_single_ones(name):
+    d, x = MEMBERS[name].make(), draws(name)[:8]
+    together = log_prob(d, x)
+    assert together.shape == (8,)
+    np.testing.assert_allclose(together, each_log_prob(d, x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)], ids=str)
+@members
+def test_shapes(name, shape):
+    d = MEMBERS[name].make()
+    x = jax.eval_shape(lambda d: d.sample(KEY, shape), d)
+    assert x.shape == shape + d.event_shape
+    assert jax.eval_shape(log_prob, d, x).shape == shape
+
+
+@members
+def test_density_normalizes_and_has_its_mean(name):
+    masses, mean, stated = cell_masses(name)
+    np.testing.assert_allclose(masses.sum(), 1.0, atol=1e-6)
+    np.testing.assert_allclose(stated, mean, atol=1e-4 if MEMBERS[name].discrete else 1e-6)
+
+
+@members
+def test_frequencies_of_samples_agree_with_log_prob(name):
+    masses, _, _ = cell_masses(name)
+    counts = cell_counts(MEMBERS[name], np.asarray(many(MEMBERS[name].one(), KEY)).ravel())
+    assert counts.sum() == DRAWS
+    masses, counts = masses[DRAWS * masses > 10], counts[DRAWS * masses > 10]
+    z = (counts - DRAWS * masses) / np.sqrt(DRAWS * masses * (1 - masses))
+    assert np.abs(z).max() < Z_BOUND
+
+
+@members
+def test_mean_of_samples_agrees_with_mean(name):
+    d = MEMBERS[name].make()
+    assert d.mean.shape == d.event_shape
+    assert largest_z(draws(name), d.mean) < Z_BOUND
+
+
+@pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.independent])
+def test_coordinates_are_drawn_independently(name):
+    x = draws(name).astype(np.float64).reshape(DRAWS, -1)
+    correlation = np.corrcoef(x.T) - np.eye(x.shape[1])
+    assert np.sqrt(DRAWS) * np.abs(correlation).max() < Z_BOUND
+
+
+def test_multivariate_normal_samples_have_its_covariance():
+    x = draws("multivariate_normal") - np.array(LOC[0])
+    assert largest_z(x[:, :, None] * x[:, None, :], np.array(TRIL) @ np.array(TRIL).T) < Z_BOUND
+
+
+@members
+def test_gradients_agree_with_finite_differences(name):
+    """In both modes, for every parameter, and for x where it is continuous."""
+    with jax.enable_x64(True):
+        d, x = MEMBERS[name].make(), jnp.asarray(draws(name)[0], float)
+        flat, unravel = ravel_pytree(d if MEMBERS[name].discrete else (d, x))
+
+        def function(flat: jax.Array) -> jax.Array:
+            d, at = (unravel(flat), x) if MEMBERS[name].discrete else unravel(flat)
+            return d.log_prob(at)
+
+        @quick
+        def derivatives(flat: jax.Array) -> tuple[jax.Array, ...]:
+            steps = jnp.stack([1e-6 * jnp.eye(len(flat)), -1e-6 * jnp.eye(len(flat))])
+            above, below = jax.vmap(jax.vmap(function))(flat + steps)
+            return (above - below) / 2e-6, jax.grad(function)(flat), jax.jacfwd(function)(flat)
+
+        differences, reverse, forward = derivatives(flat)
+    np.testing.assert_allclose(reverse, differences, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(forward, differences, rtol=1e-6, atol=1e-6)
+
+
+@members
+def test_pytree_round_trip(name):
+    d, x = MEMBERS[name].make(), draws(name)[:8]
+    leaves, tree = jax.tree.flatten(d)
+    for copy in (tree.unflatten(leaves), jax.jit(lambda d: d)(d), jax.tree.map(lambda leaf: leaf, d)):
+        assert type(copy) is type(d)
+        assert copy.event_shape == d.event_shape
+        np.testing.assert_array_equal(log_prob(copy, x), log_prob(d, x))
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: {"q": (d, 0.0)}], ids=["bare", "nested"])
+def test_families_have_different_tree_structures(wrap):
+    """Otherwise ``jax.jit`` may run what it compiled for another family."""
+    distributions = [member.make() for member in MEMBERS.values()]
+    same = [
+        (type(a).__name__, type(b).__name__)
+        for a, b in combinations(distributions, 2)
+        if type(a) is not type(b) and jax.tree.structure(wrap(a)) == jax.tree.structure(wrap(b))
+    ]
+    assert not same
+
+
+def test_static_fields_are_in_the_tree_structure():
+    structures = {jax.tree.structure(DiscretizedLogistic(0.5, 0.1, levels)) for levels in (2, 16, 256)}
+    assert len(structures) == 3
+    structures = {jax.tree.structure(Independent(Normal(0.5, 0.1), ndim)) for ndim in (1, 2)}
+    assert len(structures) == 2
+
+
+@members
+def test_batch_is_a_vmap(name):
+    d, x = MEMBERS[name].make(), draws(name)[:8]
+    other = jax.tree.map(lambda leaf: 0.9 * leaf, d)
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), d, other)
+    expected = [log_prob(d, x), log_prob(other, x)]
+    np.testing.assert_allclose(quick(jax.vmap(log_prob, (0, None)))(batch, x), expected, rtol=1e-5, atol=1e-5)
+    drawn = jax.eval_shape(jax.vmap(lambda d, key: d.sample(key, (3,))), batch, jax.random.split(KEY, 2))
+    assert drawn.shape == (2, 3, *d.event_shape)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda e: (*e[:-1], e[-1] + 1), lambda e: e[1:], lambda e: (*e[:-1], 1)],
+    ids=["longer", "axis_missing", "single"],
+)
+@members
+def test_wrong_shape_is_refused_with_both_shapes(name, change):
+    d = MEMBERS[name].make()
+    wrong = change(d.event_shape)
+    with pytest.raises(ValueError, match="shape") as refusal:
+        d.log_prob(np.zeros(wrong, np.float32))
+    assert str(wrong) in str(refusal.value)
+    assert str(d.event_shape) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "components",
+    [lambda: nd.Normal(np.zeros(2), np.ones(2)), lambda: (nd.Normal(np.zeros(3), 1.0), nd.Laplace(np.zeros(3), 1.0))],
+    ids=["stacked", "tuple"],
+)
+def test_numpyro_batch_axes_are_refused_in_a_mixture(components):
+    with pytest.raises(ValueError, match=r"to_event|vmap"):
+        Mixture(np.zeros(2, np.float32), components()).log_prob(np.zeros((), np.float32))
+
+
+# Bernoulli and continuous Bernoulli at the ends of the log-odds, [N] values of each at once
+
+EXTREMES = np.array([(1e4, 0.0), (1e4, 1.0), (-1e4, 0.0), (-1e4, 1.0)]).T
+INTERIOR = np.array([(1e4, 0.25), (1e4, 0.9), (-1e4, 0.25), (-1e4, 0.9), (1e4, 1.0), (-1e4, 0.0)]).T
+CB_POINTS = np.array([0.0, 1e-6, -1e-6, 1e-3, 0.3, -0.3, 0.499999, 0.5, -0.5, 0.500001, 3.0, 30.0, -30.0])
+precisions = pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+
+
+@precisions
+def test_bernoulli_is_exact_at_extreme_logits(x64):
+    logits, x = EXTREMES
+    with jax.enable_x64(x64):
+        l, at = A(logits), A(x)
+        total = lambda l: Bernoulli(l).log_prob(at)
+        np.testing.assert_array_equal(Bernoulli(l).log_density(at), x * logits - logits.clip(0))
+        for derivative in (jax.grad, jax.jacfwd):
+            np.testing.assert_array_equal(jax.jit(derivative(total))(l), x - (logits > 0))
+
+
+@pytest.mark.parametrize("x", [0.0, 1.0])
+def test_bernoulli_derivatives_around_zero_logits(x):
+    logits = np.array([-30.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 30.0])
+    p = special.expit(logits)
+    total = lambda l: Bernoulli(l).log_prob(jnp.full(len(p), x))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(jax.jit(jax.grad(total))(A(logits)), x - p, atol=1e-12)
+        for hessian in (jax.jacfwd(jax.grad(total)), jax.jacrev(jax.jacfwd(total))):
+            np.testing.assert_allclose(jax.jit(hessian)(A(logits)), np.diag(-p * (1 - p)), atol=1e-12)
+
+
+def test_bernoulli_derivative_in_x_is_the_logits():
+    logits = A([-40.0, -8.0, 0.0, 8.0, 40.0])
+    np.testing.assert_array_equal(jax.grad(Bernoulli(logits).log_prob)(jnp.full(5, 0.3)), logits)
+
+
+@pytest.mark.parametrize("value", [0, 1, True, np.uint8(1)], ids=repr)
+def test_bernoulli_takes_pixels_of_any_type(value):
+    expected = stats.bernoulli.logpmf(int(value), special.expit(0.3))
+    np.testing.assert_allclose(log_prob(Bernoulli(A([0.3])), np.asarray([value])), expected, rtol=1e-5)
+
+
+@jax.jit
+def elementwise(d: Any, x: Any) -> tuple[jax.Array, jax.Array]:
+    """Value and derivative in the logits, each [N]."""
+    derivative = jax.grad(lambda logits: ContinuousBernoulli(logits).log_prob(x))(d.logits)
+    return d.log_density(x), derivative
+
+
+@precisions
+def test_continuous_bernoulli_at_extreme_logits(x64):
+    logits, x = INTERIOR
+    with jax.enable_x64(x64):
+        value, derivative = elementwise(ContinuousBernoulli(A(logits)), A(x))
+    np.testing.assert_allclose(value, x * logits - logits.clip(0) + np.log(np.abs(logits)), rtol=1e-6)
+    np.testing.assert_allclose(derivative, x - (logits > 0) + 1 / logits, atol=1e-6)
+
+
+@precisions
+def test_continuous_bernoulli_normalizer_mean_and_gradient(x64):
+    mass, first = np.empty_like(CB_POINTS), np.empty_like(CB_POINTS)
+    for i, logits in enumerate(CB_POINTS):
+        unnormalized = lambda t, l=logits: np.exp(l * t - max(l, 0.0))
+        mass[i] = integrate.quad(unnormalized, 0, 1, epsabs=0, epsrel=1e-12)[0]
+        first[i] = integrate.quad(lambda t, f=unnormalized: t * f(t), 0, 1, epsabs=0, epsrel=1e-12)[0] / mass[i]
+    with jax.enable_x64(x64):
+        d = ContinuousBernoulli(A(CB_POINTS))
+        value, derivative = elementwise(d, jnp.full(len(CB_POINTS), 0.3))
+        mean = d.mean
+    np.testing.assert_allclose(value, 0.3 * CB_POINTS - CB_POINTS.clip(0) - np.log(mass), atol=1e-5)
+    np.testing.assert_allclose(mean, first, atol=1e-5)
+    np.testing.assert_allclose(derivative, 0.3 - first, atol=1e-5)
+
+
+def test_continuous_bernoulli_samples_follow_its_distribution_function():
+    logits = np.array([0.0, 5e-4, 2e-3, -0.4, 30.0, -30.0, 1e4])
+    drawn = np.asarray(many(ContinuousBernoulli(A(logits)), KEY), np.float64)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    upper = lambda l: lambda x: np.exp(l * (x - 1)) * np.expm1(-l * x) / np.expm1(-l) if l else x
+    lower = lambda l: lambda x: np.expm1(l * x) / np.expm1(l)
+    for x, l in zip(drawn.T, logits, strict=True):
+        assert stats.kstest(x, upper(l) if l >= 0 else lower(l)).pvalue > 1e-4, l
+
+
+# Discretized logistic
+
+
+@pytest.mark.parametrize("levels", [2, 16, 256])
+def test_discretized_logistic_sums_to_one(levels):
+    grid = np.meshgrid([-1.0, 0.5, 2.0], [1e-3, 0.1, 10.0])
+    with jax.enable_x64(True):
+        values = jnp.arange(levels) / (levels - 1)
+        log_density = quick(jax.vmap(lambda d, x: d.log_density(x), (None, 0)))
+        total = jnp.exp(log_density(DiscretizedLogistic(*map(A, grid), levels), values)).sum(0)
+    np.testing.assert_allclose(total, 1.0, atol=1e-9)
+
+
+@precisions
+def test_discretized_logistic_tails_are_exact(x64):
+    """Where the difference of the distribution function is zero in float32, for most of these."""
+    loc = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.5, 0.5])
+    x = np.array([255, 250, 0, 5, 128, 128, 0]) / 255
+    expected = discretized_logistic_logpmf(x, loc, 1 / 128, 256)
+    with jax.enable_x64(x64):
+        d = DiscretizedLogistic(A(loc), jnp.full(7, 1 / 128), 256)
+        got, gradient = d.log_density(A(x)), jax.jit(jax.grad(log_prob))(d, A(x))
+    assert (expected < -60).sum() == 6
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert bool(jnp.isfinite(gradient.loc).all())
+    assert bool(jnp.isfinite(gradient.scale).all())
+
+
+def test_discretized_logistic_values_are_its_levels():
+    x = np.asarray(many(DiscretizedLogistic(A([-0.5, 0.5, 1.5]), A([0.5]), 16), KEY))
+    np.testing.assert_allclose(x * 15, np.round(x * 15), atol=1e-4)
+    assert x.min() == 0
+    assert x.max() == 1
+
+
+# Negative binomial
+
+
+@pytest.mark.parametrize("count", [0.01, 1.0, 30.0, 1e3, 1e5])
+def test_negative_binomial_in_float32(count):
+    """The mean is 10; a large total count is the Poisson limit."""
+    count, logits = np.float32(count), np.log(np.float32(10 / count))
+    x = np.array([0.0, 1.0, 8.0, 20.0, 100.0, 1000.0])
+    got = NegativeBinomial(jnp.asarray(count), jnp.asarray(logits)).log_density(jnp.asarray(x, jnp.float32))
+    expected = negative_binomial_logpmf(x, np.float64(count), np.float64(logits))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("x", [0, 3])
+def test_zero_inflated_negative_binomial_agrees_with_numpyro(x):
+    with jax.enable_x64(True):
+        count, logits, gate = A([0.5, 4.0]), A([0.3, -1.0]), A([-0.7, 9.0])
+        oracle = nd.ZeroInflatedDistribution(nd.NegativeBinomialLogits(count, logits), gate_logits=gate)
+        got = ZeroInflatedNegativeBinomial(count, logits, gate).log_density(jnp.full(2, x))
+        np.testing.assert_allclose(got, oracle.log_prob(jnp.full(2, x)), atol=1e-5)
+
+
+# Mixture
+
+
+@pytest.mark.parametrize("name", ["mixture_stacked", "mixture_of_families", "mixture_of_numpyro"])
+def test_mixture_far_from_every_component_is_finite(name):
+    far = np.full((8, 2), 100.0, np.float32)
+    values, gradients = each_log_prob(MEMBERS[name].make(), far)
+    np.testing.assert_allclose(values, oracles(name, far), rtol=1e-5)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+# Likelihoods
+
+IMAGE = (3, 4, 2)
+LEVELS = 16
+FAMILIES = {name: make(LEVELS) for name, make in LIKELIHOODS.items()}
+families = pytest.mark.parametrize("name", FAMILIES)
+VALUES = {
+    ("dynamic", "static"): lambda x: np.isin(x, (0, 1)),
+    ("scale",): lambda x: np.isclose(x * (LEVELS - 1), np.round(x * (LEVELS - 1)), atol=1e-4) & (x >= 0) & (x <= 1),
+    ("dequantize", "scale"): lambda x: (x >= 0) & (x <= 1),
+    ("dequantize", "scale", "none"): np.isfinite,
+    ("counts",): lambda x: (x >= 0) & (x == np.round(x)),
+}
+
+
+def likelihood_of(name: str, raw: jax.Array) -> Any:
+    return FAMILIES[name].make(FAMILIES[name].init(KEY), raw)
+
+
+def raw_of(name: str) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(0, 0.5, (*IMAGE, FAMILIES[name].size)), jnp.float32)
+
+
+@cache
+def image_draws(name: str) -> np.ndarray:
+    return np.asarray(quick(lambda raw, key: likelihood_of(name, raw).sample(key, (64,)))(raw_of(name), KEY))
+
+
+@cache
+def image_log_probs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The log-density of each draw, [64], and the gradient of their sum in the raw numbers."""
+
+    def total(raw: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = likelihood_of(name, raw).log_prob(x)
+        return values.sum(), values
+
+    (_, values), gradient = quick(jax.value_and_grad(total, has_aux=True))(raw_of(name), image_draws(name))
+    return np.asarray(values), np.asarray(gradient)
+
+
+@families
+def test_likelihood_of_an_image(name):
+    d = likelihood_of(name, raw_of(name))
+    values, gradient = image_log_probs(name)
+    assert d.event_shape == d.mean.shape == IMAGE
+    assert image_draws(name).shape == (64, *IMAGE)
+    assert values.shape == (64,)
+    assert np.isfinite(values).all()
+    assert np.isfinite(gradient).all()
+    assert np.any(gradient != 0, axis=(0, 1, 2)).all()
+
+
+@families
+def test_likelihood_is_discrete_when_its_log_prob_is_a_log_probability(name):
+    if FAMILIES[name].discrete:
+        assert image_log_probs(name)[0].max() <= 0.0
+    else:
+        narrow = likelihood_of(name, jnp.full((*IMAGE, FAMILIES[name].size), -5.0))
+        assert float(log_prob(narrow, narrow.mean)) > 0.0
+
+
+@families
+def test_likelihood_pixels_are_drawn_apart(name):
+    columns = image_draws(name).reshape(64, -1)
+    assert len(np.unique(columns, axis=1).T) == columns.shape[1]
+
+
+@families
+def test_likelihood_samples_are_values_of_its_support(name):
+    support = FAMILIES[name].support
+    assert set(support) <= set(datasets.TREATMENTS)
+    assert VALUES[support](image_draws(name)).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_normal_likelihood_needs_a_scale(scale):
+    with pytest.raises(ValueError, match=str(scale)):
+        normal(scale)
+
+
+# Posteriors
+
+latents = pytest.mark.parametrize("latent", [1, 2, 5])
+posteriors = pytest.mark.parametrize("posterior", POSTERIORS.values(), ids=POSTERIORS)
+
+
+@latents
+@posteriors
+def test_posterior_of_zeros_is_standard_normal(posterior, latent):
+    family = posterior(latent)
+    d = family.make(jnp.zeros(family.size))
+    assert d.event_shape == (latent,)
+    assert jax.eval_shape(lambda d: d.sample(KEY, (7,)), d).shape == (7, latent)
+    z = np.random.default_rng(0).normal(size=(7, latent))
+    np.testing.assert_allclose(log_prob(d, z), stats.norm.logpdf(z).sum(-1), rtol=1e-5)
+
+
+@latents
+@posteriors
+def test_posterior_uses_every_number_once(posterior, latent):
+    family = posterior(latent)
+    leaves = lambda raw: ravel_pytree(family.make(raw))[0]
+    jacobian = jax.jit(jax.jacfwd(leaves))(np.random.default_rng(0).normal(0, 0.3, family.size))
+    assert np.linalg.matrix_rank(jacobian) == family.size
+    assert int((jacobian != 0).sum()) == family.size
+
+
+@latents
+def test_multivariate_normal_posterior_has_a_cholesky_factor(latent):
+    family = multivariate_normal(latent)
+    raw = np.random.default_rng(0).normal(size=family.size)
+    loc, log_diagonal, rest = np.split(raw, [latent, 2 * latent])
+    factor = np.diag(np.exp(log_diagonal))
+    factor[np.tril_indices(latent, -1)] = rest
+    d = family.make(jnp.asarray(raw, jnp.float32))
+    np.testing.assert_allclose(d.scale_tril, factor, rtol=1e-5)
+    assert np.all(np.diag(d.scale_tril) > 0)
+    residual = np.asarray(many(d, KEY)) - loc
+    assert largest_z(residual[:, :, None] * residual[:, None, :], factor @ factor.T) < Z_BOUND
+    expected = stats.multivariate_normal(loc, factor @ factor.T).logpdf(loc + 0.3)
+    np.testing.assert_allclose(d.log_prob(d.loc + 0.3), expected, rtol=1e-4)

@@ -1,0 +1,219 @@
+"""The scripts, run as a user runs them: trained, judged, sampled, resumed, killed, mistyped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPTS = Path(__file__).parent.parent / "experiments"
+QUICK = ["--steps", "40", "--report-every", "10", "--checkpoint-every", "20", "--test-samples", "20", "--hidden", "16"]
+TIMINGS = {"images_per_second"}
+
+
+def script(name: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs a script and checks its exit code."""
+    command = [sys.executable, "-W", "error::RuntimeWarning", str(SCRIPTS / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert code == 0 or "Traceback" not in done.stderr
+    return done
+
+
+def result(workdir: Path) -> dict[str, Any]:
+    """result.json without its timings."""
+    values = json.loads((workdir / "result.json").read_text())
+    return {name: value for name, value in values.items() if name not in TIMINGS}
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without its timings."""
+    read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in read]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """A run of 40 steps that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    done = script("train.py", *QUICK, "--data-dir", data_dir, "--workdir", workdir)
+    assert "log-likelihood" in done.stdout
+    assert "K = 20 importance samples" in done.stdout
+    assert "images/s" in done.stderr
+    return workdir
+
+
+def test_a_run_leaves_all_that_is_promised(finished: Path) -> None:
+    named = {"config.json", "metrics.jsonl", "checkpoints", "figures", "result.json", "tensorboard"}
+    assert named <= {path.name for path in finished.iterdir()}
+    promised = {"test_elbo", "test_log_likelihood", "standard_error", "num_samples", "bits_per_dim", "steps"}
+    assert promised | TIMINGS <= json.loads((finished / "result.json").read_text()).keys()
+    assert [line["step"] for line in lines(finished)] == [10, 20, 30, 40]
+    assert all({"loss", "reconstruction", "kl"} <= line.keys() for line in lines(finished))
+    drawn = {"reconstructions", "samples", "traversals", "interpolations", "latents", "curves"}
+    assert {path.stem for path in (finished / "figures").glob("*.png")} == drawn
+    for path in (finished / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_evaluate_and_sample(finished: Path) -> None:
+    done = script("evaluate.py", finished, "--num-samples", 70, "--split", "train[:50]", "--checkpoint", "best")
+    written = json.loads((finished / "evaluation.json").read_text())
+    assert (written["num_samples"], written["num_examples"], written["split"]) == (70, 50, "train[:50]")
+    assert "K = 70" in done.stdout
+    assert len(written["kl_per_latent"]) == 10
+    named = {"elbo", "reconstruction", "kl", "active_units", "log_likelihood", "standard_error", "bits_per_dim"}
+    assert named | {"effective_samples", "pareto_k", "checkpoint"} <= written.keys()
+    assert written["log_likelihood"] > written["elbo"]
+    script("sample.py", finished, "--num", 5)
+    with np.load(finished / "samples.npz") as file:
+        assert (file["x"].shape, file["z"].shape) == ((5, 8, 8, 1), (5, 10))
+        assert set(np.unique(file["x"])) <= {0.0, 1.0}
+
+
+def test_the_same_command_again_changes_nothing(finished: Path, data_dir: Path) -> None:
+    before, metrics = result(finished), lines(finished)
+    done = script("train.py", *QUICK, "--data-dir", data_dir, "--workdir", finished)
+    assert "resuming at step 40 of 40" in done.stdout
+    assert (result(finished), lines(finished)) == (before, metrics)
+
+
+def test_another_config_on_the_workdir_is_refused(finished: Path, data_dir: Path) -> None:
+    more = ["--data-dir", data_dir, "--workdir", finished, "--latent", 3, "--learning-rate", 0.5]
+    done = script("train.py", *QUICK, *more, code=2)
+    assert "latent was 10, is 3" in done.stderr
+    assert "learning_rate was 0.001, is 0.5" in done.stderr
+
+
+def killed(workdir: Path, arguments: list[Any], ready: Any) -> None:
+    """Starts training and kills it with signal 9 as soon as ``ready()``."""
+    command = [sys.executable, str(SCRIPTS / "train.py"), *map(str, arguments), "--workdir", str(workdir)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and not ready():
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_killed_and_run_again_ends_as_if_nothing_had_happened(tmp_path: Path, data_dir: Path) -> None:
+    """Killed before the first checkpoint, while checkpoints are written, and between reports."""
+    arguments = ["--steps", 3000, "--report-every", 50, "--checkpoint-every", 150, "--batch-size", 100]
+    arguments += ["--test-samples", 20, "--hidden", 16, "--data-dir", data_dir]
+    workdir = tmp_path / "killed"
+    steps = lambda: [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    killed(workdir, arguments, lambda: (workdir / "config.json").exists())
+    killed(workdir, arguments, lambda: len(steps()) > 0)
+    seen = max(steps(), default=0)
+    killed(workdir, arguments, lambda: max(steps(), default=0) > seen + 150)
+    assert not (workdir / "result.json").exists()
+    done = script("train.py", *arguments, "--workdir", workdir)
+    assert "resuming at step" in done.stdout
+    script("train.py", *arguments, "--workdir", tmp_path / "whole")
+    assert result(workdir) == result(tmp_path / "whole")
+    assert lines(workdir) == lines(tmp_path / "whole")
+
+
+MISTAKES = {
+    "preset": (["minst-vae"], "Did you mean mnist-vae?"),
+    "flag": (["--batchsize", "3"], "--batch-size"),
+    "data set": (["--dataset", "digit"], "Did you mean digits"),
+    "file": (["--dataset", "nothing.npy"], "there is no nothing.npy"),
+    "split": (["--test-split", "validation"], "no split 'validation'; it has train"),
+    "support": (["--likelihood", "bernoulli", "--pixels", "scale"], "no density of pixels='scale'"),
+    "counts": (["--likelihood", "normal", "--pixels", "counts"], "negative_binomial"),
+    "bound": (["--bound", "iwae", "--kl-weight", "2"], "belong to --bound elbo"),
+    "free bits": (["--free-bits", "0.1", "--accumulate", "2"], "--accumulate must be 1"),
+    "devices": (["--devices", "64"], "this machine has"),
+    "batch": (["--batch-size", "0"], "batch_size must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_answered_in_a_sentence(tmp_path: Path, data_dir: Path, mistake: str) -> None:
+    arguments, answer = MISTAKES[mistake]
+    done = script("train.py", *arguments, "--data-dir", data_dir, "--workdir", tmp_path / "run", code=2)
+    assert answer in " ".join((done.stderr + done.stdout).split())
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "sample.py"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
+    assert "is no run folder" in script(name, tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "sample.py"])
+def test_help(name: str) -> None:
+    text = script(name, "--help").stdout
+    assert "options" in text
+    assert name != "train.py" or ("mnist-vae" in text and "--learning-rate" in text)
+
+
+RUNS = {
+    "conv": ["conv", "--hidden", "4", "--latent", "2"],
+    "residual": ["--network", "residual", "--hidden", "4", "--latent", "2"],
+    "iwae": ["--bound", "iwae", "--num-samples", "3"],
+    "sampled": ["--bound", "sampled_elbo", "--ema-decay", "0.9", "--clip-norm", "1", "--warmup-steps", "2"],
+    "free bits": ["--free-bits", "0.1", "--free-bits-groups", "5"],
+    "warm-up": ["--kl-warmup", "cyclical", "--kl-warmup-steps", "4", "--kl-weight", "2", "--schedule", "linear"],
+    "static": ["--pixels", "static", "--optimizer", "adamax", "--accumulate", "2"],
+    "gaussian": ["--likelihood", "normal_learned", "--posterior", "multivariate_normal", "--schedule", "constant"],
+    "logistic": ["--likelihood", "discretized_logistic", "--optimizer", "adamw"],
+    "mixture": ["--likelihood", "discretized_logistic_mixture"],
+    "counts": ["--likelihood", "zero_inflated_negative_binomial"],
+    "categorical": ["--likelihood", "categorical"],
+    "continuous": ["--likelihood", "continuous_bernoulli", "--train-split", "train[:5]", "--test-split", "test[:1]"],
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_choice_runs(tmp_path: Path, data_dir: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps through the same functions as the command, without the cost of a new process."""
+    import train
+
+    chosen = RUNS[run] if "--hidden" in RUNS[run] else [*RUNS[run], "--hidden", "8"]
+    short = ["--steps", "4", "--report-every", "2", "--checkpoint-every", "4", "--test-samples", "6"]
+    more = ["--batch-size", "16", "--test-examples", "10", "--data-dir", str(data_dir), "--workdir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train.py", *chosen, *short, *more])
+    train.main()
+    values = json.loads((tmp_path / "result.json").read_text())
+    assert np.isfinite([values["test_elbo"], values["test_log_likelihood"], values["bits_per_dim"]]).all()
+
+
+def test_a_users_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (30, 6, 5, 3), dtype=np.uint8))
+    short = ["--steps", 4, "--hidden", 8, "--test-samples", 5, "--batch-size", 8]
+    flags = [
+        "--dataset",
+        tmp_path / "images.npy",
+        "--likelihood",
+        "discretized_logistic",
+        "--workdir",
+        tmp_path / "run",
+    ]
+    script("train.py", *short, *flags)
+    assert result(tmp_path / "run")["num_examples"] == 3
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments(tmp_path: Path, data_dir: Path) -> None:
+    arguments = ["--steps", 6000, "--report-every", 50, "--checkpoint-every", 100, "--batch-size", 100]
+    arguments += ["--test-samples", 20, "--hidden", 16, "--data-dir", data_dir]
+    workdir, rng = tmp_path / "killed", np.random.default_rng(0)
+    for _ in range(20):
+        end = time.monotonic() + rng.uniform(1.0, 7.0)
+        killed(workdir, arguments, lambda end=end: time.monotonic() > end)
+    script("train.py", *arguments, "--workdir", workdir)
+    script("train.py", *arguments, "--workdir", tmp_path / "whole")
+    assert result(workdir) == result(tmp_path / "whole")
+    assert lines(workdir) == lines(tmp_path / "whole")

@@ -1,0 +1,303 @@
+"""Steps and the loop: optimum, players, devices, accumulation, what is not finite, resuming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxvae import datasets, models, training
+
+CENTERS = np.random.default_rng(0).normal(size=(23, 3)).astype(np.float32)
+
+
+def squared(params: Any, key: jax.Array, x: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
+    """Half the squared distance to x; its mean over examples is least at their mean."""
+    error = 0.5 * jnp.sum((params["w"] - x) ** 2)
+    return error, {"error": error}
+
+
+def quadratic(optimizer: optax.GradientTransformation, loss: Any = squared, **settings: Any) -> training.Algorithm:
+    init = lambda key, x: {"w": jnp.zeros(3)}
+    return training.gradient_descent(init, training.batch_mean(loss), optimizer, **settings)
+
+
+def digits_vae(vae: models.VAE, optimizer: optax.GradientTransformation, **settings: Any) -> training.Algorithm:
+    treat = datasets.treatment("dynamic", 17)
+    loss = training.treated(treat, training.batch_mean(models.negative_elbo(vae)))
+    return training.gradient_descent(lambda key, x: vae.init(key, treat(key, x)), loss, optimizer, **settings)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Bit for bit."""
+    flat = lambda t: [
+        np.asarray(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v)
+        for v in jax.tree.leaves(t)
+    ]
+    for x, y in zip(flat(a), flat(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 23, 50])
+def test_one_epoch_of_reports_is_the_exact_mean_over_all_examples(batch_size: int) -> None:
+    """With a learning rate of zero the mean loss of every batch, ragged ones included, is that of its examples."""
+    means, sizes = [], []
+    steps = -(-len(CENTERS) // batch_size)
+    training.fit(
+        quadratic(optax.sgd(0.0)),
+        CENTERS,
+        num_steps=steps,
+        batch_size=batch_size,
+        report=lambda step, report: means.append(report["loss"]),
+        report_every=1,
+    )
+    sizes = [datasets.batch_rows(0, step, len(CENTERS), batch_size)[1].sum() for step in range(steps)]
+    exact = 0.5 * (CENTERS**2).sum(1).mean()
+    assert np.average(means, weights=sizes) == pytest.approx(exact, rel=1e-6)
+
+
+def test_descent_reaches_the_mean() -> None:
+    state = training.fit(quadratic(optax.sgd(0.5)), CENTERS, num_steps=60, batch_size=len(CENTERS))
+    np.testing.assert_allclose(training.trained(state)["w"], CENTERS.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_fewer_examples_than_a_batch(n: int) -> None:
+    state = training.fit(quadratic(optax.sgd(0.5)), CENTERS[:n], num_steps=60, batch_size=8)
+    np.testing.assert_allclose(training.trained(state)["w"], CENTERS[:n].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [16, 30])
+def test_the_result_does_not_depend_on_the_number_of_devices(
+    small_vae: models.VAE, digits: datasets.Dataset, batch_size: int
+) -> None:
+    """A set of 100 has ragged last batches of both sizes; SGD with momentum and clipping shows a gradient's scale."""
+    one, losses = fitted(small_vae, digits, 1, batch_size)
+    for devices in (2, 4, 8):
+        many, losses_of_many = fitted(small_vae, digits, devices, batch_size)
+        np.testing.assert_allclose(losses_of_many, losses, rtol=1e-6)
+        chex.assert_trees_all_close(one, many, atol=1e-6)
+
+
+def fitted(vae: models.VAE, digits: datasets.Dataset, devices: int, batch_size: int) -> tuple[Any, list[float]]:
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-2, momentum=0.9))
+    losses: list[float] = []
+    state = training.fit(
+        digits_vae(vae, optimizer),
+        digits.splits["train"].images[:100],
+        num_steps=12,
+        batch_size=batch_size,
+        report=lambda step, report: losses.append(report["loss"]),
+        report_every=1,
+        devices=jax.local_devices()[:devices],
+    )
+    for leaf in jax.tree.leaves(state.params):
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(copies) == devices
+        assert all(np.array_equal(copy, copies[0]) for copy in copies)
+    return jax.tree.map(np.asarray, training.trained(state)), losses
+
+
+def test_many_dispatches_on_simulated_devices_do_not_deadlock() -> None:
+    """XLA's simulated devices hang when more than about 32 collectives are queued: the loop reads as it goes."""
+    algorithm = quadratic(optax.sgd(0.1))
+    state = training.fit(
+        algorithm, CENTERS, num_steps=200, batch_size=8, steps_per_call=1, report_every=200, devices=jax.local_devices()
+    )
+    assert int(state.step) == 200
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(parts: int, devices: int) -> None:
+    settings: dict[str, Any] = {"num_steps": 7, "batch_size": 16, "devices": jax.local_devices()[:devices]}
+    whole = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
+    cut = training.fit(quadratic(optax.sgd(0.1), accumulate=parts), CENTERS, **settings)
+    chex.assert_trees_all_close(whole.params, cut.params, rtol=1e-6)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch of 10 .* accumulate=3"):
+        training.fit(quadratic(optax.sgd(0.1), accumulate=3), CENTERS, num_steps=1, batch_size=10)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 50, 99])
+def test_a_run_that_stopped_goes_on_bit_for_bit(small_vae: models.VAE, digits: datasets.Dataset, cut: int) -> None:
+    algorithm = digits_vae(small_vae, optax.adam(1e-3), ema_decay=0.9)
+    examples = digits.splits["train"].images[:300]
+    reports: dict[str, dict] = {"whole": {}, "parts": {}}
+    kept: dict[str, Any] = {}
+
+    def keep(moment: training.Moment) -> None:
+        if moment.step == cut:
+            kept.update(state=jax.tree.map(jnp.copy, moment.state), totals=moment.totals)
+
+    def fit(name: str, **more: Any) -> Any:
+        # The loop keeps one grid of dispatches, whose boundaries include those at which the state is saved.
+        report = lambda step, r: reports[name].update({step: r | {"images_per_second": None}})
+        hooks = [training.Hook(cut, keep)]
+        return training.fit(
+            algorithm, examples, num_steps=100, batch_size=64, report=report, report_every=20, hooks=hooks, **more
+        )
+
+    whole = fit("whole")
+    resumed = fit("parts", **kept)
+    assert_same(whole, resumed)
+    assert reports["parts"] == {step: report for step, report in reports["whole"].items() if step > cut}
+
+
+def test_a_state_that_is_passed_in_is_not_consumed() -> None:
+    algorithm = quadratic(optax.sgd(0.1))
+    state = algorithm.init(jax.random.key(0), CENTERS[0])
+    for devices in (1, 8):
+        training.fit(algorithm, CENTERS, num_steps=3, batch_size=8, state=state, devices=jax.local_devices()[:devices])
+    np.testing.assert_array_equal(state.params["model"]["w"], np.zeros(3))
+
+
+def poisoned(bad: set[int], where: str) -> Any:
+    """The squared loss, with a term or only the gradient not finite at some steps."""
+
+    def loss(params: Any, key: jax.Array, x: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
+        hit = jnp.isin(step, jnp.array(sorted(bad)))
+        value, terms = squared(params, key, x, step)
+        if where == "gradient":  # the derivative of sqrt at zero is infinite
+            offset = jnp.where(hit, 0.0, 1.0)
+            root = jnp.sqrt(params["w"] - jax.lax.stop_gradient(params["w"]) + offset).sum()
+            return value + root - jax.lax.stop_gradient(root) - params["w"].sum() / 2, terms
+        broken = jnp.where(hit, jnp.nan, 0.0)
+        return value + broken, terms | {"error": terms["error"] + broken, "other": value}
+
+    return loss
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("where", ["term", "gradient"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(where: str, devices: int) -> None:
+    reports: list[dict] = []
+    algorithm = quadratic(optax.adam(0.1), poisoned({3, 4, 9}, where), ema_decay=0.5)
+    state = training.fit(
+        algorithm,
+        CENTERS,
+        num_steps=20,
+        batch_size=len(CENTERS),
+        report=lambda step, r: reports.append(r),
+        report_every=10,
+        devices=jax.local_devices()[:devices],
+    )
+    clean = training.fit(quadratic(optax.adam(0.1), ema_decay=0.5), CENTERS, num_steps=17, batch_size=len(CENTERS))
+    chex.assert_tree_all_finite((state.params, state.average, state.opt_state))
+    chex.assert_trees_all_close(state.params, clean.params, atol=1e-6)
+    assert [report["skipped"] for report in reports] == [3, 0]
+    assert all(np.isfinite(report["loss"]) for report in reports)
+
+
+def test_a_row_of_them_stops_the_run_and_names_step_and_term() -> None:
+    algorithm = quadratic(optax.adam(0.1), poisoned({2, *range(30, 60)}, "term"))
+    with pytest.raises(training.NotFiniteError, match=r"step 31: error and loss .* 5 updates in a row"):
+        training.fit(algorithm, CENTERS, num_steps=100, batch_size=4, steps_per_call=8, max_skipped=5)
+
+
+def test_players_descend_their_own_losses_in_their_own_parameters() -> None:
+    """min_a (a - b)^2, min_b (b - 3)^2: the first follows the second, which does not see the first."""
+    own = lambda f: training.batch_mean(lambda params, key, x, step: (f(params["a"], params["b"]), {}))
+    members = {
+        "a": training.Player(own(lambda a, b: (a - b) ** 2), optax.sgd(0.1)),
+        "b": training.Player(own(lambda a, b: (b - 3.0) ** 2), optax.sgd(0.1)),
+    }
+    algorithm = training.players(lambda key, x: {"a": jnp.zeros(()), "b": jnp.ones(())}, members)
+    reports: list[dict] = []
+    state = training.fit(
+        algorithm, CENTERS, num_steps=200, batch_size=4, report=lambda step, r: reports.append(r), report_every=200
+    )
+    assert float(state.params["a"]) == pytest.approx(3.0, abs=1e-4)
+    assert float(state.params["b"]) == pytest.approx(3.0, abs=1e-4)
+    assert {"a/loss", "b/loss", "a/gradient_norm", "loss"} <= reports[0].keys()
+    with pytest.raises(ValueError, match="players are"):
+        training.players(lambda key, x: {"a": 0.0}, members).init(jax.random.key(0), CENTERS[0])
+
+
+def test_the_moving_average_is_the_closed_form() -> None:
+    algorithm = quadratic(optax.sgd(0.2), ema_decay=0.99)
+    state = algorithm.init(jax.random.key(0), CENTERS[0])
+    batch = training.Batch(jnp.asarray(CENTERS), jnp.arange(23), jnp.full(23, 1 / 23))
+    expected = np.zeros(3)
+    for t in range(5):
+        state, _ = algorithm.step(state, batch, None)
+        decay = min(0.99, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["model"]["w"])
+    np.testing.assert_allclose(training.trained(state)["w"], expected, rtol=1e-5)
+
+
+def test_noise_depends_on_step_and_place_alone() -> None:
+    """The noise of example i at step t is fold_in(fold_in(key, t), i)."""
+    seen = lambda params, key, x, step: (jax.random.normal(key) + 0.0 * params["w"].sum(), {})
+    algorithm = quadratic(optax.sgd(0.1), seen)
+    state = algorithm.init(jax.random.key(0), CENTERS[0])
+    batch = training.Batch(jnp.asarray(CENTERS[:4]), jnp.array([0, 1, 2, 3]), jnp.array([0.0, 0.0, 1.0, 0.0]))
+    state = state._replace(step=jnp.int32(7))
+    _, metrics = algorithm.step(state, batch, None)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 7), 2)
+    assert float(metrics["loss"]) == pytest.approx(float(jax.random.normal(key)), rel=1e-6)
+
+
+def test_free_bits_take_the_maximum_after_the_mean_over_all_devices(
+    small_vae: models.VAE, digits: datasets.Dataset
+) -> None:
+    treat = datasets.treatment("dynamic", 17)
+    examples = digits.splits["train"].images[:37]
+    losses = {}
+    for devices in (1, 4):
+        loss = training.treated(treat, models.free_bits(small_vae, nats=0.02, groups=2))
+        init = lambda key, x: small_vae.init(key, treat(key, x))
+        algorithm = training.gradient_descent(init, loss, optax.sgd(1e-2))
+        reports: list[dict] = []
+        training.fit(
+            algorithm,
+            examples,
+            num_steps=6,
+            batch_size=24,
+            report=lambda step, r, reports=reports: reports.append(r),
+            report_every=1,
+            devices=jax.local_devices()[:devices],
+        )
+        losses[devices] = [[r["loss"], r["kl"], r["reconstruction"]] for r in reports]
+    np.testing.assert_allclose(losses[1], losses[4], rtol=1e-5)
+    loss, kl, reconstruction = np.transpose(losses[1])
+    rate = loss + reconstruction
+    assert (rate >= np.maximum(kl, 0.04) - 1e-5).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"report_every": 0}, "report_every must be at least 1"),
+        ({"steps_per_call": -1}, "steps_per_call must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training.fit(quadratic(optax.sgd(0.1)), CENTERS, **({"num_steps": 1, "batch_size": 4} | settings))
+
+
+def test_an_empty_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="N >= 1"):
+        training.fit(quadratic(optax.sgd(0.1)), CENTERS[:0], num_steps=1, batch_size=4)
+
+
+class VariantsTest(chex.TestCase):
+    """A step gives the same numbers with and without jit, and mapped over devices."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=True)
+    def test_step(self) -> None:
+        algorithm = quadratic(optax.sgd(0.1))
+        state = algorithm.init(jax.random.key(0), CENTERS[0])
+        batch = training.Batch(jnp.asarray(CENTERS), jnp.arange(23), jnp.full(23, 1 / 23))
+        step = self.variant(lambda w: algorithm.step(state._replace(params={"model": {"w": w}}), batch, None)[0].params)
+        w = step(jnp.ones(3))["model"]["w"]
+        np.testing.assert_allclose(w, 0.9 + 0.1 * CENTERS.mean(0), rtol=1e-5)
