@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import gammaln, logsumexp
+from jax.scipy.special import betaln, logsumexp
 
 Array = jax.Array
 LOG_2PI = math.log(2 * math.pi)
@@ -35,8 +35,28 @@ class Distribution(Protocol):
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type) -> type:
-    """A frozen dataclass registered with JAX; fields with ``metadata={"static": True}`` are not traced."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    """A frozen dataclass registered with JAX; fields with ``metadata={"static": True}`` are not traced.
+
+    The class is part of the tree structure: with ``jax.tree_util.register_dataclass`` the structures of two families
+    with as many fields compare equal, and jit's cache may confuse them.
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)
+    static = [field.name for field in fields if field.metadata.get("static")]
+    traced = [field.name for field in fields if field.name not in static]
+
+    def flatten(value: Any) -> tuple:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in traced]
+        return children, (cls, tuple(getattr(value, name) for name in static))
+
+    def unflatten(aux: tuple, children: Any) -> Any:
+        value: Any = object.__new__(cls)
+        for name, child in [*zip(traced, children, strict=True), *zip(static, aux[1], strict=True)]:
+            object.__setattr__(value, name, child)
+        return value
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
 
 
 def _static(default: Any) -> Any:
@@ -259,12 +279,13 @@ class ContinuousBernoulli(_Factorized):
 
     @property
     def log_normalizer(self) -> Array:
-        """log C(l), by its series log 2 + l^2/12 - 7 l^4/1440 + 31 l^6/90720 where l is small."""
+        """log C(l), by its series log 2 + l^2/12 - 7 l^4/1440 + 31 l^6/90720 - ... where l is small."""
         near, l = self._near_zero()
         magnitude = jnp.abs(l)
         far = jnp.log(magnitude) - jnp.log(jnp.tanh(magnitude / 2))
         square = jnp.where(near, self.logits, 0.0) ** 2
         series = math.log(2) + square / 12 - 7 * square**2 / 1440 + 31 * square**3 / 90720
+        series -= 127 * square**4 / 4838400
         return jnp.where(near, series, far)
 
     @property
@@ -312,7 +333,7 @@ class NegativeBinomial(_Factorized):
 
     def log_density(self, x: Array) -> Array:
         x = jnp.asarray(x, jnp.result_type(self.logits))
-        choose = gammaln(x + self.total_count) - gammaln(x + 1) - gammaln(self.total_count)
+        choose = -jnp.log(x + self.total_count) - betaln(x + 1, self.total_count)  # differences of gammaln cancel
         return choose + self.total_count * log_sigmoid(-self.logits) + x * log_sigmoid(self.logits)
 
 
@@ -329,7 +350,7 @@ class ZeroInflatedNegativeBinomial(_Factorized):
 
     @property
     def counts(self) -> NegativeBinomial:
-        return NegativeBinomial(self.total_count, self.logits)
+        return NegativeBinomial(self._full(self.total_count), self._full(self.logits))
 
     @property
     def mean(self) -> Array:
@@ -338,8 +359,7 @@ class ZeroInflatedNegativeBinomial(_Factorized):
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         key_gate, key_count = jax.random.split(key)
         zero = jax.random.bernoulli(key_gate, sigmoid(self.gate_logits), shape + self.event_shape)
-        lead = shape + self.event_shape[: len(self.event_shape) - len(self.counts.event_shape)]
-        return jnp.where(zero, 0.0, self.counts.sample(key_count, lead))
+        return jnp.where(zero, 0.0, self.counts.sample(key_count, shape))
 
     def log_density(self, x: Array) -> Array:
         counted = log_sigmoid(-self.gate_logits) + self.counts.log_density(x)
@@ -415,11 +435,17 @@ class Mixture:
             chosen = jax.random.categorical(key_component, self.logits)
             if isinstance(self.components, tuple):
                 return self._each(lambda d: d.sample(key_x))[chosen]
-            return jax.tree.map(lambda leaf: leaf[chosen], self.components).sample(key_x)
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], self.components).sample(key_x)
 
         return _many(one, key, shape)
 
     def log_prob(self, x: Array) -> Array:
-        log_weights = jax.nn.log_softmax(self.logits)
+        lead, log_weights = _check_event(self, x), jax.nn.log_softmax(self.logits)
         log_probs = self._each(lambda d: d.log_prob(x))  # [M, *samples]
+        if log_probs.shape != log_weights.shape + lead:
+            raise ValueError(
+                f"a mixture of {len(log_weights)} components needs one log-density of each, shape "
+                f"{log_weights.shape + lead}; they gave {log_probs.shape}. For NumPyro, move batch axes into the event "
+                "with to_event()."
+            )
         return logsumexp(jnp.moveaxis(log_probs, 0, -1) + log_weights, -1)

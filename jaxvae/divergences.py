@@ -94,10 +94,13 @@ def has_closed_form(q: Any, p: Any) -> bool:
 
 
 def _check_same_event(q: Any, p: Any) -> None:
-    if q.event_shape != p.event_shape:
+    batches = [getattr(distribution, "batch_shape", ()) for distribution in (q, p)]
+    if q.event_shape != p.event_shape or batches != [(), ()]:
+        described = [f"{type(d).__name__} has event shape {d.event_shape}" for d in (q, p)]
+        described += [f"batch shape {batch}" for batch in batches if batch]
         raise ValueError(
-            f"KL needs two distributions over the same event; {type(q).__name__} has event shape {q.event_shape}, "
-            f"{type(p).__name__} has {p.event_shape}. For NumPyro, move batch axes into the event with to_event()."
+            f"KL needs two distributions over the same event: {', '.join(described)}. "
+            "For NumPyro, move batch axes into the event with to_event()."
         )
 
 
@@ -151,8 +154,9 @@ def _bernoulli_bernoulli(q: Bernoulli, p: Bernoulli) -> Array:
 def _categorical_categorical(q: Categorical, p: Categorical) -> Array:
     """sum_c q_c log(q_c / p_c), where 0 log 0 = 0."""
     log_q, log_p = log_softmax(q.logits), log_softmax(p.logits)
-    probability = jnp.exp(log_q)
-    return jnp.where(probability > 0, probability * (log_q - log_p), 0.0).sum(-1)
+    mass = log_q > -jnp.inf
+    ratio = jnp.where(mass, log_q, 0.0) - jnp.where(mass, log_p, 0.0)
+    return (jnp.exp(log_q) * ratio).sum(-1)
 
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli, factorized=True)

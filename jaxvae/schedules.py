@@ -25,11 +25,13 @@ def cyclical(num_steps: int, num_cycles: int = 4, ratio: float = 0.5, end: float
 
     ``num_steps`` is divided into ``num_cycles`` equal cycles; after them the weight stays at ``end``.
     """
-    period = _positive(num_steps) / num_cycles
+    _positive(num_steps)
+    if not 0 < ratio <= 1:
+        raise ValueError(f"the rising part of a cycle must be in (0, 1]; ratio was {ratio}")
 
     def weight(step: Array) -> Array:
-        step = jnp.asarray(step, jnp.float32)
-        rise = jnp.minimum(jnp.mod(step, period) / period / ratio, 1.0)
+        place = jnp.asarray(step) * num_cycles % num_steps  # integers, exact where a cycle begins
+        rise = jnp.minimum(place / num_steps / ratio, 1.0)
         return end * jnp.where(step < num_steps, rise, 1.0)
 
     return weight
