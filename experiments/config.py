@@ -188,8 +188,35 @@ class Run(NamedTuple):
         return jax.jit(self.algorithm.init)(jax.random.key(self.config.seed), self.train.images[0])
 
 
+COUNTS = (
+    *("latent", "num_samples", "batch_size", "accumulate", "devices", "report_every", "checkpoint_every"),
+    *("kl_warmup_steps", "free_bits_groups", "test_samples", "test_examples", "levels"),
+)
+AMOUNTS = ("steps", "warmup_steps", "learning_rate", "kl_weight", "free_bits", "clip_norm", "ema_decay")
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for a number that can mean nothing."""
+    flag = lambda name: "--" + name.replace("_", "-")
+    for name in COUNTS:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{flag(name)} must be at least 1; it was {value}")
+    for name in AMOUNTS:
+        value = getattr(config, name)
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{flag(name)} must be finite and not negative; it was {value}")
+    if config.ema_decay >= 1:
+        raise ValueError(f"--ema-decay must be below 1; it was {config.ema_decay}")
+    if min(config.hidden, default=1) < 1:
+        raise ValueError(f"--hidden must be widths of at least 1; they were {config.hidden}")
+    if config.network != "mlp" and not config.hidden:
+        raise ValueError(f"--network {config.network} needs at least one width in --hidden")
+
+
 def build(config: Config) -> Run:
     """Loads the data and wires model, objective and optimizer. Raises ValueError for what does not go together."""
+    check(config)
     dataset = datasets.load(config.dataset, config.data_dir, config.levels)
     likelihood = likelihoods.LIKELIHOODS[config.likelihood](dataset.levels)
     pixels = _pixels(config, likelihood, dataset)
@@ -309,10 +336,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_config(workdir: Path, config: Config) -> None:
-    """Writes config.json, or checks that the one which is there is of the same run."""
+    """Writes config.json, or checks that the one of a run with checkpoints is of the same run."""
     file = workdir / "config.json"
     now = json.loads(json.dumps(dataclasses.asdict(config)))
-    if file.exists():
+    if file.exists() and any((workdir / "checkpoints").glob("*")):
         then = json.loads(file.read_text())
         differing = [
             f"{name} was {then.get(name)!r}, is {now.get(name)!r}"

@@ -337,11 +337,9 @@ def fit(
     """
     n = num_examples(examples)
     devices = list(devices) if devices is not None else jax.local_devices()[:1]
-    for name, value in {
-        "batch_size": batch_size,
-        "report_every": report_every,
-        "steps_per_call": steps_per_call,
-    }.items():
+    periods = [report_every, *(hook.every for hook in hooks)]
+    counts = {"batch_size": batch_size, "steps_per_call": steps_per_call, "a period of reports or hooks": min(periods)}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1; it was {value}")
     if state is None:
@@ -352,7 +350,6 @@ def fit(
     examples = jax.device_put(examples, placement)
     run = run_steps(algorithm, devices)
     step, sums = int(state.step), Totals(totals)
-    periods = [report_every, *(hook.every for hook in hooks)]
     padded = -(-batch_size // len(devices)) * len(devices)
     waiting: tuple[int, int, Any, int] | None = None  # the dispatch whose metrics have not been read
     clock, images, first_bad = time.perf_counter(), 0, None

@@ -134,7 +134,10 @@ MISTAKES = {
     "bound": (["--bound", "iwae", "--kl-weight", "2"], "belong to --bound elbo"),
     "free bits": (["--free-bits", "0.1", "--accumulate", "2"], "--accumulate must be 1"),
     "devices": (["--devices", "64"], "this machine has"),
-    "batch": (["--batch-size", "0"], "batch_size must be at least 1"),
+    "batch": (["--batch-size", "0"], "--batch-size must be at least 1; it was 0"),
+    "latent": (["--latent", "-1"], "--latent must be at least 1; it was -1"),
+    "rate": (["--learning-rate", "nan"], "--learning-rate must be finite"),
+    "divergence": (["--learning-rate", "1e9", "--steps", "300"], "10 updates in a row were skipped"),
 }
 
 
@@ -144,6 +147,13 @@ def test_mistakes_are_answered_in_a_sentence(tmp_path: Path, data_dir: Path, mis
     done = script("train.py", *arguments, "--data-dir", data_dir, "--workdir", tmp_path / "run", code=2)
     assert answer in " ".join((done.stderr + done.stdout).split())
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_mistake_does_not_take_the_workdir(tmp_path: Path, data_dir: Path) -> None:
+    more = ["--data-dir", data_dir, "--workdir", tmp_path / "run"]
+    script("train.py", *QUICK, *more, "--batch-size", 0, code=2)
+    script("train.py", *QUICK, *more)
+    assert result(tmp_path / "run")["steps"] == 40
 
 
 @pytest.mark.parametrize("name", ["evaluate.py", "sample.py"])

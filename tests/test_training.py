@@ -276,11 +276,12 @@ def test_free_bits_take_the_maximum_after_the_mean_over_all_devices(
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"report_every": 0}, "report_every must be at least 1"),
+        ({"report_every": 0}, "must be at least 1"),
         ({"steps_per_call": -1}, "steps_per_call must be at least 1"),
+        ({"hooks": [training.Hook(0, print)]}, "a period of reports or hooks must be at least 1"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, int], message: str) -> None:
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         training.fit(quadratic(optax.sgd(0.1)), CENTERS, **({"num_steps": 1, "batch_size": 4} | settings))
 
