@@ -26,8 +26,20 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from jaxvae import datasets
-from jaxvae.datasets import DataError, Dataset, Split, batch_rows, load, num_examples, prepared, select, treatment
+from jaxvae.datasets import (
+    TREATMENTS,
+    DataError,
+    Dataset,
+    Split,
+    batch_rows,
+    batches,
+    catalog,
+    load,
+    num_examples,
+    prepared,
+    select,
+    treatment,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -81,7 +93,7 @@ def no_network():
         closed.bind(("127.0.0.1", 0))  # held and never listening: refused at once
         patch.setenv("no_proxy", "*")
         patch.setattr(socket.socket, "connect", guarded)
-        patch.setattr(datasets, "PROBE", f"http://127.0.0.1:{closed.getsockname()[1]}/")
+        patch.setattr(catalog, "PROBE", f"http://127.0.0.1:{closed.getsockname()[1]}/")
         yield
     assert not calls
 
@@ -181,7 +193,7 @@ def test_the_size_of_the_chunks_that_are_read_does_not_matter(sets, chunk):
     import tensorflow_datasets as tfds
 
     source = tfds.core.read_only_builder.builder_from_files("tiny", data_dir=str(sets)).as_data_source("train")
-    assert same(datasets._read(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"])
+    assert same(catalog._read(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"])
 
 
 def test_tensorflow_datasets_own_folder_is_the_default(sets, monkeypatch):
@@ -314,7 +326,7 @@ def raising(error):
 def test_a_set_that_cannot_be_prepared_says_why_and_gives_the_command(tmp_path, monkeypatch, error, words):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(datasets, "_online", lambda: True)
+    monkeypatch.setattr(catalog, "_online", lambda: True)
     monkeypatch.setattr(tfds, "builder", raising(error))
     with pytest.raises(DataError) as caught:
         load("mnist", tmp_path)
@@ -330,7 +342,7 @@ def test_with_network_a_set_is_prepared_as_array_record(sets, tmp_path, monkeypa
         tensor, three = tfds.features.Tensor(shape=(4, 5, 1), dtype=np.uint8), tfds.features.ClassLabel(num_classes=3)
         return prepare(tmp_path, "mnist", {"image": tensor, "label": three}, examples(TINY))
 
-    monkeypatch.setattr(datasets, "_online", lambda: True)
+    monkeypatch.setattr(catalog, "_online", lambda: True)
     monkeypatch.setattr(tfds, "builder", builder)
     first = load("mnist", tmp_path)
     monkeypatch.setattr(tfds, "builder", raising(AssertionError("prepared twice")))
@@ -354,8 +366,8 @@ def test_any_answer_of_the_host_counts_as_network(monkeypatch, path, online):
     server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.handle_request)
     thread.start()
-    monkeypatch.setattr(datasets, "PROBE", f"http://127.0.0.1:{server.server_port}{path}")
-    answer = datasets._online()
+    monkeypatch.setattr(catalog, "PROBE", f"http://127.0.0.1:{server.server_port}{path}")
+    answer = catalog._online()
     thread.join()
     server.server_close()
     assert answer is online
@@ -365,8 +377,8 @@ def test_a_host_that_is_silent_counts_as_none(monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        monkeypatch.setattr(datasets, "PROBE", f"http://127.0.0.1:{silent.getsockname()[1]}/")
-        assert datasets._online(seconds=0.2) is False
+        monkeypatch.setattr(catalog, "PROBE", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        assert catalog._online(seconds=0.2) is False
 
 
 # ------------------------------------------------------------------------------------------------------------- digits
@@ -938,7 +950,7 @@ def treated(name, images, levels, seed=0, wrap=lambda treat: treat):
     return np.asarray(wrap(jax.vmap(treatment(name, levels)))(keys, images))
 
 
-@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("name", TREATMENTS)
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
 @pytest.mark.parametrize("shape", [(4, 5, 1), (4, 5, 3), (20,)])
 def test_every_treatment_keeps_the_shape_and_gives_float32(name, shape, dtype):
@@ -982,7 +994,7 @@ def test_binary_pixels_are_independent_of_their_neighbours(name):
     assert np.abs(correlation).max() * np.sqrt(20_000) < LIMIT
 
 
-@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("name", TREATMENTS)
 def test_noise_is_a_function_of_the_key(name):
     first, again, other = (treated(name, GREY[..., None], 256, seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and np.array_equal(first, other) == (name not in ("dynamic", "dequantize"))
@@ -1038,7 +1050,7 @@ def test_real_values_stay_as_they_are(name, images):
 
 
 @pytest.mark.parametrize("value", [0, 255])
-@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("name", TREATMENTS)
 def test_constant_images_work_in_every_treatment(name, value):
     dataset = load({"train": np.full_like(GREY, value), "test": np.full_like(GREY[:2], value)})
     assert dataset.levels == (256 if value else 2)
@@ -1049,7 +1061,7 @@ def test_constant_images_work_in_every_treatment(name, value):
         assert (x == (value if name in ("counts", "none") else value // 255)).all()
 
 
-@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("name", TREATMENTS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_counted_and_refused(name, bad):
     split = load(np.array([[0.5, bad], [bad, 0.1], [0.2, 0.3], [bad, bad]] * 2)).splits["train"]
@@ -1061,7 +1073,7 @@ def refused(so, words):
     return pytest.raises(DataError, match=words) if so else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("name", TREATMENTS)
 @pytest.mark.parametrize("largest, levels", [(255, 17), (17, 17), (2, 2), (16, 17), (1, 2)])
 def test_pixels_above_the_levels_are_refused_where_levels_matter(name, largest, levels):
     split = Split(np.array([[0, largest]], np.uint8))
@@ -1073,9 +1085,9 @@ UNIT, REAL = np.float32([[0, 0.5, 1]]), np.float32([[-3.5, 0.5, 7]])
 
 
 @pytest.mark.parametrize(
-    "images, refusing", [(UNIT, ["dequantize", "counts"]), (REAL, [*datasets.TREATMENTS][:-1])], ids=["unit", "real"]
+    "images, refusing", [(UNIT, ["dequantize", "counts"]), (REAL, [*TREATMENTS][:-1])], ids=["unit", "real"]
 )
-@pytest.mark.parametrize("name", datasets.TREATMENTS)
+@pytest.mark.parametrize("name", TREATMENTS)
 def test_real_values_are_refused_where_pixels_are_needed(name, images, refusing):
     with refused(name in refusing, f"pixels='{name}' needs .* 'none'"):
         prepared(Split(images), name, 256)
@@ -1130,7 +1142,7 @@ def test_a_batch_depends_on_seed_and_step_only_however_it_is_asked_for():
     places = [(seed, step) for seed in range(3) for step in range(9)]
     in_order = {place: ask(*place) for place in places}
     for some in (places[::-1], RNG.permutation(places).tolist(), places[13:]):
-        datasets._order.cache_clear()
+        batches._order.cache_clear()
         assert all(ask(*place) == in_order[tuple(place)] for place in some)
 
 

@@ -1,0 +1,199 @@
+"""Sets of tensorflow-datasets, read without TensorFlow, and the digits, which are prepared without it too."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import http.client
+import importlib.util
+import io
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxvae.datasets.splits import DataError, Split
+
+PROBE = "https://storage.googleapis.com/tfds-data/"  # what tensorflow-datasets itself asks first
+INSTALL = "pip install tensorflow-datasets importlib_resources array_record pillow"
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import read_only_builder  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"reading this set needs tensorflow-datasets, and {error.name or error} is missing: {INSTALL}"
+        ) from error
+    return tfds
+
+
+def from_tfds(name: str, data_dir: str | os.PathLike | None) -> dict[str, Split]:
+    """All splits of a set, read from disk where it is prepared and prepared first where it is not."""
+    tfds = _tfds()
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\w.*]+)?", name):
+        raise DataError(
+            f"{name!r} is no name of a data set (name, name/config or name:1.0.0) and no path.{_near(tfds, name)}"
+        )
+    data_dir = Path(data_dir).expanduser() if data_dir is not None else Path(tfds.core.constants.DATA_DIR)
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
+    except tfds.core.DatasetNotFoundError:
+        builder = _prepare(tfds, name, data_dir)
+    except Exception as error:
+        raise _damaged(name, data_dir, error) from error
+    image = _image_feature(builder)
+    label = next((key for key, f in builder.info.features.items() if isinstance(f, tfds.features.ClassLabel)), None)
+    try:
+        return {str(split): _read(builder.as_data_source(split), image, label, name) for split in builder.info.splits}
+    except NotImplementedError as error:
+        raise DataError(
+            f"{name} lies in {data_dir} in a format that needs TensorFlow; convert it: tfds convert_format "
+            f"--dataset_dir={builder.data_dir} --out_file_format=array_record"
+        ) from error
+    except DataError:
+        raise
+    except ImportError as error:
+        raise DataError(f"reading {name} failed: {error}; {INSTALL}") from error
+    except Exception as error:
+        raise _damaged(name, data_dir, error) from error
+
+
+def _damaged(name: str, data_dir: Path, error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return DataError(
+        f"{name} in {data_dir} cannot be read ({type(error).__name__}: {reason}); delete its folder, prepare it again"
+    )
+
+
+def _image_feature(builder: Any) -> str:
+    features = builder.info.features
+    images = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature.shape, tuple) and len(feature.shape) == 3 and np.dtype(feature.np_dtype) == np.uint8
+    ]
+    if not images:
+        raise DataError(f"{builder.info.name} holds no uint8 images [H, W, C]; its features are {sorted(features)}")
+    return "image" if "image" in images else images[0]
+
+
+def _read(source: Any, image: str, label: str | None, name: str, chunk: int = 4096) -> Split:
+    n = len(source)
+    images, labels = None, None if label is None else np.zeros(n, np.int32)
+    for start in range(0, n, chunk):
+        examples = source.__getitems__(range(start, min(start + chunk, n)))
+        shapes = {example[image].shape for example in examples}
+        if images is None:
+            images = np.zeros((n, *min(shapes)), np.uint8)
+        if shapes != {images.shape[1:]}:
+            raise DataError(f"the images of {name} differ in shape ({sorted(shapes | {images.shape[1:]})[:3]}, ...)")
+        images[start : start + len(examples)] = [example[image] for example in examples]
+        if labels is not None:
+            labels[start : start + len(examples)] = [example[label] for example in examples]
+    if images is None:
+        raise DataError(f"a split of {name} is empty")
+    return Split(images, labels)
+
+
+def _near(tfds: Any, name: str) -> str:
+    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, 3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
+    """Downloads and prepares a set as array_record, or says at once why that cannot work here."""
+    if name == "digits":
+        return _prepare_digits(tfds, data_dir)
+    base = name.split("/")[0].split(":")[0]
+    known = tfds.list_builders(with_community_datasets=False)
+    if base not in known:
+        raise DataError(f"no data set {base!r} in {data_dir} nor in tensorflow-datasets.{_near(tfds, base)}")
+    build = f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
+    without = "" if importlib.util.find_spec("tensorflow") else "pip install tensorflow && "
+    if not _online():
+        raise DataError(
+            f"{name} is not prepared in {data_dir} and there is no network to download it; where there is one, run "
+            f"`{without}{build}` and copy the folder here, or pass --data-dir with the folder that holds it."
+        )
+    try:
+        builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise DataError(
+            f"{name} is not prepared in {data_dir}, and preparing it (not reading it) needs {error.name or error}: run "
+            f"`{without}{build}`, or pass --data-dir with the folder that holds it."
+        ) from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(
+            f"{name} could not be prepared ({type(error).__name__}: {reason}); to see all run `{build}`"
+        ) from error
+    return builder
+
+
+def _online(seconds: float = 4.0) -> bool:
+    """Whether the host of tensorflow-datasets answers; a name look-up that hangs counts as no."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(PROBE, method="HEAD"), timeout=seconds).close()
+            answers.append(True)
+        except urllib.error.HTTPError:
+            answers.append(True)
+        except (OSError, http.client.HTTPException):
+            answers.append(False)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return bool(answers and answers[0])
+
+
+def _prepare_digits(tfds: Any, data_dir: Path) -> Any:
+    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, as a tensorflow-datasets set of our own."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("the digits come with scikit-learn: pip install scikit-learn") from error
+
+    class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        """Optical recognition of handwritten digits (Alpaydin & Kaynak 1998), the 1,797 images of scikit-learn."""
+
+        name = "digits"
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = Path(__file__).parent
+
+        def _info(self) -> Any:
+            features = {
+                "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(1797)
+            return {"train": self._generate_examples(order[:1437]), "test": self._generate_examples(order[1437:])}
+
+        def _generate_examples(self, rows: np.ndarray) -> Any:
+            digits = load_digits()
+            for row in rows.tolist():
+                yield row, {"image": digits.images[row][..., None].astype(np.uint8), "label": int(digits.target[row])}
+
+    try:
+        builder = Digits(data_dir=str(data_dir), file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError as error:
+        raise DataError(
+            f"digits cannot be prepared in {data_dir} ({error}); pass --data-dir with a folder you may write to"
+        ) from error
+    return builder
