@@ -177,6 +177,7 @@ class Run(NamedTuple):
     algorithm: training.Algorithm
     dimensions: int
     bits_offset: float  # of bits per dimension
+    white: float  # the value of x that pictures show as white
 
     @property
     def key(self) -> jax.Array:
@@ -238,7 +239,9 @@ def build(config: Config) -> Run:
     )
     density = not likelihood.discrete and pixels != "none"
     offset = float(np.log2(dataset.levels)) if density else 0.0
-    return Run(config, dataset, train, test, monitored, treat, vae, algorithm, int(np.prod(shape)), offset)
+    white = {"counts": dataset.levels - 1.0, "none": float(train.images.max())}.get(pixels, 1.0)
+    dimensions = int(np.prod(shape))
+    return Run(config, dataset, train, test, monitored, treat, vae, algorithm, dimensions, offset, white)
 
 
 def _pixels(config: Config, likelihood: likelihoods.Likelihood, dataset: datasets.Dataset) -> str:

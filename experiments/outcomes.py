@@ -148,11 +148,10 @@ def draw(run: Run, params: Any, folder: Path, reports: Sequence[dict[str, Any]],
     rows = np.arange(2 * count) % len(split.images)
     keys = jax.vmap(lambda i: jax.random.fold_in(run.key, i))(rows)
     x = jax.jit(jax.vmap(run.treat))(keys, split.images[rows])
-    unit = max(float(x.max()), 1.0)  # counts are drawn in units of the largest one
     drawn = []
 
     def grid(name: str, images: np.ndarray, *labels: Any, **more: Any) -> None:
-        figures.grid(folder / f"{name}.png", images / unit, *labels, **more)
+        figures.grid(folder / f"{name}.png", images / run.white, *labels, **more)
         drawn.append(f"{name}.png")
 
     inputs, outputs = figures.reconstructions(vae, params, x[:count])

@@ -46,8 +46,7 @@ def sample(
     x = np.asarray(jax.jit(jax.vmap(draw))(z, jax.random.split(key_x, num)))
     columns = min(math.ceil(math.sqrt(num)), 16)
     blank = np.ones((-num % columns, *means.shape[1:]), means.dtype)
-    unit = max(float(means.max()), 1.0) if run.algorithm and config.pixels == "counts" else 1.0
-    sheet = np.concatenate([means / unit, blank]).reshape(-1, columns, *means.shape[1:])
+    sheet = np.concatenate([means / run.white, blank]).reshape(-1, columns, *means.shape[1:])
     (workdir / "figures").mkdir(exist_ok=True)
     figures.grid(workdir / "figures" / "samples.png", sheet, f"{num} samples of the prior, decoder means (step {step})")
     np.savez(workdir / "samples.npz", z=np.asarray(z), means=means, x=x)

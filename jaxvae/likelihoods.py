@@ -83,7 +83,10 @@ def laplace() -> Likelihood:
 
 
 def discretized_logistic(levels: int = 256) -> Likelihood:
-    """Discretized logistic over ``levels`` values in [0, 1], decoded location and log-scale (arXiv:1606.04934)."""
+    """Discretized logistic over ``levels`` values in [0, 1], decoded location and log-scale (arXiv:1606.04934).
+
+    Raw zeros mean 1/2 and e^-2: a decoder that starts there covers [0, 1], and its first gradients stay small.
+    """
     make = lambda loc, log_scale: DiscretizedLogistic(loc + 0.5, jnp.exp(log_scale - 2.0), levels)
     return _elementwise(2, make, ("scale",), True)
 

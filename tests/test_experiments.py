@@ -170,6 +170,7 @@ def test_help(name: str) -> None:
 
 RUNS = {
     "conv": ["conv", "--hidden", "4", "--latent", "2"],
+    "devices": ["--devices", "4"],
     "residual": ["--network", "residual", "--hidden", "4", "--latent", "2"],
     "iwae": ["--bound", "iwae", "--num-samples", "3"],
     "sampled": ["--bound", "sampled_elbo", "--ema-decay", "0.9", "--clip-norm", "1", "--warmup-steps", "2"],
