@@ -193,7 +193,7 @@ def test_the_size_of_the_chunks_that_are_read_does_not_matter(sets, chunk):
     import tensorflow_datasets as tfds
 
     source = tfds.core.read_only_builder.builder_from_files("tiny", data_dir=str(sets)).as_data_source("train")
-    assert same(catalog._read(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"])
+    assert same(catalog.held(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"])
 
 
 def test_tensorflow_datasets_own_folder_is_the_default(sets, monkeypatch):

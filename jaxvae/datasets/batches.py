@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxvae.datasets.splits import DataError
+from jaxvae.datasets.streams import Stream
 
 
 @functools.lru_cache(maxsize=2)
@@ -33,7 +34,9 @@ def batch_rows(
 
 
 def num_examples(examples: Any) -> int:
-    """The length of the leading axis that all arrays share; raises where they differ or there is nothing."""
+    """The length of a stream, or of the leading axis that all arrays share, which must not differ."""
+    if isinstance(examples, Stream):
+        return len(examples)
     lengths = {(np.shape(leaf) or (0,))[0] for leaf in jax.tree.leaves(examples)}
     if len(lengths) != 1 or 0 in lengths:
         raise DataError(f"examples need one common leading axis [N, ...] with N >= 1; lengths were {sorted(lengths)}")

@@ -12,12 +12,13 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxvae.datasets.splits import DataError, Split
+from jaxvae.datasets.splits import DataError, S, Split, reason
 
 PROBE = "https://storage.googleapis.com/tfds-data/"  # what tensorflow-datasets itself asks first
 INSTALL = "pip install tensorflow-datasets importlib_resources array_record pillow"
@@ -34,8 +35,13 @@ def _tfds() -> Any:
     return tfds
 
 
-def from_tfds(name: str, data_dir: str | os.PathLike | None) -> dict[str, Split]:
-    """All splits of a set, read from disk where it is prepared and prepared first where it is not."""
+def from_tfds(
+    name: str, data_dir: str | os.PathLike | None, make: Callable[[Any, str, str | None, str], S]
+) -> dict[str, S]:
+    """All splits of a set that is on disk, or is prepared first: ``make(records, image, label, name)`` of each.
+
+    A record holds the features of an example; ``image`` and ``label`` are the names of two of them.
+    """
     tfds = _tfds()
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\w.*]+)?", name):
         raise DataError(
@@ -51,7 +57,10 @@ def from_tfds(name: str, data_dir: str | os.PathLike | None) -> dict[str, Split]
     image = _image_feature(builder)
     label = next((key for key, f in builder.info.features.items() if isinstance(f, tfds.features.ClassLabel)), None)
     try:
-        return {str(split): _read(builder.as_data_source(split), image, label, name) for split in builder.info.splits}
+        return {
+            str(split): make(builder.as_data_source(split), image, label, f"{name}[{split}]")
+            for split in builder.info.splits
+        }
     except NotImplementedError as error:
         raise DataError(
             f"{name} lies in {data_dir} in a format that needs TensorFlow; convert it: tfds convert_format "
@@ -66,10 +75,7 @@ def from_tfds(name: str, data_dir: str | os.PathLike | None) -> dict[str, Split]
 
 
 def _damaged(name: str, data_dir: Path, error: Exception) -> DataError:
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return DataError(
-        f"{name} in {data_dir} cannot be read ({type(error).__name__}: {reason}); delete its folder, prepare it again"
-    )
+    return DataError(f"{name} in {data_dir} cannot be read ({reason(error)}); delete its folder, prepare it again")
 
 
 def _image_feature(builder: Any) -> str:
@@ -84,11 +90,12 @@ def _image_feature(builder: Any) -> str:
     return "image" if "image" in images else images[0]
 
 
-def _read(source: Any, image: str, label: str | None, name: str, chunk: int = 4096) -> Split:
-    n = len(source)
+def held(records: Any, image: str, label: str | None, name: str, chunk: int = 4096) -> Split:
+    """All records of a split, held in memory."""
+    n = len(records)
     images, labels = None, None if label is None else np.zeros(n, np.int32)
     for start in range(0, n, chunk):
-        examples = source.__getitems__(range(start, min(start + chunk, n)))
+        examples = records.__getitems__(range(start, min(start + chunk, n)))
         shapes = {example[image].shape for example in examples}
         if images is None:
             images = np.zeros((n, *min(shapes)), np.uint8)
@@ -98,7 +105,7 @@ def _read(source: Any, image: str, label: str | None, name: str, chunk: int = 40
         if labels is not None:
             labels[start : start + len(examples)] = [example[label] for example in examples]
     if images is None:
-        raise DataError(f"a split of {name} is empty")
+        raise DataError(f"{name} is empty")
     return Split(images, labels)
 
 
@@ -132,10 +139,7 @@ def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
             f"`{without}{build}`, or pass --data-dir with the folder that holds it."
         ) from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise DataError(
-            f"{name} could not be prepared ({type(error).__name__}: {reason}); to see all run `{build}`"
-        ) from error
+        raise DataError(f"{name} could not be prepared ({reason(error)}); to see all run `{build}`") from error
     return builder
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvae.datasets.splits import DataError, Split
+from jaxvae.datasets.splits import DataError, S, Split
+from jaxvae.datasets.streams import Stream
 
 Array = jax.Array
 
@@ -52,12 +53,25 @@ def treatment(name: str, levels: int) -> Callable[[Array, Array], Array]:
     return lambda key, pixels: TREATMENTS[name](key, pixels, levels)
 
 
-def prepared(split: Split, name: str, levels: int, seed: int = 0) -> Split:
+def prepared(split: S, name: str, levels: int, seed: int = 0) -> S:
     """The split with what a treatment does once, before training, and a check that it can be used on these values.
 
     ``static`` binarization draws Bernoulli(pixel / (levels - 1)) with a generator keyed by ``seed`` and the number of
     examples. Values that are no pixels are refused by the treatments that need pixels.
+
+    A stream stays as it is: ``static`` is refused, and a thousand of its examples are checked.
     """
+    if isinstance(split, Stream):
+        if name == "static":
+            raise DataError("a stream cannot be binarized once: use pixels='dynamic', or hold the set in memory")
+        any_fits = split.dtype == np.uint8 and levels > 255
+        for part in () if any_fits else split.glimpse():
+            _once(part, name, levels, seed)
+        return split
+    return _once(split, name, levels, seed)
+
+
+def _once(split: Split, name: str, levels: int, seed: int) -> Split:
     images = split.images
     floating = np.issubdtype(images.dtype, np.floating)
     if not np.isfinite(images).all():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxvae.datasets.streams import Stream
 
 
 class DataError(ValueError):
@@ -17,12 +21,33 @@ class Split(NamedTuple):
     images: np.ndarray  # [N, H, W, C] uint8, or float32
     labels: np.ndarray | None = None  # [N] int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one stored example, [H, W, C]."""
+        return self.images.shape[1:]
 
-class Dataset(NamedTuple):
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the stored examples, uint8 or float32."""
+        return self.images.dtype
+
+    def take(self, rows: Any) -> Split:
+        """The examples of some rows, an index array or a slice."""
+        return Split(self.images[rows], None if self.labels is None else self.labels[rows])
+
+    def glimpse(self) -> Iterator[Split]:
+        """Examples to judge the split by: all of them."""
+        yield self
+
+
+S = TypeVar("S", Split, "Stream")  # a split in memory, or one that is streamed
+
+
+class Dataset(NamedTuple, Generic[S]):
     """The splits of a data set by name, and the number of values that a pixel can take."""
 
     name: str
-    splits: dict[str, Split]
+    splits: dict[str, S]
     levels: int = 256
 
 
@@ -41,7 +66,7 @@ def as_split(images: Any, labels: Any = None, where: str = "the array") -> Split
         raise DataError(
             f"{where} has shape {images.shape}; images are [N, H, W, C], [N, H, W] or [N, D], none of them 0"
         )
-    if integers and (images.min() < 0 or images.max() > 255):
+    if integers and images.dtype != np.uint8 and (images.min() < 0 or images.max() > 255):
         raise DataError(f"{where} holds integers from {images.min()} to {images.max()}; pixels are 0..255")
     images = images.astype(np.uint8 if integers else np.float32)
     if labels is not None:
@@ -51,3 +76,8 @@ def as_split(images: Any, labels: Any = None, where: str = "the array") -> Split
         if np.issubdtype(labels.dtype, np.integer):
             labels = labels.astype(np.int32)
     return Split(images[..., None] if images.ndim == 3 else images, labels)
+
+
+def reason(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -1,0 +1,152 @@
+"""Splits that are read when they are needed, for data larger than memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Mapping
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxvae.datasets.files import from_path, image_files, read_image
+from jaxvae.datasets.splits import DataError, Split, as_split, reason
+
+THREADS, AHEAD = 4, 8  # reader threads, and batches that they read ahead of the one in use
+MOST = 2**31 - 1  # examples of a stream, whose rows are int32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """A split whose examples are read when they are asked for, by row.
+
+    A stream has no state. Its batches are those of the rows that the caller names, a pure function of the step: the
+    same set streamed or held in memory trains on the same batches, on any number of processes, each of which reads its
+    own rows only, and a run goes on at any step without reading what came before it.
+    """
+
+    shape: tuple[int, ...]  # of one stored example, [H, W, C]
+    dtype: np.dtype  # uint8, or float32
+    rows: np.ndarray = dataclasses.field(repr=False)  # [N] its examples, among the records
+    records: Any = dataclasses.field(repr=False)  # record = records[row]
+    read: Callable[[Any], Any] = dataclasses.field(repr=False)  # record -> image
+    where: Callable[[int], str] = dataclasses.field(repr=False)  # what errors call a row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Reads some examples now, indexed as an array: [B, H, W, C], or [H, W, C] for one integer.
+
+        Raises DataError naming the set and the row, or the file, of an example that cannot be read or differs in shape.
+        """
+        each, places = np.unique(self.rows[rows], return_inverse=True)  # padding repeats a row; it is read once
+        images = np.empty((len(each), *self.shape), self.dtype)
+        record_of = self._records(each.tolist())
+        for place, row in enumerate(each.tolist()):
+            image = _image(self.read, record_of, row, self.where(row))
+            if image.shape != self.shape or image.dtype != self.dtype:
+                raise DataError(
+                    f"images differ: {self.where(row)} is {image.dtype} {image.shape}, the first one is {self.dtype} "
+                    f"{self.shape}; resize or convert them"
+                )
+            images[place] = image
+        return images[places]
+
+    def take(self, rows: Any) -> Stream:
+        """The stream of some rows, an index array or a slice; reads nothing."""
+        return dataclasses.replace(self, rows=self.rows[rows])
+
+    def glimpse(self, most: int = 1000, size: int = 32) -> Iterator[Split]:
+        """Examples to judge the stream by, evenly spaced over it: at most so many, read a few at a time."""
+        rows = np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)
+        for start in range(0, len(rows), size):
+            yield Split(self[rows[start : start + size]])
+
+    def batches(self, rows_of: Callable[[int], np.ndarray], start: int, stop: int) -> Generator[np.ndarray, None, None]:
+        """The batches ``self[rows_of(t)]`` for t = start, ..., stop - 1, read ahead of time by Grain's threads.
+
+        ``rows_of`` must be pure, since the threads call it in any order. Closing the iterator, or dropping it, ends
+        the threads as soon as they have finished the batches that they are reading.
+        """
+        grain = require_grain()
+        steps = grain.MapDataset.range(start, stop).map(lambda step: self[rows_of(step)])
+        ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
+        with contextlib.closing(iter(ahead)) as iterator:
+            yield from iterator
+
+    def _records(self, rows: list[int]) -> Callable[[int], Any]:
+        """row -> record, read in one go where the records can be, as those of tensorflow-datasets can."""
+        with contextlib.suppress(Exception):  # what fails is read again alone, which tells the row
+            return dict(zip(rows, self.records.__getitems__(rows), strict=True)).__getitem__
+        return lambda row: self.records[row]
+
+
+def require_grain() -> Any:
+    """Grain, or a DataError that says how to install it."""
+    try:
+        import grain
+    except ImportError as error:
+        raise DataError(
+            f"streaming needs Grain, and {error.name or error} is missing: pip install 'jaxvae[stream]'"
+        ) from error
+    return grain
+
+
+def opened(
+    records: Any,
+    name: str,
+    read: Callable[[Any], Any] = lambda image: image,
+    where: Callable[[int], str] | None = None,
+) -> Stream:
+    """The stream of all records, with shape and dtype of the first."""
+    if not (hasattr(records, "__len__") and hasattr(records, "__getitem__")):
+        raise DataError(
+            f"{name} is a {type(records).__name__}; a stream needs random access, by __len__ and __getitem__"
+        )
+    n = len(records)
+    if not 1 <= n <= MOST:
+        raise DataError(f"{name} has {n} examples; a stream needs 1 to {MOST}, and a Grain pipeline must not repeat")
+    where = where or (lambda row: f"example {row} of {name}")
+    first = _image(read, lambda row: records[row], 0, where(0))
+    return Stream(first.shape, first.dtype, np.arange(n), records, read, where)
+
+
+def _image(read: Callable[[Any], Any], record_of: Callable[[int], Any], row: int, where: str) -> np.ndarray:
+    """One example as a split holds it."""
+    try:
+        return as_split(np.asarray(read(record_of(row)))[None], where=where).images[0]
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{where} cannot be read ({reason(error)})") from error
+
+
+def of_objects(source: Any) -> dict[str, Stream]:
+    """Streams of objects with ``__len__`` and ``__getitem__``, which returns one image: arrays, Grain pipelines."""
+    splits = source if isinstance(source, Mapping) else {"train": source}
+    for name, records in splits.items():
+        if isinstance(records, tuple):
+            raise DataError(f"split {name!r} is a tuple; a stream has no labels, give its images alone")
+    return {name: opened(records, f"split {name!r}") for name, records in splits.items()}
+
+
+def of_path(path: Path) -> dict[str, Stream]:
+    """Streams of a ``.npy`` file, mapped to memory, or of the images in a folder."""
+    return from_path(path, opened, _of_archive, _of_folder)
+
+
+def of_records(records: Any, image: str, label: str | None, name: str) -> Stream:
+    """A stream of the images among the records of a tensorflow-datasets set."""
+    return opened(records, name, itemgetter(image))
+
+
+def _of_archive(path: Path) -> dict[str, Stream]:
+    raise DataError(f"{path} cannot be read in parts: save its images as .npy with np.save, or load it whole")
+
+
+def _of_folder(folder: Path) -> Stream:
+    files = image_files(folder)
+    return opened(files, str(folder), read_image, lambda row: str(files[row]))
