@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 import sys
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from jaxvae import bounds, checkpoints, datasets, likelihoods, models, networks, posteriors, priors, schedules, training
+from jaxvae import (
+    bounds,
+    datasets,
+    likelihoods,
+    models,
+    networks,
+    posteriors,
+    priors,
+    processes,
+    schedules,
+    training,
+)
 
-IDENTITY_FREE = ("workdir", "data_dir", "devices")  # a run stays the same one when these change
+IDENTITY_FREE = (  # a run stays the same one when these change
+    *("workdir", "data_dir", "stream", "devices", "mapping", "profile"),
+    *("distributed", "coordinator", "num_processes", "process_id", "heartbeat"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +50,8 @@ class Config:
     pixels: Literal["auto", "dynamic", "static", "dequantize", "scale", "counts", "none"] = "auto"
     """Pixel treatment: dynamic or static binarization, uniform dequantization, scaling to [0, 1], integer counts, or
     none (real values); auto is the likelihood's natural one."""
+    stream: bool = False
+    """Read training examples as they are needed, for sets larger than memory (needs Grain)."""
     levels: int | None = None
     """Values that a pixel can take; None infers 2 for binary images and 256 for others."""
 
@@ -46,6 +61,13 @@ class Config:
     """Widths of the hidden layers (mlp), or channels of the stages (conv, residual); the decoder mirrors them."""
     activation: Literal["relu", "gelu", "silu", "softplus", "tanh"] = "relu"
     """Activation of the hidden layers."""
+    blocks: int = 2
+    """Residual blocks in each stage (residual only)."""
+    remat: bool = False
+    """Compute the insides of residual blocks again in the backward pass, to save memory (residual only)."""
+    precision: Literal[tuple(networks.PRECISIONS)] = "float32"  # type: ignore[valid-type]
+    """How encoder and decoder compute: true float32, TF32 (three bfloat16 passes on TPU), or bfloat16; parameters and
+    densities are float32 always."""
     latent: int = 10
     """Dimensions of z."""
     posterior: Literal["normal", "multivariate_normal"] = "normal"
@@ -88,8 +110,27 @@ class Config:
     """Parts that a batch is cut into to save memory; the gradient is that of the whole batch."""
     seed: int = 0
     """Seed of parameters, batches and noise."""
-    devices: int = 1
-    """Devices to train on; above 1 under pmap. The result does not depend on it."""
+    virtual_shards: int = 0
+    """Parts that every batch is computed in and summed in a fixed order, so that the result is the same bit for bit on
+    any number of devices and processes that divides it; slow, 0 is off."""
+
+    devices: int | None = None
+    """Devices to train on, in all processes together; None is one, or all with --distributed. The result does not
+    depend on it."""
+    mapping: Literal[training.MAPPINGS] = "pmap"  # type: ignore[valid-type]
+    """How several devices are used; the result does not depend on it."""
+    distributed: bool = False
+    """Join a job of several processes. What the next three leave open comes from SLURM, Kubernetes or Cloud TPU."""
+    coordinator: str | None = None
+    """Address HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """Processes in the job."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    heartbeat: int = 100
+    """Seconds after which a process that is not heard of ends the whole job."""
+    profile: bool = False
+    """Write a trace of ten steps to WORKDIR/profile, for Perfetto or TensorBoard."""
 
     report_every: int = 100
     """Steps between lines of metrics.jsonl."""
@@ -148,9 +189,18 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     )
 
 
-def fail(message: str) -> Any:
-    """Ends the script with one sentence and exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+def fail(error: Exception | str, place: Any = None) -> Any:
+    """Ends the script with one sentence and exit code 2; ``place`` is where an error of the file system happened.
+
+    In a job of several processes none waits for the others, but process 0 stays a moment longer, because the others are
+    aborted when it is gone.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        error = f"{error.filename or place}: {error.strerror}"
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        time.sleep(2.0 if processes.is_first() else 0.0)
+        os._exit(2)
     raise SystemExit(2)
 
 
@@ -161,7 +211,15 @@ def command(function: Callable) -> None:
     try:
         tyro.cli(function)
     except (ValueError, OSError) as error:
-        fail(str(error))
+        fail(error)
+
+
+def join(config: Config) -> None:
+    """Joins the job of several processes that the config describes, if it does."""
+    if config.distributed:
+        processes.initialize(config.coordinator, config.num_processes, config.process_id, config.heartbeat)
+    elif (config.coordinator, config.num_processes, config.process_id) != (None, None, None):
+        raise ValueError("--coordinator, --num-processes and --process-id belong to --distributed")
 
 
 class Run(NamedTuple):
@@ -169,7 +227,7 @@ class Run(NamedTuple):
 
     config: Config
     dataset: datasets.Dataset
-    train: datasets.Split
+    train: Any  # [N, ...] stored examples, or the stream of them
     test: datasets.Split
     monitored: datasets.Split  # what checkpoints are judged by
     treat: Callable  # (key, pixels) -> x
@@ -186,14 +244,17 @@ class Run(NamedTuple):
 
     def init_state(self) -> training.State:
         """A fresh state of the algorithm."""
-        return jax.jit(self.algorithm.init)(jax.random.key(self.config.seed), self.train.images[0])
+        return jax.jit(self.algorithm.init)(jax.random.key(self.config.seed), self.train[0])
 
 
 COUNTS = (
-    *("latent", "num_samples", "batch_size", "accumulate", "devices", "report_every", "checkpoint_every"),
-    *("kl_warmup_steps", "free_bits_groups", "test_samples", "test_examples", "levels"),
+    *("latent", "blocks", "num_samples", "batch_size", "accumulate", "devices", "heartbeat", "levels"),
+    *("report_every", "checkpoint_every", "kl_warmup_steps", "free_bits_groups", "test_samples", "test_examples"),
 )
-AMOUNTS = ("steps", "warmup_steps", "learning_rate", "kl_weight", "free_bits", "clip_norm", "ema_decay")
+JUDGED = 10_000  # examples of the test and validation splits of a stream, which are held in memory
+AMOUNTS = (
+    *("steps", "warmup_steps", "learning_rate", "kl_weight", "free_bits", "clip_norm", "ema_decay", "virtual_shards"),
+)
 
 
 def check(config: Config) -> None:
@@ -207,6 +268,10 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if not 0 <= value < np.inf:
             raise ValueError(f"{flag(name)} must be finite and not negative; it was {value}")
+    if config.virtual_shards and config.batch_size % config.virtual_shards:
+        raise ValueError(
+            f"--batch-size {config.batch_size} does not divide into --virtual-shards {config.virtual_shards}"
+        )
     if config.ema_decay >= 1:
         raise ValueError(f"--ema-decay must be below 1; it was {config.ema_decay}")
     if min(config.hidden, default=1) < 1:
@@ -218,35 +283,36 @@ def check(config: Config) -> None:
 def build(config: Config) -> Run:
     """Loads the data and wires model, objective and optimizer. Raises ValueError for what does not go together."""
     check(config)
-    dataset = datasets.load(config.dataset, config.data_dir, config.levels)
+    dataset = (datasets.stream if config.stream else datasets.load)(config.dataset, config.data_dir, config.levels)
     likelihood = likelihoods.LIKELIHOODS[config.likelihood](dataset.levels)
     pixels = _pixels(config, likelihood, dataset)
     prepare = lambda split: datasets.prepared(split, pixels, dataset.levels, config.seed)
+    held = lambda split: datasets.Split(split[:JUDGED]) if config.stream else split
     train = prepare(datasets.select(dataset, config.train_split))
-    test = prepare(datasets.select(dataset, config.test_split))
-    monitored = prepare(dataset.splits["validation"]) if "validation" in dataset.splits else test
+    test = prepare(held(datasets.select(dataset, config.test_split)))
+    monitored = prepare(held(dataset.splits["validation"])) if "validation" in dataset.splits else test
     treat = datasets.treatment(pixels, dataset.levels)
-    shape = train.images.shape[1:]
-    if test.images.shape[1:] != shape:
-        raise ValueError(f"training images have shape {shape}, test images {test.images.shape[1:]}")
+    shape = train.shape
     vae = _vae(config, likelihood, shape, dataset.levels if pixels == "counts" else 2)
     algorithm = training.gradient_descent(
         lambda key, x: vae.init(key, treat(key, x)),
         _loss(config, vae, treat),
         _optimizer(config),
         accumulate=config.accumulate,
+        virtual_shards=config.virtual_shards,
         ema_decay=config.ema_decay,
     )
     density = not likelihood.discrete and pixels != "none"
     offset = float(np.log2(dataset.levels)) if density else 0.0
-    white = {"counts": dataset.levels - 1.0, "none": float(train.images.max())}.get(pixels, 1.0)
+    white = {"counts": dataset.levels - 1.0, "none": float(test.images.max())}.get(pixels, 1.0)
     dimensions = int(np.prod(shape))
+    train = train if config.stream else train.images
     return Run(config, dataset, train, test, monitored, treat, vae, algorithm, dimensions, offset, white)
 
 
 def _pixels(config: Config, likelihood: likelihoods.Likelihood, dataset: datasets.Dataset) -> str:
     if config.pixels == "auto":
-        floating = any(np.issubdtype(split.images.dtype, np.floating) for split in dataset.splits.values())
+        floating = any(np.issubdtype(split.dtype, np.floating) for split in dataset.splits.values())
         natural = (
             [name for name in likelihood.support if name in ("dynamic", "scale", "none")]
             if floating
@@ -270,6 +336,8 @@ def _vae(config: Config, likelihood: likelihoods.Likelihood, shape: tuple[int, .
     output = (*shape[:-1], shape[-1] * likelihood.size)
     activation = networks.ACTIVATIONS[config.activation]
     mirrored = config.hidden[::-1]
+    if config.network != "residual" and (config.blocks, config.remat) != (Config.blocks, Config.remat):
+        raise ValueError(f"--blocks and --remat belong to --network residual, not to {config.network}")
     if config.network == "mlp":
         encoder = networks.mlp(config.hidden, posterior.size, activation)
         decoder = networks.mlp(mirrored, output, activation)
@@ -279,8 +347,9 @@ def _vae(config: Config, likelihood: likelihoods.Likelihood, shape: tuple[int, .
         encoder = networks.convolutional_encoder(config.hidden, posterior.size, activation)
         decoder = networks.convolutional_decoder(mirrored, output, activation)
     else:
-        encoder = networks.residual_encoder(config.hidden, posterior.size, activation=activation)
-        decoder = networks.residual_decoder(mirrored, output, activation=activation)
+        encoder = networks.residual_encoder(config.hidden, posterior.size, config.blocks, activation, config.remat)
+        decoder = networks.residual_decoder(mirrored, output, config.blocks, activation, config.remat)
+    encoder, decoder = (networks.computed_in(network, config.precision) for network in (encoder, decoder))
     encoder = networks.scaled_input(encoder, 1 / (levels - 1))
     return models.vae(encoder, decoder, posterior, likelihood, priors.standard_normal(config.latent))
 
@@ -300,8 +369,10 @@ def _loss(config: Config, vae: models.VAE, treat: Callable) -> training.BatchLos
     else:
         weight = ramps[config.kl_warmup](config.kl_warmup_steps, config.kl_weight)
     if config.free_bits:
-        if config.accumulate > 1:
-            raise ValueError("free bits take their maximum over the whole batch: --accumulate must be 1")
+        if config.accumulate > 1 or config.virtual_shards:
+            raise ValueError(
+                "free bits take their maximum over the whole batch: --accumulate must be 1, --virtual-shards 0"
+            )
         batch_loss = models.free_bits(vae, config.free_bits, config.free_bits_groups, config.num_samples, weight)
     elif config.bound == "elbo":
         batch_loss = training.batch_mean(models.negative_elbo(vae, config.num_samples, weight))
@@ -326,54 +397,3 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
     makers: dict[str, Callable] = {"adam": optax.adam, "adamw": optax.adamw, "adamax": optax.adamax, "sgd": optax.sgd}
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(*clip, makers[config.optimizer](course))
-
-
-# ---------------------------------------------------------------------------------------------------------- folders
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def save_config(workdir: Path, config: Config) -> None:
-    """Writes config.json, or checks that the one of a run with checkpoints is of the same run."""
-    file = workdir / "config.json"
-    now = json.loads(json.dumps(dataclasses.asdict(config)))
-    if file.exists() and any((workdir / "checkpoints").glob("*")):
-        then = json.loads(file.read_text())
-        differing = [
-            f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
-            for name in sorted({*then, *now} - set(IDENTITY_FREE))
-            if then.get(name) != now.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{workdir} holds a run with another config: {'; '.join(differing)}. "
-                "Pass the old values to resume it, or another --workdir for a new run."
-            )
-    write_json(file, now)
-
-
-def load_config(workdir: Path) -> Config:
-    """The Config of a run folder."""
-    file = workdir / "config.json"
-    if not file.exists():
-        raise ValueError(f"{workdir} is no run folder: it has no config.json")
-    values = json.loads(file.read_text())
-    known = {field.name for field in dataclasses.fields(Config)}
-    if values.keys() - known:
-        raise ValueError(f"{file} has fields that this version does not know: {sorted(values.keys() - known)}")
-    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def restore(run: Run, workdir: Path, which: str = "latest") -> tuple[int, Any]:
-    """The step and the parameters of a run's ``latest`` or ``best`` checkpoint, or of the one with a given number."""
-    with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-        step = {"latest": saved.latest, "best": saved.best}.get(which, int(which) if which.isdigit() else None)
-        if step is None or step not in saved.steps:
-            raise ValueError(f"{workdir} has no checkpoint {which!r}; it has {saved.steps or 'none'}")
-        state, _ = saved.restore(step, run.init_state())
-    return step, training.trained(state)

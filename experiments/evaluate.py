@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import config as setup
+import folders
 import outcomes
 import tyro
 
@@ -37,14 +38,14 @@ def evaluate(
         data_dir: folder of prepared sets, where it has moved since the training.
         batch_size: examples at once in the log-likelihood; memory is that of batch_size times 500 decoded latents.
     """
-    config = setup.load_config(workdir)
+    config = folders.load_config(workdir)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, test_split=split or config.test_split)
     run = setup.build(config)
-    step, params = setup.restore(run, workdir, checkpoint)
+    step, params = folders.restore(run, workdir, checkpoint)
     test = datasets.Split(run.test.images[:num_examples], None)
     judged = outcomes.judge(run, params, test, num_samples, batch_size)
     settings = {"split": config.test_split, "checkpoint": step}
-    setup.write_json(workdir / "evaluation.json", settings | judged)
+    folders.write_json(workdir / "evaluation.json", settings | judged)
     print(f"{run.dataset.name}, {config.test_split} split, checkpoint of step {step}")
     rows = outcomes.judgement_rows(judged)
     if judged["kl_per_latent"] is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,52 @@ import jax.numpy as jnp
 import numpy as np
 from config import Run
 
-from jaxvae import datasets, divergences, evaluation, figures
+from jaxvae import datasets, divergences, evaluation, figures, processes
+
+SPEEDS: dict[str, Callable[[float], str]] = {  # what the lines of metrics.jsonl say of speed, and how it is printed
+    "images_per_second": lambda value: f"{value:,.0f} images/s",
+    "flops_per_second": lambda value: f"{value / 1e9:,.1f} GFLOP/s",
+    "share_of_peak": lambda value: f"{value:.1%} of the devices' peak",
+}
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence, in a job of several processes once."""
+    if processes.is_first():
+        print(sentence, flush=True)
 
 
 class Metrics:
     """Lines of ``metrics.jsonl`` and ``validation.jsonl``, TensorBoard where tensorboardX is there, a progress bar.
 
-    Lines of steps after ``start``, which a run that was killed has left, are dropped: their steps are run again.
+    Lines of steps after ``start``, which a run that was killed has left, are dropped: their steps are run again. In a
+    job of several processes only the first one writes. ``cost`` gives more figures for the images per second.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int):
+    def __init__(self, workdir: Path, start: int, steps: int, cost: Callable[[float], dict[str, float]]):
         from tqdm import tqdm
 
-        self.workdir = workdir
+        self.workdir, self.cost, self.board, self.writes = workdir, cost, None, processes.is_first()
+        self.bar = tqdm(
+            total=steps, initial=start, unit="step", desc="training", dynamic_ncols=True, disable=not self.writes
+        )
+        if not self.writes:
+            return
         for name in ("metrics.jsonl", "validation.jsonl"):
             kept = [line for line in read_lines(workdir / name) if line["step"] <= start]
             partial = workdir / f"{name}.partial"
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             partial.replace(workdir / name)
-        self.bar = tqdm(total=steps, initial=start, unit="step", desc="training", dynamic_ncols=True)
         try:
             from tensorboardX import SummaryWriter
 
             self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         except ImportError:
-            self.board = None
+            pass
 
     def report(self, step: int, report: dict[str, Any]) -> None:
         """The means of all terms since the last report."""
+        report |= self.cost(report["images_per_second"])
         names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
         shown = {name: f"{report[term]:.2f}" for term, name in names.items() if report.get(term) is not None}
         self.bar.set_postfix({"images/s": f"{report['images_per_second']:,.0f}"} | shown)
@@ -51,6 +69,8 @@ class Metrics:
         self._write("validation.jsonl", step, {"validation_elbo": elbo})
 
     def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with (self.workdir / name).open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
         for name, value in values.items():
@@ -83,7 +103,8 @@ def judge(run: Run, params: Any, split: datasets.Split, num_samples: int, batch_
 
     treat = run.treat
     summary = evaluation.evaluate(run.vae, params, split.images, run.key, treat=treat)
-    with tqdm(total=len(split.images), unit="image", desc=f"log p(x), K = {num_samples}", leave=False) as bar:
+    title, quiet = f"log p(x), K = {num_samples}", not processes.is_first()
+    with tqdm(total=len(split.images), unit="image", desc=title, leave=False, disable=quiet) as bar:
         estimate = evaluation.estimate_log_likelihood(
             run.vae,
             params,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import config as setup
+import folders
 import jax
 import numpy as np
 import tyro
@@ -36,9 +37,9 @@ def sample(
     """
     if num < 1:
         raise ValueError(f"--num must be at least 1; it was {num}")
-    config = setup.load_config(workdir)
+    config = folders.load_config(workdir)
     run = setup.build(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
-    step, params = setup.restore(run, workdir, checkpoint)
+    step, params = folders.restore(run, workdir, checkpoint)
     key_z, key_x = jax.random.split(jax.random.key(seed))
     z = run.vae.prior(params).sample(key_z, (num,))
     means = figures.decoded(run.vae, params, z)

@@ -6,6 +6,7 @@ One example, one formula: ``jax.vmap`` makes the batch, ``jax.lax.scan`` the epo
 from jaxvae import (
     bounds,
     checkpoints,
+    costs,
     datasets,
     distributions,
     divergences,
@@ -15,6 +16,7 @@ from jaxvae import (
     networks,
     posteriors,
     priors,
+    processes,
     schedules,
     training,
 )
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "bounds",
     "checkpoints",
+    "costs",
     "datasets",
     "distributions",
     "divergences",
@@ -32,6 +35,7 @@ __all__ = [
     "networks",
     "posteriors",
     "priors",
+    "processes",
     "schedules",
     "training",
 ]

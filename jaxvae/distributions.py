@@ -138,7 +138,7 @@ class MultivariateNormal:
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         noise = jax.random.normal(key, shape + self.event_shape, jnp.result_type(self.loc))
-        return self.loc + noise @ self.scale_tril.T
+        return self.loc + jnp.matmul(noise, self.scale_tril.T, precision="float32")
 
     def log_prob(self, x: Array) -> Array:
         lead = _check_event(self, x)
@@ -221,7 +221,8 @@ class Categorical:
     @property
     def mean(self) -> Array:
         """The expected class index: for ordered classes such as pixel values, the mean."""
-        return jax.nn.softmax(self.logits) @ jnp.arange(self.logits.shape[-1], dtype=jnp.result_type(self.logits))
+        classes = jnp.arange(self.logits.shape[-1], dtype=jnp.result_type(self.logits))
+        return jnp.matmul(jax.nn.softmax(self.logits), classes, precision="float32")
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         return jax.random.categorical(key, self.logits, shape=shape + self.event_shape)
@@ -427,7 +428,7 @@ class Mixture:
 
     @property
     def mean(self) -> Array:
-        return jnp.tensordot(jax.nn.softmax(self.logits), self._each(lambda d: d.mean), 1)
+        return jnp.tensordot(jax.nn.softmax(self.logits), self._each(lambda d: d.mean), 1, precision="float32")
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         def one(key: Array) -> Array:

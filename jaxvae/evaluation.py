@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
 
-from jaxvae import bounds, divergences
+from jaxvae import bounds, divergences, processes
 from jaxvae.datasets import num_examples
 from jaxvae.models.vae import VAE, elbo_terms
 
@@ -91,7 +91,7 @@ def pareto_shape(largest: Array) -> Array:
     shape = jnp.mean(jnp.log1p(-b[:, None] * x), 1)  # [grid], the negative of Zhang & Stephens' k
     profile = m * (jnp.log(-b / shape) - shape - 1)
     weight = jax.nn.softmax(profile)
-    k = jnp.mean(jnp.log1p(-jnp.vdot(weight, b) * x))
+    k = jnp.mean(jnp.log1p(-jnp.sum(weight * b) * x))
     k = (m * k + 5) / (m + 10)
     return jnp.where((m >= 5) & (quartile > 0), k, jnp.nan)
 
@@ -258,14 +258,21 @@ def _over_split(
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
-    """The columns of every example in float64; the last batch is filled up with the last example and cut."""
+    """The columns of every example in float64; the last batch is filled up with the last example and cut.
+
+    In a job of several processes each takes its share of the batches, and all must call this.
+    """
     n = num_examples(examples)
     batch_size = min(batch_size, n)
-    parts = []
-    for start in range(0, n, batch_size):
+    starts = range(0, n, batch_size)
+    shared = len(starts) >= jax.process_count() > 1
+    columns: dict[str, np.ndarray] = {}
+    for start in starts[jax.process_index() :: jax.process_count()] if shared else starts:
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         stored = jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], examples)
-        values = batched(params, key, rows, stored)
-        parts.append({name: np.asarray(v, np.float64)[: n - start] for name, v in values.items()})
+        for name, values in batched(params, key, rows, stored).items():
+            column = columns.setdefault(name, np.zeros((n, *values.shape[1:]), np.float32))
+            column[start : start + batch_size] = np.asarray(values)[: n - start]
         progress(min(start + batch_size, n))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns = processes.summed(columns) if shared else columns
+    return {name: column.astype(np.float64) for name, column in columns.items()}

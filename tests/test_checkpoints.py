@@ -1,10 +1,15 @@
-"""Checkpoints: what is saved comes back bit for bit, the newest and the best are kept."""
+"""Checkpoints: what is saved comes back bit for bit, the newest and the best are kept, and damage is never restored."""
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import optax
@@ -87,3 +92,203 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     )
     with checkpoints.Checkpoints(tmp_path) as saved, pytest.raises(ValueError, match="another model"):
         saved.restore(4, other.init(jax.random.key(0), CENTERS[0]))
+
+
+def large_state(step: int) -> training.State:
+    """A state with an array that is too large for Orbax to keep in its index."""
+    key = jax.random.key(step)
+    params = {"model": {"w": jax.random.normal(key, (64, 64))}}
+    return training.State(jnp.int32(step), key, params, None, {}, jnp.int32(0))
+
+
+TOTALS = {"sums": {"loss": [1 / 3, 7]}, "skipped": 2}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with the checkpoints of steps 1, 2 and 3; the first one is the best."""
+    workdir = tmp_path_factory.mktemp("three")
+    with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+        for step in (1, 2, 3):
+            saved.save(step, large_state(step), TOTALS, metric=-float(step))
+        assert saved.restore_newest(large_state(0), pytest.fail)[0] == 3
+    return workdir
+
+
+@pytest.fixture
+def copied(three: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    shutil.copytree(three / "checkpoints", tmp_path / "checkpoints")
+    return tmp_path
+
+
+def newest(workdir: Path, **settings: Any) -> tuple[Any, list[str]]:
+    """What ``restore_newest`` finds, and what it warns of."""
+    warnings: list[str] = []
+    with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+        return saved.restore_newest(large_state(0), warnings.append, **settings), warnings
+
+
+@pytest.mark.parametrize("way", harness.DAMAGES)
+def test_damage_is_named_and_put_aside_and_the_checkpoint_before_it_goes_on(copied: Path, way: str) -> None:
+    harness.damage(copied, 3, way)
+    left = {path.name for path in (copied / "checkpoints").glob("3*") if "tmp" not in path.name}
+    (step, state, totals), (warning,) = newest(copied)
+    assert (step, totals) == (2, TOTALS)
+    assert_same(state, large_state(2))
+    assert "of step 3 " in warning and str(copied / "checkpoints" / "3") in warning
+    assert {path.name for path in (copied / "checkpoints" / "damaged").glob("*")} == left
+    with checkpoints.Checkpoints(copied / "checkpoints") as saved:
+        saved.save(3, large_state(3), TOTALS, metric=-3.0)
+    (step, state, _), warnings = newest(copied)
+    assert (step, warnings) == (3, [])
+    assert_same(state, large_state(3))
+
+
+@pytest.mark.parametrize("way", harness.DAMAGES)
+def test_where_all_are_damaged_training_does_not_start_over_and_nothing_is_touched(copied: Path, way: str) -> None:
+    for step in (1, 2, 3):
+        harness.damage(copied, step, way)
+    before = harness.contents(copied)
+    with pytest.raises(checkpoints.DamagedError, match="holds no checkpoint that can be read"):
+        newest(copied)
+    assert harness.contents(copied) == before
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_a_flipped_bit_is_found_or_changes_nothing(copied: Path, place: float) -> None:
+    """In every file of a checkpoint; in the index, the manifest and the record it is found wherever it is."""
+    folder, found = copied / "checkpoints" / "3", set()
+    for path in [*folder.rglob("*"), folder.with_name("3.json")]:
+        if path.is_file():
+            whole = path.read_bytes()
+            harness.flip(path, place)
+            (step, state, _), warnings = newest(copied, keep_damaged=True)
+            assert_same(state, large_state(step))
+            assert (step == 3) != bool(warnings)
+            found |= {path} if warnings else set()
+            path.write_bytes(whole)
+    assert {next((folder / "d").iterdir()), folder / "manifest.ocdbt", folder.with_name("3.json")} <= found
+
+
+@pytest.mark.parametrize("way", ["arrays gone", "folder gone", "a bit of the record"])
+def test_a_reader_leaves_damage_where_it_is(copied: Path, way: str) -> None:
+    harness.damage(copied, 3, way)
+    before = harness.contents(copied)
+    found, warnings = newest(copied, keep_damaged=True)
+    assert (found[0], len(warnings)) == (2, 1)
+    assert harness.contents(copied) == before
+
+
+def test_a_first_checkpoint_that_was_never_finished_is_missed_and_training_starts_over(tmp_path: Path) -> None:
+    assert newest(tmp_path) == (None, [])
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    saved.save(1, large_state(1), TOTALS)
+    saved._checkpointer.wait_until_finished()  # and here the process is killed
+    assert not finished(tmp_path, 1)
+    harness.damage(tmp_path, 1, "half-written")
+    found, (warning,) = newest(tmp_path)
+    assert found is None
+    assert "of step 1 is missing" in warning
+    assert (tmp_path / "checkpoints" / "damaged" / "1.json").exists()
+    assert newest(tmp_path) == (None, [])
+
+
+def finished(workdir: Path, step: int) -> bool:
+    return json.loads((workdir / "checkpoints" / f"{step}.json").read_text())["record"]["finished"]
+
+
+@pytest.mark.parametrize("by", ["close", "the next save", "restore_newest"])
+def test_a_checkpoint_that_was_finished_is_never_taken_for_one_that_was_not(tmp_path: Path, by: str) -> None:
+    """Its record says so as soon as anything knows it, so that its loss is no reason to start over."""
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    saved.save(1, large_state(1), TOTALS)
+    assert not finished(tmp_path, 1)
+    if by == "restore_newest":
+        saved._checkpointer.wait_until_finished()
+        assert newest(tmp_path)[0][0] == 1
+    else:
+        saved.close() if by == "close" else saved.save(2, large_state(2), TOTALS)
+    assert finished(tmp_path, 1)
+    saved.close()
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    shutil.rmtree(tmp_path / "checkpoints" / "2", ignore_errors=True)
+    with pytest.raises(checkpoints.DamagedError):
+        newest(tmp_path)
+
+
+def test_damage_of_the_same_step_again_replaces_what_was_put_aside(copied: Path) -> None:
+    for _ in range(2):
+        harness.damage(copied, 3, "arrays gone")
+        assert newest(copied)[0][0] == 2
+        with checkpoints.Checkpoints(copied / "checkpoints") as saved:
+            saved.save(3, large_state(3), TOTALS)
+    assert {path.name for path in (copied / "checkpoints" / "damaged").glob("*")} == {"3", "3.json"}
+
+
+METRICS: dict[str, tuple[list[float | None], int | None, list[int]]] = {  # of steps 1, 2, ... -> best, steps kept
+    "none at all": ([None, None, None], None, [2, 3]),
+    "some": ([None, -2.0, None, -3.0, None], 2, [2, 4, 5]),
+    "equal": ([-1.0, -1.0, -1.0, -1.0], 1, [1, 3, 4]),
+    "the last": ([-3.0, -2.0, -1.0], 3, [2, 3]),
+    "not a number": ([math.nan, -2.0, -3.0, -4.0], 2, [2, 3, 4]),
+    "minus infinity": ([-math.inf, -2.0, math.nan, -3.0], 2, [2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("metrics", METRICS)
+def test_which_one_is_best_and_which_are_kept(tmp_path: Path, metrics: str) -> None:
+    values, best, kept = METRICS[metrics]
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        for step, metric in enumerate(values, 1):
+            saved.save(step, {"step": jnp.int32(step)}, {}, metric)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        assert (saved.best, saved.steps) == (best, kept)
+
+
+def test_what_was_left_unfinished_is_removed_by_the_next_save(copied: Path) -> None:
+    harness.damage(copied, 3, "half-written")
+    (copied / "checkpoints" / "7.json.partial").write_text("{")
+    with checkpoints.Checkpoints(copied / "checkpoints") as saved:
+        saved.save(4, large_state(4), TOTALS)
+    names = {path.name for path in (copied / "checkpoints").iterdir()}
+    assert names - {"7.json.partial"} == {"1", "1.json", "2", "2.json", "4", "4.json"}
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise ValueError("RESOURCE_EXHAUSTED: Error writing local file [os_error_code='28'] and much more")
+
+
+def below_a_file(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
+    folder.write_text("no folder")
+
+
+def full_at_once(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(saved._checkpointer, "save", full)
+
+
+def full_later(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(saved._checkpointer, "wait_until_finished", full)
+
+
+@pytest.mark.parametrize(
+    "way, reason",
+    [
+        (below_a_file, "File exists"),
+        (full_at_once, "No space left on device"),
+        (full_later, "No space left on device"),
+    ],
+)
+def test_a_write_that_fails_names_the_step_and_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable, reason: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    saved = checkpoints.Checkpoints(folder)
+    way(folder, saved, monkeypatch)
+    with pytest.raises(OSError, match=f"the checkpoint of step 1 could not be written to {folder}: .*{reason}"):
+        saved.save(1, large_state(1), TOTALS)
+        saved.wait()
+    monkeypatch.undo()
+    saved.close()
+    if folder.is_dir():
+        assert newest(tmp_path)[0] is None or way is full_later

@@ -134,6 +134,10 @@ MISTAKES = {
     "bound": (["--bound", "iwae", "--kl-weight", "2"], "belong to --bound elbo"),
     "free bits": (["--free-bits", "0.1", "--accumulate", "2"], "--accumulate must be 1"),
     "devices": (["--devices", "64"], "this machine has"),
+    "job": (["--coordinator", "127.0.0.1:1"], "belong to --distributed"),
+    "shards": (["--virtual-shards", "7"], "--batch-size 128 does not divide into --virtual-shards 7"),
+    "blocks": (["--blocks", "3"], "belong to --network residual"),
+    "static stream": (["--stream", "--pixels", "static"], "use pixels='dynamic'"),
     "batch": (["--batch-size", "0"], "--batch-size must be at least 1; it was 0"),
     "latent": (["--latent", "-1"], "--latent must be at least 1; it was -1"),
     "rate": (["--learning-rate", "nan"], "--learning-rate must be finite"),
@@ -142,10 +146,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_answered_in_a_sentence(tmp_path: Path, data_dir: Path, mistake: str) -> None:
+def test_mistakes_are_answered_in_a_sentence(
+    tmp_path: Path, data_dir: Path, mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import train
+
     arguments, answer = MISTAKES[mistake]
-    done = script("train.py", *arguments, "--data-dir", data_dir, "--workdir", tmp_path / "run", code=2)
-    assert answer in " ".join((done.stderr + done.stdout).split())
+    more = ["--data-dir", str(data_dir), "--workdir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *more])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
+    said = capsys.readouterr()
+    assert answer in " ".join((said.err + said.out).split())
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -171,6 +183,8 @@ def test_help(name: str) -> None:
 RUNS = {
     "conv": ["conv", "--hidden", "4", "--latent", "2"],
     "devices": ["--devices", "4"],
+    "shard_map": ["--devices", "4", "--mapping", "shard_map", "--virtual-shards", "8", "--precision", "bfloat16"],
+    "stream": ["--stream", "--devices", "2", "--profile"],
     "residual": ["--network", "residual", "--hidden", "4", "--latent", "2"],
     "iwae": ["--bound", "iwae", "--num-samples", "3"],
     "sampled": ["--bound", "sampled_elbo", "--ema-decay", "0.9", "--clip-norm", "1", "--warmup-steps", "2"],

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as npd
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
-from jaxvae import bounds, datasets, evaluation, likelihoods, models, networks, posteriors, priors, training
+from jaxvae import (
+    bounds,
+    datasets,
+    distributions,
+    divergences,
+    evaluation,
+    likelihoods,
+    models,
+    networks,
+    posteriors,
+    priors,
+    training,
+)
 
 SHAPE = (6, 5, 2)
 NETWORKS = {
@@ -132,18 +147,179 @@ def test_an_nnx_module_with_other_state_is_refused() -> None:
         networks.from_nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs))
 
 
-def test_bfloat16_networks_keep_float32_parameters_and_densities() -> None:
-    pair = [networks.mlp((32,), size, dtype=jnp.bfloat16) for size in (4, (8, 8, 1))]
-    exact = [networks.mlp((32,), size) for size in (4, (8, 8, 1))]
-    families = posteriors.normal(2), likelihoods.bernoulli(), priors.standard_normal(2)
-    half, full = models.vae(*pair, *families), models.vae(*exact, *families)
-    x = jnp.ones((8, 8, 1))
-    params = half.init(jax.random.key(0), x)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    terms = [models.elbo_terms(vae, params, jax.random.key(1), x, 10) for vae in (half, full)]
-    assert all(value.dtype == jnp.float32 for value in terms[0].values())
-    for name in terms[0]:
-        assert float(terms[0][name]) == pytest.approx(float(terms[1][name]), rel=2e-2, abs=2e-2)
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, those of loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params):
+            yield from equations(value) if hasattr(value, "eqns") else ()
+
+
+def products(function: Callable, *args: Any) -> list[Any]:
+    """The matrix products and convolutions of a function."""
+    found = equations(jax.make_jaxpr(function)(*args))
+    return [equation for equation in found if equation.primitive.name in ("dot_general", "conv_general_dilated")]
+
+
+OF_ANY_KIND = {
+    "mlp": (networks.mlp((8,), 4), (6,)),
+    "convolutional": (networks.convolutional_encoder((4,), 4), (8, 8, 1)),
+    "residual": (networks.residual_encoder((4,), 4, blocks=3, remat=True), (8, 8, 1)),
+    "decoder": (networks.residual_decoder((4,), (8, 8, 1)), (3,)),
+    "own": (affine(4), (6,)),
+    "nnx": (nnx_affine(4, 6), (6,)),
+}
+
+
+@pytest.mark.parametrize("ambient", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "matmul"),
+    [
+        ("float32", jnp.float32, jax.lax.Precision.HIGHEST),
+        ("tensorfloat32", jnp.float32, jax.lax.Precision.HIGH),
+        ("bfloat16", jnp.bfloat16, jax.lax.Precision.DEFAULT),
+    ],
+)
+@pytest.mark.parametrize("kind", OF_ANY_KIND)
+def test_a_precision_is_stated_for_every_product(
+    kind: str, precision: str, dtype: Any, matmul: Any, ambient: str
+) -> None:
+    """Backward products too, whatever the ambient default; parameters, gradients and outputs are float32."""
+    network, x = networks.computed_in(OF_ANY_KIND[kind][0], precision), jnp.ones(OF_ANY_KIND[kind][1])
+    params = jax.eval_shape(network.init, jax.random.key(0), x)
+    loss = lambda params, x: network.apply(params, x).sum()
+    with jax.default_matmul_precision(ambient):
+        found = products(jax.value_and_grad(loss, (0, 1)), params, x)
+    assert len(found) >= 3
+    for equation in found:
+        assert set(equation.params["precision"]) == {matmul}
+        assert {variable.aval.dtype for variable in equation.invars} == {jnp.dtype(dtype)}
+    ends = params, jax.eval_shape(network.apply, params, x), jax.eval_shape(jax.grad(loss, (0, 1)), params, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(ends)} == {jnp.dtype(jnp.float32)}
+
+
+def test_normalization_in_bfloat16_has_float32_statistics() -> None:
+    network, x = networks.computed_in(OF_ANY_KIND["residual"][0], "bfloat16"), jnp.ones((8, 8, 1))
+    found = equations(jax.make_jaxpr(network.apply)(jax.eval_shape(network.init, jax.random.key(0), x), x))
+    roots = [equation.invars[0].aval.dtype for equation in found if equation.primitive.name == "rsqrt"]
+    assert roots == [jnp.float32] * 2
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="no precision 'float16'; there are float32, tensorfloat32, bfloat16"):
+        networks.computed_in(affine(4), "float16")
+
+
+def in_precision(precision: str, posterior: str = "normal") -> models.VAE:
+    """A VAE of the digits, 64-32-4-32-64."""
+    family = posteriors.POSTERIORS[posterior](4)
+    pair = networks.mlp((32,), family.size), networks.mlp((32,), (8, 8, 1))
+    encoder, decoder = (networks.computed_in(network, precision) for network in pair)
+    return models.vae(encoder, decoder, family, likelihoods.bernoulli(), priors.standard_normal(4))
+
+
+def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(digits: datasets.Dataset) -> None:
+    treat = datasets.treatment("dynamic", 17)
+    full, half = in_precision("float32"), in_precision("bfloat16")
+    loss = training.treated(treat, training.batch_mean(models.negative_elbo(full)))
+    init = lambda key, x: full.init(key, treat(key, x))
+    algorithm = training.gradient_descent(init, loss, optax.adam(3e-3))
+    state = training.fit(algorithm, digits.splits["train"].images, num_steps=300, batch_size=64)
+    params, images = training.trained(state), digits.splits["test"].images
+    judge = lambda vae: evaluation.evaluate(vae, params, images, jax.random.key(1), treat=treat, num_samples=5)
+    exact, rounded = judge(full), judge(half)
+    assert exact.elbo > -64 * np.log(2) + 10  # trained: a decoder that returns zeros has -64 log 2
+    assert abs(exact.elbo - rounded.elbo) < exact.standard_error
+    assert exact.kl != rounded.kl  # the encoder has rounded
+    assert exact.reconstruction != rounded.reconstruction
+
+
+@pytest.mark.parametrize("posterior", posteriors.POSTERIORS)
+def test_densities_of_bfloat16_networks_are_float32(posterior: str) -> None:
+    vae, x = in_precision("bfloat16", posterior), jnp.ones((8, 8, 1))
+    params, z = jax.eval_shape(vae.init, jax.random.key(0), x), jnp.ones(4)
+    terms = lambda params: models.elbo_terms(vae, params, jax.random.key(1), x, 2)
+    of = lambda params: (vae.encode(params, x), vae.decode(params, z), vae.encode(params, x).log_prob(z), terms(params))
+    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(of, params))} == {jnp.dtype(jnp.float32)}
+
+
+full_covariance = distributions.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("function", "distribution"),
+    [
+        (lambda d: d.log_prob(d.sample(jax.random.key(0), (4,))).sum(), full_covariance),
+        (lambda d: divergences.kl(d, d), full_covariance),
+        (lambda d: d.mean.sum(), distributions.Categorical(jnp.ones((2, 5)))),
+        (
+            lambda d: d.mean.sum(),
+            distributions.Mixture(jnp.ones(3), distributions.Normal(jnp.ones((3, 2)), jnp.ones((3, 2)))),
+        ),
+    ],
+    ids=["log-density of a sample", "KL", "mean of a categorical", "mean of a mixture"],
+)
+def test_products_in_distributions_are_float32_whatever_the_ambient_is(function: Callable, distribution: Any) -> None:
+    with jax.default_matmul_precision("bfloat16"):
+        found = products(jax.value_and_grad(function), distribution)
+    assert found
+    assert all(set(equation.params["precision"]) == {jax.lax.Precision.HIGHEST} for equation in found)
+
+
+STAGED = {
+    "encoder": (lambda blocks, remat: networks.residual_encoder((4,), 3, blocks, remat=remat), (8, 8, 1)),
+    "decoder": (lambda blocks, remat: networks.residual_decoder((4,), (8, 8, 1), blocks, remat=remat), (3,)),
+}
+
+
+def unrolled(kind: str, blocks: int, params: Any, x: jax.Array) -> jax.Array:
+    """The networks of STAGED with a Python loop over blocks that are written out."""
+    part = lambda name, module, x, params=params: module.apply({"params": params[name]}, x)
+    if kind == "encoder":
+        x = part("Conv_0", linen.Conv(4, (4, 4), strides=2), x)
+    else:
+        x = part("Dense_0", linen.Dense(64), x).reshape(4, 4, 4)
+    for b in range(blocks):
+        own, h = jax.tree.map(lambda leaf, b=b: leaf[b], params["stage_0"]), x
+        for i in range(2):
+            h = jax.nn.silu(part(f"GroupNorm_{i}", linen.GroupNorm(num_groups=4), h, own))
+            h = part(f"Conv_{i}", linen.Conv(4, (3, 3)), h, own)
+        x = x + h
+    if kind == "encoder":
+        return part("Dense_0", linen.Dense(3), jax.nn.silu(x).reshape(-1))
+    return part("ConvTranspose_0", linen.ConvTranspose(1, (4, 4), strides=(2, 2)), jax.nn.silu(x))
+
+
+@pytest.mark.parametrize("kind", STAGED)
+def test_a_scanned_stage_is_a_loop_over_its_blocks(kind: str) -> None:
+    make, shape = STAGED[kind]
+    x, rng = jax.random.normal(jax.random.key(1), shape), np.random.default_rng(0)
+    shapes = jax.eval_shape(make(3, False).init, jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
+    of = lambda apply: jax.jit(jax.value_and_grad(lambda params: jnp.sin(apply(params, x)).mean()))(params)
+    expected = of(functools.partial(unrolled, kind, 3))
+    for remat in (False, True):
+        chex.assert_trees_all_close(of(make(3, remat).apply), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_of_a_stage_are_drawn_independently_and_remat_changes_nothing() -> None:
+    init = lambda remat: STAGED["encoder"][0](9, remat).init(jax.random.key(0), jnp.ones((8, 8, 1)))
+    params = init(False)
+    chex.assert_trees_all_equal(params, init(True))
+    kernels = np.stack([params["stage_0"][name]["kernel"].reshape(9, -1) for name in ("Conv_0", "Conv_1")])
+    kernels = kernels.reshape(18, -1)  # [2 * blocks, 3 * 3 * 4 * 4]
+    assert np.abs(np.corrcoef(kernels) - np.eye(18)).max() < 4 / np.sqrt(kernels.shape[1])
+    np.testing.assert_allclose(kernels.std(1), 1 / np.sqrt(9 * 4), rtol=0.2)  # as LeCun draws a single block's
+
+
+@pytest.mark.parametrize("kind", STAGED)
+def test_a_stage_may_have_no_blocks(kind: str) -> None:
+    make, shape = STAGED[kind]
+    params = jax.eval_shape(make(0, False).init, jax.random.key(0), jnp.ones(shape))
+    one = jax.eval_shape(make(1, False).init, jax.random.key(0), jnp.ones(shape))
+    assert one.keys() - params.keys() == {"stage_0"}
+    out = lambda network, params: jax.eval_shape(network.apply, params, jnp.ones(shape)).shape
+    assert out(make(0, False), params) == out(make(1, False), one)
 
 
 def in_numpyro(vae: models.VAE) -> models.VAE:

@@ -72,44 +72,151 @@ def test_fewer_examples_than_a_batch(n: int) -> None:
     np.testing.assert_allclose(training.trained(state)["w"], CENTERS[:n].mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [16, 30])
-def test_the_result_does_not_depend_on_the_number_of_devices(
+DEVICES = {16: [("pmap", 2), ("shard_map", 8)], 30: [("pmap", 8), ("shard_map", 4)]}  # batch size: mapping, devices
+
+
+@pytest.mark.parametrize("batch_size", DEVICES)
+def test_the_result_does_not_depend_on_the_devices(
     small_vae: models.VAE, digits: datasets.Dataset, batch_size: int
 ) -> None:
-    """A set of 100 has ragged last batches of both sizes; SGD with momentum and clipping shows a gradient's scale."""
-    one, losses = fitted(small_vae, digits, 1, batch_size)
-    for devices in (2, 4, 8):
-        many, losses_of_many = fitted(small_vae, digits, devices, batch_size)
-        np.testing.assert_allclose(losses_of_many, losses, rtol=1e-6)
+    """A set of 100 has ragged last batches of both sizes; SGD with momentum and clipping shows a gradient's scale.
+
+    Under shard_map's own default, ``check_vma=True``, gradients would be as many times too large as there are devices.
+    """
+    one, reports = fitted(small_vae, digits, 1, batch_size)
+    for mapping, devices in DEVICES[batch_size]:
+        many, reports_of_many = fitted(small_vae, digits, devices, batch_size, mapping)
+        np.testing.assert_allclose(reports_of_many, reports, rtol=1e-6)
         chex.assert_trees_all_close(one, many, atol=1e-6)
 
 
-def fitted(vae: models.VAE, digits: datasets.Dataset, devices: int, batch_size: int) -> tuple[Any, list[float]]:
+def fitted(
+    vae: models.VAE, digits: datasets.Dataset, devices: int, batch_size: int, mapping: str = "pmap", **settings: Any
+) -> tuple[Any, list]:
+    """Parameters, which must be the same on all devices, and every step's loss and norm of the gradient."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-2, momentum=0.9))
-    losses: list[float] = []
+    reports: list = []
     state = training.fit(
-        digits_vae(vae, optimizer),
+        digits_vae(vae, optimizer, **settings),
         digits.splits["train"].images[:100],
         num_steps=12,
         batch_size=batch_size,
-        report=lambda step, report: losses.append(report["loss"]),
+        report=lambda step, report: reports.append((report["loss"], report["gradient_norm"])),
         report_every=1,
         devices=jax.local_devices()[:devices],
+        mapping=mapping,
     )
     for leaf in jax.tree.leaves(state.params):
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(copies) == devices
         assert all(np.array_equal(copy, copies[0]) for copy in copies)
-    return jax.tree.map(np.asarray, training.trained(state)), losses
+    return jax.tree.map(np.asarray, training.trained(state)), reports
 
 
-def test_many_dispatches_on_simulated_devices_do_not_deadlock() -> None:
-    """XLA's simulated devices hang when more than about 32 collectives are queued: the loop reads as it goes."""
-    algorithm = quadratic(optax.sgd(0.1))
-    state = training.fit(
-        algorithm, CENTERS, num_steps=200, batch_size=8, steps_per_call=1, report_every=200, devices=jax.local_devices()
+def test_virtual_shards_give_the_same_bits_on_any_number_of_devices(
+    small_vae: models.VAE, digits: datasets.Dataset
+) -> None:
+    one, reports = fitted(small_vae, digits, 1, 24, virtual_shards=8)
+    plain, plain_reports = fitted(small_vae, digits, 1, 24)
+    np.testing.assert_allclose(reports, plain_reports, rtol=1e-6)
+    chex.assert_trees_all_close(one, plain, atol=1e-6)
+    for mapping, devices in [("shard_map", 2), ("pmap", 8)]:
+        many, reports_of_many = fitted(small_vae, digits, devices, 24, mapping, virtual_shards=8)
+        assert reports_of_many == reports
+        assert_same(one, many)
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "message"),
+    [(3, 24, "8 do not divide over 3 devices"), (1, 23, "batch of 23 .* 8 parts .virtual_shards")],
+)
+def test_virtual_shards_that_do_not_divide_are_refused(devices: int, batch_size: int, message: str) -> None:
+    algorithm = quadratic(optax.sgd(0.1), virtual_shards=8)
+    with pytest.raises(ValueError, match=message):
+        training.fit(algorithm, CENTERS, num_steps=1, batch_size=batch_size, devices=jax.local_devices()[:devices])
+
+
+@pytest.mark.parametrize("mapping", training.MAPPINGS)
+def test_a_model_may_loop_from_constants_on_many_devices(mapping: str) -> None:
+    """Under shard_map's own default, ``check_vma=True``, a scan whose carry starts as a constant raises."""
+
+    def looped(params: Any, key: jax.Array, x: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
+        total, _ = jax.lax.scan(lambda sum, pair: (sum + (pair[0] - pair[1]) ** 2, None), 0.0, (params["w"], x))
+        return 0.5 * total, {}
+
+    settings: dict[str, Any] = {"num_steps": 5, "batch_size": 8}
+    one = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
+    many = training.fit(
+        quadratic(optax.sgd(0.1), looped), CENTERS, devices=jax.local_devices()[:4], mapping=mapping, **settings
     )
+    chex.assert_trees_all_close(one.params, jax.tree.map(np.asarray, many.params), atol=1e-6)
+
+
+@pytest.mark.parametrize("mapping", training.MAPPINGS)
+def test_many_dispatches_on_simulated_devices_do_not_deadlock(mapping: str) -> None:
+    """XLA's simulated devices hang when more than about 32 collectives are queued: the loop reads as it goes."""
+    settings: dict[str, Any] = {"batch_size": 8, "steps_per_call": 1, "report_every": 200, "mapping": mapping}
+    state = training.fit(quadratic(optax.sgd(0.1)), CENTERS, num_steps=200, devices=jax.local_devices(), **settings)
     assert int(state.step) == 200
+
+
+def test_a_mapping_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="pmap, shard_map; it was 'vmap'"):
+        training.fit(quadratic(optax.sgd(0.1)), CENTERS, num_steps=1, batch_size=4, mapping="vmap")
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_reports_do_not_depend_on_how_steps_are_dispatched(devices: int) -> None:
+    reports: dict[int, list] = {}
+    for every in (1, 7, 1000):
+        seen = reports.setdefault(every, [])
+        training.fit(
+            quadratic(optax.adam(0.1)),
+            CENTERS,
+            num_steps=60,
+            batch_size=8,
+            report=lambda step, r, seen=seen: seen.append((step, r["loss"], r["gradient_norm"])),
+            report_every=30,
+            devices=jax.local_devices()[:devices],
+            hooks=[training.Hook(every, lambda moment: None)],
+        )
+    assert reports[1] == reports[7] == reports[1000]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_asked_to_stop_it_saves_everything_and_goes_on_bit_for_bit(devices: int) -> None:
+    settings: dict[str, Any] = {"num_steps": 90, "batch_size": 8, "report_every": 30}
+    settings |= {"steps_per_call": 4, "devices": jax.local_devices()[:devices]}
+    reports: dict[str, dict] = {"whole": {}, "parts": {}}
+    moments: list[training.Moment] = []
+
+    def fit(name: str, **more: Any) -> Any:
+        report = lambda step, r: reports[name].update({step: r | {"images_per_second": None}})
+        return training.fit(quadratic(optax.adam(0.1)), CENTERS, report=report, **settings, **more)
+
+    whole = fit("whole")
+    keep = lambda moment: moments.append(moment._replace(state=jax.tree.map(jnp.copy, moment.state)))
+    asked = iter(range(10**6))
+    stopped = fit("parts", hooks=[training.Hook(1000, keep)], stop=lambda: next(asked) >= 5)
+    (moment,) = moments
+    assert moment.stopping and 0 < moment.step < 90 and moment.step == int(stopped.step)
+    resumed = fit("parts", state=moment.state, totals=moment.totals)
+    assert_same(whole, resumed)
+    assert reports["parts"] == reports["whole"]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_stream_trains_as_the_same_set_in_memory(
+    small_vae: models.VAE, digits: datasets.Dataset, devices: int
+) -> None:
+    """Bit for bit, in blocks of any number of batches, ragged ones included, and from the middle on."""
+    images = digits.splits["train"].images[:100]
+    stream = datasets.stream({"train": images, "test": images}, levels=17).splits["train"]
+    algorithm = digits_vae(small_vae, optax.adam(1e-3))
+    settings: dict[str, Any] = {"num_steps": 20, "batch_size": 30, "devices": jax.local_devices()[:devices]}
+    whole = training.fit(algorithm, images, **settings)
+    half = training.fit(algorithm, stream, **settings | {"num_steps": 9}, steps_per_call=4)
+    assert_same(whole, training.fit(algorithm, stream, state=half, **settings))
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -122,7 +229,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(parts: int, devices:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"batch of 10 .* accumulate=3"):
+    with pytest.raises(ValueError, match=r"batch of 10 .* 3 parts .accumulate"):
         training.fit(quadratic(optax.sgd(0.1), accumulate=3), CENTERS, num_steps=1, batch_size=10)
 
 
@@ -151,12 +258,16 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(small_vae: models.VAE, digits: d
     assert reports["parts"] == {step: report for step, report in reports["whole"].items() if step > cut}
 
 
-def test_a_state_that_is_passed_in_is_not_consumed() -> None:
+@pytest.mark.parametrize("mapping", training.MAPPINGS)
+def test_a_state_that_is_passed_in_is_not_consumed(mapping: str) -> None:
+    """device_put aliases its source on the first device, and donating the copy would delete it."""
     algorithm = quadratic(optax.sgd(0.1))
-    state = algorithm.init(jax.random.key(0), CENTERS[0])
-    for devices in (1, 8):
-        training.fit(algorithm, CENTERS, num_steps=3, batch_size=8, state=state, devices=jax.local_devices()[:devices])
-    np.testing.assert_array_equal(state.params["model"]["w"], np.zeros(3))
+    first = algorithm.init(jax.random.key(0), CENTERS[0])
+    for state in (first, training.everywhere(first, jax.local_devices())):
+        for devices in (1, 8):
+            own = jax.local_devices()[:devices]
+            training.fit(algorithm, CENTERS, num_steps=3, batch_size=8, state=state, devices=own, mapping=mapping)
+        np.testing.assert_array_equal(state.params["model"]["w"], np.zeros(3))
 
 
 def poisoned(bad: set[int], where: str) -> Any:

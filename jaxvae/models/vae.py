@@ -138,7 +138,9 @@ def free_bits(
             reconstruction = jax.vmap(lambda z: vae.decode(params, z).log_prob(x))(z).mean()
             return reconstruction, kl.reshape(groups, -1).sum(-1)
 
-        reconstruction, kl = jax.tree.map(lambda v: jnp.tensordot(weight, v, 1), jax.vmap(example)(keys, x))
+        reconstruction, kl = jax.tree.map(
+            lambda v: jnp.tensordot(weight, v, 1, precision="float32"), jax.vmap(example)(keys, x)
+        )
         if axis_name is not None:
             reconstruction, kl = lax.psum((reconstruction, kl), axis_name)
         rate = jnp.maximum(kl, nats).sum()

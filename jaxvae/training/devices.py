@@ -1,0 +1,161 @@
+"""Many steps in one dispatch, on one device or mapped over many, in one process or several."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxvae import processes
+from jaxvae.models.vae import Terms
+from jaxvae.training.algorithms import Algorithm, Batch
+
+Array = jax.Array
+AXIS = "devices"
+MAPPINGS = ("pmap", "shard_map")
+
+
+class Layout:
+    """The devices of a job, and those of them that are this process's own.
+
+    A global batch is cut into equal parts in the order of ``devices``; ``pmap`` sees this process's parts only,
+    ``shard_map`` global arrays.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device], mapping: str = "pmap"):
+        if mapping not in MAPPINGS:
+            raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}; it was {mapping!r}")
+        self.devices, self.mapping, self.count = list(devices), mapping, len(devices)
+        me = jax.process_index()
+        self.places = [place for place, device in enumerate(self.devices) if device.process_index == me]
+        if not self.places:
+            raise ValueError(f"process {me} has none of the {self.count} devices; every process needs at least one")
+        self.own = [self.devices[place] for place in self.places]
+        self.mesh = Mesh(np.array(self.devices), (AXIS,))
+
+    def replicated(self, tree: Any) -> Any:
+        """Copies of a tree on the devices: local arrays under ``pmap``, global ones under ``shard_map``."""
+        if self.count == 1:
+            return jax.device_put(processes.local(tree), self.own[0])
+        held = jax.device_put(processes.local(tree), NamedSharding(Mesh(np.array(self.own), (AXIS,)), PartitionSpec()))
+        return self.as_global(held) if self.mapping == "shard_map" else held
+
+    def as_global(self, tree: Any) -> Any:
+        """The same buffers as global arrays, which checkpoints of several processes need."""
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+
+        def join(a: Array) -> Array:
+            if self.count == 1 or a.sharding.device_set == sharding.device_set:
+                return a
+            copies = {shard.device: shard.data for shard in a.addressable_shards}
+            return jax.make_array_from_single_device_arrays(a.shape, sharding, [copies[d] for d in self.own])
+
+        return jax.tree.map(join, tree)
+
+    def split(self, a: np.ndarray) -> np.ndarray:
+        """[..., B] -> this process's parts [P, ..., B / devices]; as it is for one device."""
+        if self.count == 1:
+            return a
+        return np.moveaxis(a.reshape(*a.shape[:-1], self.count, -1), -2, 0)[self.places]
+
+    def sharded(self, tree: Any) -> Any:
+        """Parts [P, ...] as the mapped function takes them."""
+        if self.count == 1 or self.mapping == "pmap":
+            return tree
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+        def join(a: np.ndarray) -> Array:
+            parts = [jax.device_put(part[None], device) for part, device in zip(a, self.own, strict=True)]
+            return jax.make_array_from_single_device_arrays((self.count, *a.shape[1:]), sharding, parts)
+
+        return jax.tree.map(join, tree)
+
+
+def everywhere(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """A tree of arrays copied to all devices of the job, as global arrays; all processes must hold the same."""
+    layout = Layout(devices)
+    return layout.as_global(layout.replicated(tree))
+
+
+def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> Callable:
+    """Many steps in one dispatch.
+
+    ``run(state, examples, count, rows [P, S, B], weight [P, S, B], votes [P, V]) -> (state, metrics [S], votes [V])``,
+    with a leading axis for this process's P devices where there are several in all. ``examples`` is the data set, on
+    every device, or with ``streamed`` each device's own [P, ...]; ``rows`` are the examples of each batch. The first
+    ``count`` of the S steps are taken; it is no constant of the compiled program, so that one serves dispatches of
+    every length. ``votes`` are integers whose largest over all devices comes back, the same in every process. The
+    state is donated.
+
+    Under ``jax.jit`` for one device; for several under ``jax.pmap`` or under ``jit(shard_map)``, with
+    ``check_vma=False`` because models may start loops from constants, and because gradients are averaged by hand.
+    """
+
+    def run(
+        state: Any,
+        examples: Any,
+        count: Array,
+        rows: Array,
+        weight: Array,
+        place: Array,
+        votes: Array,
+        axis: str | None = AXIS,
+    ) -> Any:
+        def take(state: Any, rows: Array, weight: Array) -> tuple[Any, Terms]:
+            x = jax.tree.map(lambda a: a[rows], examples)
+            return algorithm.step(state, Batch(x, place, weight), axis)
+
+        def body(i: Array, carry: tuple[Any, Terms]) -> tuple[Any, Terms]:
+            state, metrics = take(carry[0], rows[i], weight[i])
+            return state, jax.tree.map(lambda column, value: column.at[i].set(value), carry[1], metrics)
+
+        _, shapes = jax.eval_shape(take, state, rows[0], weight[0])
+        columns = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
+        state, columns = lax.fori_loop(0, count, body, (state, columns))
+        return state, columns, votes if axis is None else lax.pmax(votes, axis)
+
+    if layout.count == 1:
+        compiled = jax.jit(functools.partial(run, axis=None), donate_argnums=0)
+    elif layout.mapping == "pmap":
+        compiled = jax.pmap(
+            run,
+            axis_name=AXIS,
+            in_axes=(None, 0 if streamed else None, None, 0, 0, 0, 0),
+            out_axes=None,
+            devices=layout.devices,
+            donate_argnums=0,
+        )
+    else:
+        shared, split = PartitionSpec(), PartitionSpec(AXIS)
+
+        def squeezed(state: Any, examples: Any, count: Array, *parts: Array) -> Any:
+            examples = jax.tree.map(lambda a: a[0], examples) if streamed else examples
+            rows, weight, place, votes = (part[0] for part in parts)
+            return run(state, examples, count, rows, weight, place, votes)
+
+        mapped = jax.shard_map(
+            squeezed,
+            mesh=layout.mesh,
+            in_specs=(shared, split if streamed else shared, shared, split, split, split, split),
+            out_specs=shared,
+            check_vma=False,
+        )
+        compiled = jax.jit(mapped, donate_argnums=0)
+
+    def dispatch(
+        state: Any, examples: Any, count: int, rows: np.ndarray, weight: np.ndarray, votes: Sequence[int]
+    ) -> Any:
+        part = rows.shape[-1]
+        place = layout.split(np.arange(part * layout.count))
+        each = np.array(votes, np.int32)
+        ballots = each if layout.count == 1 else np.tile(each, (len(layout.places), 1))
+        examples = layout.sharded(examples) if streamed else examples
+        return compiled(state, examples, np.int32(count), *layout.sharded((rows, weight, place, ballots)))
+
+    return dispatch
