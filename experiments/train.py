@@ -49,7 +49,7 @@ def train(run: setup.Run, workdir: Path, stop: stopping.Stop) -> Any:
         metrics = outcomes.Metrics(workdir, int(processes.local(state.step)), config.steps, step_cost(run, devices))
 
         def save(moment: training.Moment) -> None:
-            if moment.stopping:
+            if moment.stopping and moment.step % config.checkpoint_every:
                 saved.save(moment.step, moment.state, moment.totals)
                 return
             params = processes.local(training.trained(moment.state))

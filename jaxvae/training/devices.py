@@ -97,6 +97,25 @@ def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> C
     ``check_vma=False`` because models may start loops from constants, and because gradients are averaged by hand.
     """
 
+    compiled = _compiled(algorithm, tuple(layout.devices), layout.mapping, streamed)
+
+    def dispatch(
+        state: Any, examples: Any, count: int, rows: np.ndarray, weight: np.ndarray, votes: Sequence[int]
+    ) -> Any:
+        part = rows.shape[-1]
+        place = layout.split(np.arange(part * layout.count))
+        each = np.array(votes, np.int32)
+        ballots = each if layout.count == 1 else np.tile(each, (len(layout.places), 1))
+        examples = layout.sharded(examples) if streamed else examples
+        return compiled(state, examples, np.int32(count), *layout.sharded((rows, weight, place, ballots)))
+
+    return dispatch
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(algorithm: Algorithm, devices: tuple[jax.Device, ...], mapping: str, streamed: bool) -> Callable:
+    """The mapped function; kept, so that the next training of the same algorithm does not compile it again."""
+
     def run(
         state: Any,
         examples: Any,
@@ -120,42 +139,29 @@ def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> C
         state, columns = lax.fori_loop(0, count, body, (state, columns))
         return state, columns, votes if axis is None else lax.pmax(votes, axis)
 
-    if layout.count == 1:
-        compiled = jax.jit(functools.partial(run, axis=None), donate_argnums=0)
-    elif layout.mapping == "pmap":
-        compiled = jax.pmap(
+    if len(devices) == 1:
+        return jax.jit(functools.partial(run, axis=None), donate_argnums=0)
+    if mapping == "pmap":
+        return jax.pmap(
             run,
             axis_name=AXIS,
             in_axes=(None, 0 if streamed else None, None, 0, 0, 0, 0),
             out_axes=None,
-            devices=layout.devices,
+            devices=devices,
             donate_argnums=0,
         )
-    else:
-        shared, split = PartitionSpec(), PartitionSpec(AXIS)
+    shared, split = PartitionSpec(), PartitionSpec(AXIS)
 
-        def squeezed(state: Any, examples: Any, count: Array, *parts: Array) -> Any:
-            examples = jax.tree.map(lambda a: a[0], examples) if streamed else examples
-            rows, weight, place, votes = (part[0] for part in parts)
-            return run(state, examples, count, rows, weight, place, votes)
+    def squeezed(state: Any, examples: Any, count: Array, *parts: Array) -> Any:
+        examples = jax.tree.map(lambda a: a[0], examples) if streamed else examples
+        rows, weight, place, votes = (part[0] for part in parts)
+        return run(state, examples, count, rows, weight, place, votes)
 
-        mapped = jax.shard_map(
-            squeezed,
-            mesh=layout.mesh,
-            in_specs=(shared, split if streamed else shared, shared, split, split, split, split),
-            out_specs=shared,
-            check_vma=False,
-        )
-        compiled = jax.jit(mapped, donate_argnums=0)
-
-    def dispatch(
-        state: Any, examples: Any, count: int, rows: np.ndarray, weight: np.ndarray, votes: Sequence[int]
-    ) -> Any:
-        part = rows.shape[-1]
-        place = layout.split(np.arange(part * layout.count))
-        each = np.array(votes, np.int32)
-        ballots = each if layout.count == 1 else np.tile(each, (len(layout.places), 1))
-        examples = layout.sharded(examples) if streamed else examples
-        return compiled(state, examples, np.int32(count), *layout.sharded((rows, weight, place, ballots)))
-
-    return dispatch
+    mapped = jax.shard_map(
+        squeezed,
+        mesh=Mesh(np.array(devices), (AXIS,)),
+        in_specs=(shared, split if streamed else shared, shared, split, split, split, split),
+        out_specs=shared,
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=0)

@@ -127,7 +127,7 @@ def fit(
     layout = Layout(devices, mapping)
     if state is None:
         state = jax.jit(algorithm.init)(jax.random.key(seed), jax.tree.map(lambda a: a[0], examples))
-    state = layout.replicated(jax.jit(lambda t: jax.tree.map(jnp.copy, t))(processes.local(state)))
+    state = layout.replicated(_copied(processes.local(state)))
     step, sums = int(processes.local(state.step)), Totals(totals)
     padded = -(-batch_size // layout.count) * layout.count
     steps = range(step, num_steps)
@@ -185,6 +185,11 @@ def fit(
     finally:
         source.close()
     return layout.as_global(state)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 class _Pace:

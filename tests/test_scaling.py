@@ -1,0 +1,172 @@
+"""What data parallelism costs: the estimate's closed forms, the bytes of the compiled step, the script as it is run."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import config as setup
+import jax
+import numpy as np
+import pytest
+import scaling
+from PIL import Image
+
+from jaxvae import costs, networks
+
+# The larger model is the tiny one, so that what one has compiled serves the other.
+QUICK = ["--hidden", "16", "--pixels", "64", "--latent", "2", "--global-batch", "8", "--per-device-batch", "4"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> dict[str, Any]:
+    """Runs the script in this process and returns its JSON."""
+    files = ["--json", str(folder / "new" / "scaling.json"), "--plot", str(folder / "scaling.png")]
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *QUICK, *files, *more])
+    setup.command(scaling.scale)
+    return json.loads((folder / "new" / "scaling.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "devices, size, bandwidth, latency, seconds",
+    [
+        (1, 1e9, 1e9, 1e-3, 0.0),
+        (2, 4e6, 1e9, 0.0, 4e-3),  # each device sends its half twice
+        (4, 4e6, 1e9, 1e-6, 6 * (1e-3 + 1e-6)),  # six messages of a quarter each
+        (1e12, 4e6, 1e9, 0.0, 8e-3),  # twice the whole, however many devices
+    ],
+)
+def test_ring_all_reduce(devices: float, size: float, bandwidth: float, latency: float, seconds: float) -> None:
+    assert scaling.all_reduce_seconds(devices, size, bandwidth, latency) == pytest.approx(seconds, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "compute, passage, latency, devices",
+    [
+        (4.0, 1.0, 0.0, 3.0),  # 4 / 3 = 2 * 2 / 3
+        (3.0, 0.5, 0.5, 2.0),  # 3 / 2 = 2 (1 / 4 + 1 / 2)
+        (4.0, 0.0, 1.0, 2.0),  # 4 / 2 = 2
+        (0.0, 1.0, 1.0, 1.0),
+        (1e6, 1.0, 0.0, 1 + 5e5),  # without latency 1 + C / 2v
+    ],
+)
+def test_break_even_devices_by_hand(compute: float, passage: float, latency: float, devices: float) -> None:
+    assert scaling.break_even_devices(10 * compute, 7 * passage, 10, 7, latency) == pytest.approx(devices, rel=1e-9)
+
+
+@pytest.mark.parametrize("latency", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("flops", [1e6, 1e10, 1e15])
+def test_at_break_even_computing_takes_as_long_as_the_all_reduce(flops: float, latency: float) -> None:
+    size, speed, bandwidth, batch = 4e7, 1e14, 2e11, 512
+    n = scaling.break_even_devices(flops, size, speed, bandwidth, latency)
+    reduce = scaling.all_reduce_seconds(n, size, bandwidth, latency)
+    assert reduce == pytest.approx(flops / (n * speed), rel=1e-6)
+    per_device = scaling.break_even_batch(n, flops / batch, size, speed, bandwidth, latency)
+    assert per_device == pytest.approx(batch / n, rel=1e-6)
+
+
+@pytest.mark.parametrize("parameters", [1e3, 1e9])
+def test_break_even_batch_of_fully_connected_layers_does_not_depend_on_the_model(parameters: float) -> None:
+    speed, bandwidth = 1e14, 2e11
+    batch = scaling.break_even_batch(1e9, 6 * parameters, 4 * parameters, speed, bandwidth)
+    assert batch == pytest.approx(4 * speed / (3 * bandwidth), rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", networks.PRECISIONS)
+def test_every_link_is_of_a_known_device(precision: str) -> None:
+    settings = scaling.Settings(precision=precision)
+    for row, link in zip(scaling.estimates(settings, 1e10, 10**7), scaling.LINKS.values(), strict=True):
+        assert row["peak_flops"] == costs.PEAK_FLOPS[link.kind][precision]
+        assert 1 < row["break_even_devices"] < math.inf
+        assert (row["break_even_batch_256"] is None) == (link.most == 8)
+
+
+def test_bytes_in_a_text_of_hlo() -> None:
+    program = """
+  %psum.1 = f32[] all-reduce(%constant.2), channel_id=1, to_apply=%add
+  %all-reduce = (f32[16,4]{1,0:T(8,128)}, /*index=1*/bf16[3]{0}, pred[], s32[2]{0}) all-reduce(%a, %b, %c, %d), x=1
+  %ars = f64[5]{0} all-reduce-start(%e), channel_id=2
+  %ard = f64[5]{0} all-reduce-done(%ars)
+  %get-tuple-element.1 = f32[16,4]{1,0} get-tuple-element(%all-reduce), index=0
+"""
+    assert scaling.all_reduces(program) == [4, 256 + 6 + 1 + 8, 40]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> scaling.Model:
+    """The tiny model, 64-16-2-16-64."""
+    return scaling.build(scaling.Settings(), (16,), 64, 2)
+
+
+def test_a_step_sends_gradients_and_metrics(tiny: scaling.Model) -> None:
+    """Once a step: gradients, loss and its two terms in one all-reduce, and a constant that psum's transpose leaves."""
+    assert tiny.parameters == (64 * 16 + 16) + (16 * 4 + 4) + (2 * 16 + 16) + (16 * 64 + 64)
+    program = scaling.step_program(tiny, jax.devices()[:4], 8)
+    assert sorted(scaling.all_reduces(program)) == [4, 4 * (tiny.parameters + 3)]
+
+
+def test_pmap_sends_the_same(tiny: scaling.Model) -> None:
+    step = lambda state, batch: tiny.algorithm.step(state, batch, scaling.AXIS)
+    state, batch = tiny.shapes(8)
+    halves = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, 4, *s.shape[1:]), s.dtype), batch)
+    mapped = jax.pmap(step, scaling.AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:2])
+    program = mapped.lower(state, halves).compile().as_text()
+    assert sorted(scaling.all_reduces(program)) == [4, 4 * (tiny.parameters + 3)]
+
+
+def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(monkeypatch, tmp_path, "--devices", "2", "1", "--rounds", "3", "--steps", "2", "--mappings", "pmap")
+    assert result["settings"]["devices"] == [1, 2]
+    assert {"platform", "device_kind", "simulated", "cpus", "processes", "versions"} <= result["machine"].keys()
+    places = {
+        (row["model"], row["scaling"], row["mapping"], row["devices"], row["batch"]) for row in result["measurements"]
+    }
+    strong = {("strong", "jit", 1, 8), ("strong", "pmap", 2, 8)}
+    weak = {("weak", "jit", 1, 4), ("weak", "pmap", 2, 8)}
+    assert places == {(model, *place) for model in ("tiny", "larger") for place in strong | weak}
+    for row in result["measurements"]:
+        assert len(row["rounds_ms"]) == 3
+        assert row["step_ms"]["median"] == pytest.approx(np.median(row["rounds_ms"]))
+        assert row["devices"] > 1 or (row["throughput"]["min"], row["added_ms"]["max"]) == (1.0, 0.0)
+    for far in result["invariance"].values():
+        assert far["loss"] < 1e-5 and far["parameters"] < 1e-4 and far["steps"] == 8
+    for name, sent in result["communication"].items():
+        assert sent["gradient_bytes"] == 4 * result["models"][name]["parameters"]
+        assert sent["bytes"] == sent["gradient_bytes"] + 16
+    assert len(result["estimate"]) == len(scaling.LINKS)
+    with Image.open(tmp_path / "scaling.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+    printed = capsys.readouterr().out
+    assert "What simulation can say, exactly" in printed and "What it cannot say: how fast a pod is" in printed
+    assert all(sentence in printed for sentence in result["statement"])
+
+
+def test_the_estimate_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(monkeypatch, tmp_path, "--rounds", "0", "--hidden", "4096")
+    assert (result["measurements"], result["communication"], result["invariance"]) == ([], {}, {})
+    dense = 2 * (64 * 4096 + 4096 * 4 + 2 * 4096 + 4096 * 64)
+    assert 2 * dense < result["models"]["larger"]["step_flops"] / 8 <= 3 * dense
+
+
+MISTAKES = {
+    "batch": (["--devices", "3"], "--global-batch 8 does not divide over 3 devices"),
+    "devices": (["--devices", "0"], "--devices must be counts of at least 1"),
+    "rounds": (["--rounds", "-1"], "--rounds must be at least 0; it was -1"),
+    "utilization": (["--utilization", "40"], "above 0 and at most 1; it was 40"),
+    "latency": (["--latency", "nan"], "--latency must be finite"),
+    "mappings": (["--mappings"], "--mappings needs one of pmap, shard_map"),
+    "processes": (["--process-id", "0"], "belong to --distributed"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_answered_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mistake: str
+) -> None:
+    arguments, answer = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, tmp_path, *arguments)
+    assert ended.value.code == 2
+    assert answer in capsys.readouterr().err
