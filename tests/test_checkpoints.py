@@ -147,8 +147,8 @@ def test_damage_is_named_and_put_aside_and_the_checkpoint_before_it_goes_on(copi
 
 @pytest.mark.parametrize("way", harness.DAMAGES)
 def test_where_all_are_damaged_training_does_not_start_over_and_nothing_is_touched(copied: Path, way: str) -> None:
-    for step in (1, 2, 3):
-        harness.damage(copied, step, way)
+    for step, how in ((1, way), (2, "record gone"), (3, "folder gone")):
+        harness.damage(copied, step, how)
     before = harness.contents(copied)
     with pytest.raises(checkpoints.DamagedError, match="holds no checkpoint that can be read"):
         newest(copied)
@@ -259,6 +259,11 @@ def full(*_: Any, **__: Any) -> None:
     raise ValueError("RESOURCE_EXHAUSTED: Error writing local file [os_error_code='28'] and much more")
 
 
+def saved_at_once(saved: checkpoints.Checkpoints) -> None:
+    saved.save(1, large_state(1), TOTALS)
+    saved.wait()
+
+
 def below_a_file(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
     folder.write_text("no folder")
 
@@ -286,8 +291,7 @@ def test_a_write_that_fails_names_the_step_and_the_folder(
     saved = checkpoints.Checkpoints(folder)
     way(folder, saved, monkeypatch)
     with pytest.raises(OSError, match=f"the checkpoint of step 1 could not be written to {folder}: .*{reason}"):
-        saved.save(1, large_state(1), TOTALS)
-        saved.wait()
+        saved_at_once(saved)
     monkeypatch.undo()
     saved.close()
     if folder.is_dir():

@@ -1,42 +1,17 @@
-"""The scripts, run as a user runs them: trained, judged, sampled, resumed, killed, mistyped."""
+"""The scripts, run as a user runs them: trained, judged, sampled, resumed, mistyped."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from harness import lines, result, script
 from PIL import Image
 
-SCRIPTS = Path(__file__).parent.parent / "experiments"
 QUICK = ["--steps", "40", "--report-every", "10", "--checkpoint-every", "20", "--test-samples", "20", "--hidden", "16"]
-TIMINGS = {"images_per_second"}
-
-
-def script(name: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs a script and checks its exit code."""
-    command = [sys.executable, "-W", "error::RuntimeWarning", str(SCRIPTS / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert code == 0 or "Traceback" not in done.stderr
-    return done
-
-
-def result(workdir: Path) -> dict[str, Any]:
-    """result.json without its timings."""
-    values = json.loads((workdir / "result.json").read_text())
-    return {name: value for name, value in values.items() if name not in TIMINGS}
-
-
-def lines(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without its timings."""
-    read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in read]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +29,7 @@ def test_a_run_leaves_all_that_is_promised(finished: Path) -> None:
     named = {"config.json", "metrics.jsonl", "checkpoints", "figures", "result.json", "tensorboard"}
     assert named <= {path.name for path in finished.iterdir()}
     promised = {"test_elbo", "test_log_likelihood", "standard_error", "num_samples", "bits_per_dim", "steps"}
-    assert promised | TIMINGS <= json.loads((finished / "result.json").read_text()).keys()
+    assert promised | {"images_per_second"} <= json.loads((finished / "result.json").read_text()).keys()
     assert [line["step"] for line in lines(finished)] == [10, 20, 30, 40]
     assert all({"loss", "reconstruction", "kl"} <= line.keys() for line in lines(finished))
     drawn = {"reconstructions", "samples", "traversals", "interpolations", "latents", "curves"}
@@ -91,36 +66,6 @@ def test_another_config_on_the_workdir_is_refused(finished: Path, data_dir: Path
     done = script("train.py", *QUICK, *more, code=2)
     assert "latent was 10, is 3" in done.stderr
     assert "learning_rate was 0.001, is 0.5" in done.stderr
-
-
-def killed(workdir: Path, arguments: list[Any], ready: Any) -> None:
-    """Starts training and kills it with signal 9 as soon as ``ready()``."""
-    command = [sys.executable, str(SCRIPTS / "train.py"), *map(str, arguments), "--workdir", str(workdir)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while process.poll() is None and not ready():
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_killed_and_run_again_ends_as_if_nothing_had_happened(tmp_path: Path, data_dir: Path) -> None:
-    """Killed before the first checkpoint, while checkpoints are written, and between reports."""
-    arguments = ["--steps", 3000, "--report-every", 50, "--checkpoint-every", 150, "--batch-size", 100]
-    arguments += ["--test-samples", 20, "--hidden", 16, "--data-dir", data_dir]
-    workdir = tmp_path / "killed"
-    steps = lambda: [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-    killed(workdir, arguments, lambda: (workdir / "config.json").exists())
-    killed(workdir, arguments, lambda: len(steps()) > 0)
-    seen = max(steps(), default=0)
-    killed(workdir, arguments, lambda: max(steps(), default=0) > seen + 150)
-    assert not (workdir / "result.json").exists()
-    done = script("train.py", *arguments, "--workdir", workdir)
-    assert "resuming at step" in done.stdout
-    script("train.py", *arguments, "--workdir", tmp_path / "whole")
-    assert result(workdir) == result(tmp_path / "whole")
-    assert lines(workdir) == lines(tmp_path / "whole")
 
 
 MISTAKES = {
@@ -228,17 +173,3 @@ def test_a_users_files(tmp_path: Path) -> None:
     ]
     script("train.py", *short, *flags)
     assert result(tmp_path / "run")["num_examples"] == 3
-
-
-@pytest.mark.slow
-def test_killed_at_twenty_moments(tmp_path: Path, data_dir: Path) -> None:
-    arguments = ["--steps", 6000, "--report-every", 50, "--checkpoint-every", 100, "--batch-size", 100]
-    arguments += ["--test-samples", 20, "--hidden", 16, "--data-dir", data_dir]
-    workdir, rng = tmp_path / "killed", np.random.default_rng(0)
-    for _ in range(20):
-        end = time.monotonic() + rng.uniform(1.0, 7.0)
-        killed(workdir, arguments, lambda end=end: time.monotonic() > end)
-    script("train.py", *arguments, "--workdir", workdir)
-    script("train.py", *arguments, "--workdir", tmp_path / "whole")
-    assert result(workdir) == result(tmp_path / "whole")
-    assert lines(workdir) == lines(tmp_path / "whole")
