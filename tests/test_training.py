@@ -72,7 +72,7 @@ def test_fewer_examples_than_a_batch(n: int) -> None:
     np.testing.assert_allclose(training.trained(state)["w"], CENTERS[:n].mean(0), atol=1e-6)
 
 
-DEVICES = {16: [("pmap", 2), ("shard_map", 8)], 30: [("pmap", 8)]}  # batch size: mapping, devices
+DEVICES = {16: [("pmap", 2), ("shard_map", 8)], 30: [("pmap", 8), ("shard_map", 4)]}  # batch size: mapping, devices
 
 
 @pytest.mark.parametrize("batch_size", DEVICES)
