@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -202,6 +203,20 @@ def fail(error: Exception | str, place: Any = None) -> Any:
         time.sleep(2.0 if processes.is_first() else 0.0)
         os._exit(2)
     raise SystemExit(2)
+
+
+def one_voice() -> None:
+    """Leaves failures to the main thread, which says them in a sentence.
+
+    On a full disk TensorBoard's writer would print tracebacks from its thread and at the end, and TensorStore one for
+    each write that Orbax has given up on.
+    """
+    of_threads, at_end, of_all = threading.excepthook, sys.unraisablehook, sys.excepthook
+    given_up = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    quiet = lambda error: isinstance(error, OSError) or given_up(error)
+    threading.excepthook = lambda args: None if quiet(args.exc_value) else of_threads(args)
+    sys.unraisablehook = lambda args: None if quiet(args.exc_value) else at_end(args)
+    sys.excepthook = lambda kind, error, trace: None if given_up(error) else of_all(kind, error, trace)
 
 
 def command(function: Callable) -> None:

@@ -172,4 +172,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    setup.one_voice()
     main()
