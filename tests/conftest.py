@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # What one test, process or script has compiled serves the others; set before jax is imported.
@@ -24,6 +25,14 @@ from jaxvae import datasets, likelihoods, models, networks, posteriors, priors
 
 jax.config.update("jax_num_cpu_devices", 8)
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+
+
+@pytest.fixture
+def compiled_quickly() -> Iterator[None]:
+    """For tests of many programs that run once: without XLA's optimizations they compile in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -145,6 +145,7 @@ RUNS = {
 }
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("run", RUNS)
 def test_every_choice_runs(tmp_path: Path, data_dir: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps through the same functions as the command, without the cost of a new process."""
