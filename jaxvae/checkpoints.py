@@ -74,6 +74,8 @@ class Checkpoints:
             if processes.is_first():
                 _write_record(self._record(step), record | {"finished": True})
                 self._prune()
+        except jax.errors.JaxRuntimeError:  # a lost process or a failed device, no fault of the file system
+            raise
         except Exception as error:
             raise _unwritten(step, self.folder, error) from error
 
@@ -110,6 +112,8 @@ class Checkpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _write_record(self._record(step), record)
             self._checkpointer.save(self.folder / str(step), state, force=True)
+        except jax.errors.JaxRuntimeError:  # a lost process or a failed device, no fault of the file system
+            raise
         except Exception as error:
             raise _unwritten(step, self.folder, error) from error
         self._writing = step, record

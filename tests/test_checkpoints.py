@@ -296,3 +296,19 @@ def test_a_write_that_fails_names_the_step_and_the_folder(
     saved.close()
     if folder.is_dir():
         assert newest(tmp_path)[0] is None or way is full_later
+
+
+@pytest.mark.parametrize("moment", ["save", "wait_until_finished"])
+def test_a_lost_process_is_not_taken_for_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The supervisor is to start the job again, which it would not for an error of the file system."""
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+        monkeypatch.setattr(saved._checkpointer, moment, lost)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
+            saved_at_once(saved)
+        monkeypatch.undo()
