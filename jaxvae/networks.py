@@ -7,6 +7,7 @@ Any pair of functions is a network, and ``from_nnx`` makes one of a Flax NNX mod
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+
+from jaxvae import convolutions
 
 Array = jax.Array
 Activation = Callable[[Array], Array]
@@ -82,6 +85,21 @@ def mlp(hidden: Sequence[int], output: int | Sequence[int], activation: Activati
     return from_linen(MLP())
 
 
+_conv = functools.partial(linen.Conv, conv_general_dilated=convolutions.conv_general_dilated)
+
+
+class _ConvTranspose(linen.Module):
+    """``linen.ConvTranspose`` with 4x4 kernels and stride 2, which does not let one choose its convolution."""
+
+    features: int
+
+    @linen.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", linen.initializers.lecun_normal(), (4, 4, x.shape[-1], self.features))
+        bias = self.param("bias", linen.initializers.zeros_init(), (self.features,))
+        return convolutions.conv_transpose(x[None], kernel, (2, 2), "SAME")[0] + bias
+
+
 def convolutional_encoder(channels: Sequence[int], output: int, activation: Activation = jax.nn.relu) -> Network:
     """4x4 convolutions of stride 2, one for each of ``channels``, then an affine map to ``output [output]``.
 
@@ -92,7 +110,7 @@ def convolutional_encoder(channels: Sequence[int], output: int, activation: Acti
         @linen.compact
         def __call__(self, x: Array) -> Array:
             for width in channels:
-                x = activation(linen.Conv(width, (4, 4), strides=2)(x))
+                x = activation(_conv(width, (4, 4), strides=2)(x))
             return linen.Dense(output)(x.reshape(-1))
 
     return from_linen(Encoder())
@@ -114,8 +132,8 @@ def convolutional_decoder(
         def __call__(self, z: Array) -> Array:
             small = (-(-height // factor), -(-width // factor), channels[0])
             x = activation(linen.Dense(math.prod(small))(z)).reshape(small)
-            for features in (*channels[1:], None):
-                x = linen.ConvTranspose(features or depth, (4, 4), strides=(2, 2))(x)
+            for i, features in enumerate((*channels[1:], None)):
+                x = _ConvTranspose(features or depth, name=f"ConvTranspose_{i}")(x)
                 x = activation(x) if features else x
             return x[:height, :width]
 
@@ -135,7 +153,7 @@ class _ResidualBlock(linen.Module):
         width, h = x.shape[-1], x
         for _ in range(2):
             h = self.activation(linen.GroupNorm(num_groups=math.gcd(8, width))(h))
-            h = linen.Conv(width, (3, 3))(h)
+            h = _conv(width, (3, 3))(h)
         return x + h, None
 
 
@@ -161,7 +179,7 @@ def residual_encoder(
         @linen.compact
         def __call__(self, x: Array) -> Array:
             for i, width in enumerate(channels):
-                x = linen.Conv(width, (4, 4), strides=2)(x)
+                x = _conv(width, (4, 4), strides=2)(x)
                 x = _residual_stage(x, f"stage_{i}", blocks, activation, remat)
             return linen.Dense(output)(activation(x).reshape(-1))
 
@@ -186,7 +204,7 @@ def residual_decoder(
             x = linen.Dense(math.prod(small))(z).reshape(small)
             for i, features in enumerate((*channels[1:], depth)):
                 x = _residual_stage(x, f"stage_{i}", blocks, activation, remat)
-                x = linen.ConvTranspose(features, (4, 4), strides=(2, 2))(activation(x))
+                x = _ConvTranspose(features, name=f"ConvTranspose_{i}")(activation(x))
             return x[:height, :width]
 
     return from_linen(Decoder())

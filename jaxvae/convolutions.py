@@ -1,0 +1,214 @@
+"""Convolutions that are matrix products on a CPU, where XLA's own are many times slower, and XLA's own elsewhere.
+
+``conv_general_dilated`` and ``conv_transpose`` take and return what those of ``jax.lax`` do, and are batched,
+differentiated and transposed by its rules. They end in a primitive that differs in what is compiled for a CPU alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Literal, Primitive
+from jax.interpreters import ad, batching, mlir
+
+Array = jax.Array
+XLA = lax.conv_general_dilated_p
+convolution_p = Primitive("convolution")  # takes what XLA's takes
+
+
+def through(function: Callable) -> Callable:
+    """The same function of arrays, with ``convolution_p`` in place of XLA's convolutions."""
+
+    @functools.wraps(function)
+    def replaced(*args: Any) -> Any:
+        closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+        jaxpr = closed.jaxpr
+        known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        known |= dict(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
+        value = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
+        for equation in jaxpr.eqns:
+            primitive = convolution_p if equation.primitive is XLA else equation.primitive
+            results = primitive.bind(*map(value, equation.invars), **equation.params)
+            results = results if primitive.multiple_results else [results]
+            known |= dict(zip(equation.outvars, results, strict=True))
+        return jax.tree.unflatten(jax.tree.structure(out), map(value, jaxpr.outvars))
+
+    return replaced
+
+
+def conv_general_dilated(lhs: Array, rhs: Array, *args: Any, **settings: Any) -> Array:
+    """``jax.lax.conv_general_dilated``."""
+    return through(lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, *args, **settings))(lhs, rhs)
+
+
+def conv_transpose(lhs: Array, rhs: Array, *args: Any, **settings: Any) -> Array:
+    """``jax.lax.conv_transpose``."""
+    return through(lambda lhs, rhs: lax.conv_transpose(lhs, rhs, *args, **settings))(lhs, rhs)
+
+
+def _xla(lhs: Array, rhs: Array, **params: Any) -> Array:
+    return XLA.bind(lhs, rhs, **params)
+
+
+@convolution_p.def_abstract_eval
+def _abstract(lhs: Any, rhs: Any, **params: Any) -> Any:
+    out = jax.eval_shape(functools.partial(_xla, **params), lhs, rhs)
+    return jax.core.ShapedArray(out.shape, out.dtype)
+
+
+@convolution_p.def_impl
+def _at_once(lhs: Array, rhs: Array, **params: Any) -> Array:
+    return _compiled(**params)(lhs, rhs)
+
+
+@functools.lru_cache
+def _compiled(**params: Any) -> Callable:
+    return jax.jit(functools.partial(convolution_p.bind, **params))
+
+
+def _batched(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    return through(jax.vmap(functools.partial(_xla, **params), dims))(*args), 0
+
+
+def _lhs_transposed(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
+    of = lambda g, rhs: jax.linear_transpose(lambda lhs: _xla(lhs, rhs, **params), lhs.aval)(g)[0]
+    return through(of)(cotangent, rhs)
+
+
+def _rhs_transposed(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
+    of = lambda g, lhs: jax.linear_transpose(lambda rhs: _xla(lhs, rhs, **params), rhs.aval)(g)[0]
+    return through(of)(cotangent, lhs)
+
+
+class _Geometry(NamedTuple):
+    """Result p is the sum over taps t of lhs[(s p + e t - low) / d] rhs[t], where that is a whole number in the image.
+
+    Each is a sequence over the spatial dimensions.
+    """
+
+    strides: Sequence[int]  # s
+    spread: Sequence[int]  # e
+    holes: Sequence[int]  # d
+    low: Sequence[int]
+    places: Sequence[int]  # of the result
+
+
+def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
+    """Layers and their gradients as matrix products, or as the one convolution for which XLA has a fast kernel."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    out = _abstract(lhs, rhs, **params)
+    geometry = _Geometry(
+        params["window_strides"],
+        params["rhs_dilation"],
+        params["lhs_dilation"],
+        [low for low, _ in params["padding"]],
+        [out.shape[i] for i in out_spec[2:]],
+    )
+    dense = max(*geometry.strides, *geometry.spread, 1) == 1
+    grouped = params["feature_group_count"] * params["batch_group_count"] > 1
+    transposed = max(geometry.holes, default=1) > 1
+    if grouped or (transposed and not dense) or 0 in (*lhs.shape, *rhs.shape, *out.shape) or not lhs_spec[2:]:
+        return _xla(lhs, rhs, **params)
+    # [N, H, C] with several H, and [T, C, O]; in the gradient of a kernel C are the examples, and come first.
+    x = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+    kernel = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
+    of_kernel = lhs_spec[1] < lhs_spec[0]
+    makers = (_layer, _gradient_of_layer) if not transposed else (_transposed_layer, _gradient_of_transposed_layer)
+    y = makers[of_kernel](x, kernel, geometry, {name: params[name] for name in ("precision", "preferred_element_type")})
+    order = (out_spec[0], *out_spec[2:], out_spec[1])  # where the dimensions of y lie in the result
+    return lax.transpose(y, sorted(range(y.ndim), key=order.__getitem__)).astype(out.dtype)
+
+
+def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+    """XLA's own, which is fast for this kind; for few channels or places the patches [N, P, T C] times [T C, O].
+
+    XLA's is not asked where padding is negative either: there its results were seen to be wrong.
+    """
+    strides, spread, _, low, places = geometry
+    n, taps = len(places), kernel.shape[:-2]
+    high = [
+        s * (p - 1) + e * (t - 1) + 1 - h - a
+        for s, p, e, t, h, a in zip(strides, places, spread, taps, x.shape[1:-1], low, strict=True)
+    ]
+    if x.shape[-1] >= 16 and math.prod(places) >= 16 and min(*low, *high) >= 0:
+        last = (0, n + 1, *range(1, n + 1))
+        numbers = lax.ConvDimensionNumbers(last, (n + 1, n, *range(n)), last)
+        pads = list(zip(low, high, strict=True))
+        return lax.conv_general_dilated(x, kernel, strides, pads, rhs_dilation=spread, dimension_numbers=numbers, **how)
+    starts = itertools.product(*([e * t - a for t in range(m)] for m, e, a in zip(taps, spread, low, strict=True)))
+    patches = lax.concatenate([_window(x, start, strides, places) for start in starts], n + 1)
+    return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((n + 1,), (0,)), ((), ())), **how)
+
+
+def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+    """A product over examples and taps for each of the few places."""
+    strides, spread, _, low, places = geometry
+    images, taps = jnp.swapaxes(x, 0, -1), kernel.shape[:-2]
+    starts = itertools.product(*([s * p - a for p in range(m)] for m, s, a in zip(places, strides, low, strict=True)))
+    windows = [_window(images, start, spread, taps) for start in starts]
+    y = _products(jnp.moveaxis(kernel, -2, 0), windows, how)  # [O, P, N]
+    return jnp.swapaxes(y, 0, 2).reshape(x.shape[0], *places, -1)
+
+
+def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+    """Every example's input times every tap, [N, H, T O], and the products added where they overlap."""
+    _, _, holes, low, places = geometry
+    n, taps, size = len(places), kernel.shape[:-2], x.shape[1:-1]
+    blocks = [-(-t // d) for t, d in zip(taps, holes, strict=True)]
+    fill = [(0, b * d - t, 0) for b, d, t in zip(blocks, holes, taps, strict=True)]
+    kernel = lax.pad(lax.rev(kernel, range(n)), jnp.zeros((), kernel.dtype), [*fill, (0, 0, 0), (0, 0, 0)])
+    flat = jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
+    z = lax.dot_general(x, flat, (((n + 1,), (0,)), ((), ())), **how)
+    pairs = [count for pair in zip(blocks, holes, strict=True) for count in pair]
+    z = z.reshape(*x.shape[:-1], *pairs, -1)  # [N, H, (block, d), O]
+    y: Any = 0
+    for block in itertools.product(*map(range, blocks)):
+        part = z[(..., *(i for b in block for i in (b, slice(None))), slice(None))]  # [N, H, d, O]
+        shift = [(b, m - 1 - b, 0) for b, m in zip(block, blocks, strict=True)]
+        y += lax.pad(part, jnp.zeros((), z.dtype), [(0, 0, 0), *shift, *[(0, 0, 0)] * (n + 1)])
+    y = y.transpose(0, *(axis for i in range(1, n + 1) for axis in (i, i + n)), 2 * n + 1)
+    y = y.reshape(x.shape[0], *(d * (h + b - 1) for d, h, b in zip(holes, size, blocks, strict=True)), -1)
+    return _window(y, [t - 1 - a for t, a in zip(taps, low, strict=True)], [1] * n, places)
+
+
+def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+    """As of a layer; here the taps that one place meets are a window of the kernel."""
+    _, _, holes, low, places = geometry
+    images, results = jnp.swapaxes(x, 0, -1), jnp.moveaxis(kernel, -2, 0)
+    starts = itertools.product(*([a - p for p in range(m)] for m, a in zip(places, low, strict=True)))
+    windows = [_window(results, start, holes, x.shape[1:-1]) for start in starts]
+    return _products(images, windows, how).reshape(x.shape[0], *places, -1)
+
+
+def _window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int]) -> Array:
+    """x[:, start + stride * i, :] for i below count, with zeros outside of x; [N, H, C] -> [N, count, C]."""
+    last = [a + s * (c - 1) for a, s, c in zip(start, strides, counts, strict=True)]
+    pads = [(-a, b + 1 - size, 0) for a, b, size in zip(start, last, x.shape[1:-1], strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    return lax.slice(x, [0] * x.ndim, x.shape, [1, *strides, 1])
+
+
+def _products(whole: Array, windows: Sequence[Array], how: dict[str, Any]) -> Array:
+    """The products of [C, T, A] with each of P windows [C, T, B], as [A, P, B].
+
+    XLA is faster with the windows on the right, unless B is small. The transposition then follows the stacking, because
+    XLA would fold that of a product into it, and turn it around again.
+    """
+    shared = tuple(range(whole.ndim - 1))
+    product = lambda left, right: lax.dot_general(left, right, ((shared, shared), ((), ())), **how)
+    if windows[0].shape[-1] < 16:
+        return jnp.swapaxes(jnp.stack([product(window, whole) for window in windows], 1), 0, 2)
+    return jnp.stack([product(whole, window) for window in windows], 1)
+
+
+ad.defbilinear(convolution_p, _lhs_transposed, _rhs_transposed)
+batching.primitive_batchers[convolution_p] = _batched
+mlir.register_lowering(convolution_p, mlir.lower_fun(_xla, multiple_results=False))
+mlir.register_lowering(convolution_p, mlir.lower_fun(_for_cpu, multiple_results=False), platform="cpu")
