@@ -79,11 +79,16 @@ def elbo_terms(vae: VAE, params: Params, key: Array, x: Any, num_samples: int, k
     """The terms of the ELBO of one example, E_q log p(x|z) over ``num_samples`` draws and KL(q(z|x) || p(z)), nats."""
     key_z, key_kl = jax.random.split(key)
     q = vae.encode(params, x)
-    z = q.sample(key_z, (num_samples,))  # [K, D]
-    reconstruction = jax.vmap(lambda z: vae.decode(params, z).log_prob(x))(z)  # [K]
+    reconstruction = _log_likelihoods(vae, params, q.sample(key_z, (num_samples,)), x)
     divergence = kl(q, vae.prior(params), key_kl)
     chex.assert_shape([reconstruction, divergence], [(num_samples,), ()])
     return {"reconstruction": reconstruction.mean(), "kl": divergence}
+
+
+def _log_likelihoods(vae: VAE, params: Params, z: Array, x: Any) -> Array:
+    """log p(x|z) of every z [K, D], [K]. A single one goes without the axis, which XLA's CPU compiler handles badly."""
+    of_one = lambda z: vae.decode(params, z).log_prob(x)
+    return of_one(z[0])[None] if len(z) == 1 else jax.vmap(of_one)(z)
 
 
 def negative_elbo(vae: VAE, num_samples: int = 1, kl_weight: optax.Schedule = lambda step: 1.0) -> Loss:
@@ -134,8 +139,7 @@ def free_bits(
                 raise ValueError(f"free bits need KL per latent; {type(q).__name__} || {type(p).__name__} has none")
             if kl.size % groups:
                 raise ValueError(f"{kl.size} latents do not divide into {groups} groups of free bits")
-            z = q.sample(key, (num_samples,))
-            reconstruction = jax.vmap(lambda z: vae.decode(params, z).log_prob(x))(z).mean()
+            reconstruction = _log_likelihoods(vae, params, q.sample(key, (num_samples,)), x).mean()
             return reconstruction, kl.reshape(groups, -1).sum(-1)
 
         reconstruction, kl = jax.tree.map(

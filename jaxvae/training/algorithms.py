@@ -121,32 +121,33 @@ def players(
         chex.assert_equal_shape_prefix([batch.place, *jax.tree.leaves(batch.x)], 1)
         key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.place)
-        params, opt_state, finite = {}, {}, jnp.bool_(True)
+        grads, finite = {}, jnp.bool_(True)
         metrics: Terms = {}
         for name, player in members.items():
             own_loss = lambda own, *args, name=name, loss=player.loss: loss(state.params | {name: own}, *args)
             args = keys, batch.x, batch.weight
             value_and_grad = jax.value_and_grad(own_loss, has_aux=True)
-            (loss, terms), grads = _cut(value_and_grad, player)(state.params[name], args, state.step, axis_name)
-            norm = optax.tree.norm(grads)
-            updates, opt_state[name] = player.optimizer.update(grads, state.opt_state[name], state.params[name])
-            params[name] = optax.apply_updates(state.params[name], updates)
+            (loss, terms), grads[name] = _cut(value_and_grad, player)(state.params[name], args, state.step, axis_name)
+            norm = optax.tree.norm(grads[name])
             finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
             prefix = f"{name}/" if len(members) > 1 else ""
             report = terms | {"loss": loss, "gradient_norm": norm}
             metrics |= {prefix + term: value for term, value in report.items()}
         if len(members) > 1:
             metrics["loss"] = jnp.stack([metrics[f"{name}/loss"] for name in members]).sum()
-        average = _moving_average(state.average, params, state.step, ema_decay)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        new = State(
-            step=state.step + 1,
-            key=state.key,
-            params=keep(params, state.params),
-            average=keep(average, state.average),
-            opt_state=keep(opt_state, state.opt_state),
-            skipped=jnp.where(finite, 0, state.skipped + 1),
-        )
+
+        def updated() -> tuple[Any, Any, Any]:
+            params, opt_state = {}, {}
+            for name, player in members.items():
+                own = state.params[name]
+                updates, opt_state[name] = player.optimizer.update(grads[name], state.opt_state[name], own)
+                params[name] = optax.apply_updates(own, updates)
+            return params, _moving_average(state.average, params, state.step, ema_decay), opt_state
+
+        # A branch and not a selection, which would read and write every array again.
+        params, average, opt_state = lax.cond(finite, updated, lambda: (state.params, state.average, state.opt_state))
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        new = State(state.step + 1, state.key, params, average, opt_state, skipped)
         return new, metrics | {"skipped": new.skipped}
 
     return Algorithm(initial, step)

@@ -1,0 +1,235 @@
+"""Measures images/s of this library and of its peers on the same work, side by side.
+
+``python experiments/throughput.py [--works mlp conv] [--peers jaxvae torch] [--rounds 5] [--json FILE] [--plot FILE]``;
+``--help`` lists all. Peers are installed by ``pip install -e '.[experiments,peers]'``; what is missing is left blank.
+Every peer has a process of its own, and all take turns within a round, so that a busy machine slows all of them: what
+counts is the ratio within a round. Training speeds include reading the data, and ours reports and checkpoints too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import folders
+import peers
+import tyro
+
+PACKAGES = ("jax", "flax", "numpyro", "torch", "pythae")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured, and where it is written."""
+
+    works: tuple[str, ...] = ()
+    """Beginnings of the names of works, such as mlp or conv; none is all."""
+    peers: tuple[str, ...] = tuple(peers.PEERS)
+    """Who does them; scan is the bare loop over this library's step."""
+    rounds: int = 5
+    """Rounds, in each of which every peer takes its turn."""
+    seconds: float = 3.0
+    """About the length of a turn."""
+    json: Path = Path("throughput.json")
+    """File for all numbers."""
+    plot: Path = Path("throughput.png")
+    """File for the figure."""
+
+
+def serve(pipe: Any, peer: str, work: peers.Work) -> None:
+    """A peer's process: sends None when it is ready or why it is not, then for each number of images the seconds."""
+    sys.stderr = sys.stdout = open(os.devnull, "w")  # progress bars  # noqa: SIM115
+    try:
+        run = peers.PEERS[peer](work)
+        if run is None:
+            pipe.send("has no way to do this")
+            return
+        run(work.batch)
+        pipe.send(None)
+        while count := pipe.recv():
+            began = time.perf_counter()
+            run(count)
+            pipe.send(time.perf_counter() - began)
+    except ImportError as error:
+        pipe.send(f"{error.name} is not installed")
+    except Exception:
+        pipe.send(traceback.format_exc(limit=-3))
+
+
+class Turns:
+    """A peer that waits for its turns."""
+
+    def __init__(self, peer: str, work: peers.Work):
+        context = multiprocessing.get_context("spawn")
+        self.work, (self.pipe, theirs) = work, context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, peer, work), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.missing = self._answer()
+        self.images = work.batch
+        self.samples: list[float] = []
+
+    def _answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            return "its process ended"
+
+    def take(self, images: int) -> float:
+        """Seconds for some images; nan, with the reason in ``missing``, where it failed."""
+        self.pipe.send(images)
+        seconds = self._answer()
+        if isinstance(seconds, str):
+            self.missing = seconds
+            return float("nan")
+        return seconds
+
+    def calibrate(self, seconds: float) -> None:
+        """Finds how many images fill a turn; epochs are whole, so that all peers do whole ones."""
+        whole = self.work.batch if self.work.task == "likelihood" else self.work.examples
+        whole = min(whole, 5) if self.work.task == "likelihood" else whole
+        speed = whole / self.take(whole)
+        if self.missing is None:
+            most = self.work.examples if self.work.task == "likelihood" else sys.maxsize
+            self.images = min(max(round(speed * seconds / whole), 1) * whole, most)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.process.is_alive() and self.missing is None:
+            self.pipe.send(0)
+        self.process.join(5)
+        self.process.terminate()
+
+
+def measure(work: peers.Work, settings: Settings) -> dict[str, Any]:
+    """images/s of every peer in every round."""
+    turns = {peer: Turns(peer, work) for peer in settings.peers}
+    try:
+        for turn in turns.values():
+            if turn.missing is None:
+                turn.calibrate(settings.seconds)
+        for _ in range(settings.rounds):
+            for turn in turns.values():
+                if turn.missing is None:
+                    turn.samples.append(turn.images / turn.take(turn.images))
+    finally:
+        for turn in turns.values():
+            turn.close()
+    return {
+        peer: {"missing": turn.missing} if turn.missing else {"images_per_second": turn.samples}
+        for peer, turn in turns.items()
+    }
+
+
+def ratios(row: dict[str, Any], ours: str = "jaxvae", theirs: tuple[str, ...] = ()) -> dict[str, float]:
+    """Medians over the rounds of our speed over each other's."""
+    speed = {peer: cell["images_per_second"] for peer, cell in row.items() if cell.get("images_per_second")}
+    if ours not in speed:
+        return {}
+    each = {peer: zip(speed[ours], own, strict=True) for peer, own in speed.items() if peer != ours}
+    return {peer: statistics.median(a / b for a, b in pairs) for peer, pairs in each.items()}
+
+
+def table(rows: dict[str, Any], settings: Settings) -> str:
+    """Medians [lowest, highest], and our ratio to the best other library."""
+    lines = []
+    for name, row in rows.items():
+        lines.append(name)
+        against = ratios(row)
+        for peer in settings.peers:
+            cell = row[peer]
+            if "missing" in cell:
+                lines.append(f"  {peer:<14} {cell['missing'].strip().splitlines()[-1]}")
+                continue
+            speeds = cell["images_per_second"]
+            spread = f"{statistics.median(speeds):>10,.0f}  [{min(speeds):,.0f}, {max(speeds):,.0f}]"
+            ratio = f"  ours is {against[peer]:.2f} of it" if peer in against else ""
+            lines.append(f"  {peer:<14} {spread} images/s{ratio}")
+        libraries = [against[peer] for peer in against if peer != "scan"]
+        if libraries:
+            lines.append(f"  ours to the best library: {min(libraries):.2f}")
+    return "\n".join(lines)
+
+
+def draw(path: Path, rows: dict[str, Any], settings: Settings) -> None:
+    """A bar for every peer in every row, as a share of the fastest."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    names = list(rows)
+    figure = Figure(figsize=(8, 1.2 + 0.75 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(settings.peers)
+    best = [
+        max((statistics.median(c["images_per_second"]) for c in row.values() if "missing" not in c), default=np.nan)
+        for row in rows.values()
+    ]
+    for k, peer in enumerate(settings.peers):
+        cells = [rows[name][peer].get("images_per_second", [np.nan]) for name in names]
+        middle = np.array([statistics.median(cell) for cell in cells])
+        low, high = (np.array([bound(cell) for cell in cells]) for bound in (min, max))
+        y = np.arange(len(names)) + (k - (len(settings.peers) - 1) / 2) * height
+        axes.barh(
+            y,
+            middle / best,
+            height,
+            label=peer,
+            xerr=[(middle - low) / best, (high - middle) / best],
+            error_kw={"lw": 0.8},
+        )
+        for at, share, value in zip(y, middle / best, middle, strict=True):
+            if np.isfinite(share):
+                axes.text(0.01, at, f"{value:,.0f}", va="center", fontsize=5.5, color="white")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("images/s, as a share of the fastest; bars show the lowest and highest round", fontsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
+
+
+def versions() -> dict[str, str | None]:
+    """Of the libraries that are compared."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
+    """Measures, prints and writes it all."""
+    unknown = set(settings.peers) - set(peers.PEERS)
+    chosen = {
+        name: work for name, work in peers.WORKS.items() if not settings.works or name.startswith(tuple(settings.works))
+    }
+    if unknown or not chosen:
+        what = f"peer {sorted(unknown)[0]!r}" if unknown else f"work that begins with {' or '.join(settings.works)}"
+        raise ValueError(f"no {what}; peers are {', '.join(peers.PEERS)}; works are {'; '.join(peers.WORKS)}")
+    if settings.rounds < 1 or settings.seconds <= 0:
+        raise ValueError(f"--rounds and --seconds must be above 0; they were {settings.rounds}, {settings.seconds}")
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    rows: dict[str, Any] = {}
+    for name, work in chosen.items():
+        rows[name] = measure(work, settings)
+        print(table({name: rows[name]}, settings), flush=True)
+        text = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+        folders.write_json(settings.json, {"machine": machine, "versions": versions(), "settings": text, "rows": rows})
+    draw(settings.plot, rows, settings)
+    print(f"\nwritten: {settings.json}, {settings.plot}")
+
+
+if __name__ == "__main__":
+    import config as setup
+
+    setup.command(main)
