@@ -99,17 +99,25 @@ def jaxvae(work: Work) -> Run:
         )
         return lambda count: estimate(images[:count]) and None
 
+    folder = tempfile.TemporaryDirectory()
+    saved = checkpoints.Checkpoints(Path(folder.name) / "checkpoints")
+    state = [jax.jit(algorithm.init)(jax.random.key(0), images[0])]
+
+    def save(moment: training.Moment) -> None:
+        if moment.step % 1000 == 0:  # not at the end of a turn, which is no end of a run
+            saved.save(moment.step, moment.state, moment.totals)
+
     def run(count: int) -> None:
-        with tempfile.TemporaryDirectory() as folder, checkpoints.Checkpoints(Path(folder) / "c") as saved:
-            training.fit(
-                algorithm,
-                images,
-                num_steps=max(count // work.batch, 1),
-                batch_size=work.batch,
-                report=lambda step, means: None,
-                report_every=100,
-                hooks=[training.Hook(1000, lambda moment: saved.save(moment.step, moment.state, moment.totals))],
-            )
+        state[0] = training.fit(
+            algorithm,
+            images,
+            num_steps=int(state[0].step) + max(count // work.batch, 1),
+            batch_size=work.batch,
+            state=state[0],
+            report=lambda step, means: None,
+            hooks=[training.Hook(1000, save)],
+        )
+        jax.block_until_ready(state[0])
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -12,6 +13,7 @@ import optax
 import pytest
 
 from jaxvae import datasets, models, training
+from jaxvae.training import loop
 
 CENTERS = np.random.default_rng(0).normal(size=(23, 3)).astype(np.float32)
 
@@ -418,3 +420,29 @@ class VariantsTest(chex.TestCase):
         step = self.variant(lambda w: algorithm.step(state._replace(params={"model": {"w": w}}), batch, None)[0].params)
         w = step(jnp.ones(3))["model"]["w"]
         np.testing.assert_allclose(w, 0.9 + 0.1 * CENTERS.mean(0), rtol=1e-5)
+
+
+def test_a_longer_training_is_traced_no_more_and_dispatched_once_in_a_hundred_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What keeps it fast, without a clock: one trace for dispatches of any length, also in the next training."""
+    traces, dispatches, run_steps = [], [], loop.run_steps
+
+    def counted(*settings: Any) -> Callable:
+        run = run_steps(*settings)
+        return lambda state, examples, count, *rest: dispatches.append(count) or run(state, examples, count, *rest)
+
+    def loss(*args: Any) -> Any:
+        traces.append(1)
+        return squared(*args)
+
+    monkeypatch.setattr(loop, "run_steps", counted)
+    algorithm = quadratic(optax.sgd(0.1), loss)
+    fit = lambda steps: training.fit(
+        algorithm, CENTERS, num_steps=steps, batch_size=4, report_every=100, seconds_per_call=float("inf")
+    )
+    fit(7)
+    once = len(traces)
+    fit(1000)
+    assert len(traces) == once
+    assert dispatches == [7, *[100] * 10]

@@ -1,0 +1,156 @@
+"""Convolutions: the values and derivatives of jax.lax's, under every transformation, and what is compiled for whom."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxvae import convolutions, networks
+
+LAYERS = {  # kernel, strides, padding, further settings
+    "4x4, stride 2": ((4, 4), (2, 2), "SAME", {}),
+    "3x3": ((3, 3), (1, 1), "SAME", {}),
+    "1x1": ((1, 1), (1, 1), "VALID", {}),
+    "valid": ((3, 2), (1, 2), "VALID", {}),
+    "stride over kernel": ((2, 2), (3, 3), "SAME", {}),
+    "uneven padding": ((3, 4), (2, 1), ((0, 3), (2, 1)), {}),
+    "kernel dilation": ((3, 2), (1, 1), "SAME", {"rhs_dilation": (2, 3)}),
+    "kernel dilation and stride": ((2, 3), (2, 2), "SAME", {"rhs_dilation": (2, 1)}),
+    "image dilation": ((3, 4), (1, 1), ((2, 1), (3, 2)), {"lhs_dilation": (2, 3)}),
+    "both dilations": ((3, 3), (1, 1), ((2, 2), (2, 2)), {"lhs_dilation": (2, 2), "rhs_dilation": (2, 2)}),
+    "groups": ((3, 3), (1, 1), "SAME", {"feature_group_count": 2}),
+}
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def arrays(kernel: tuple[int, ...], channels: int, groups: int = 1) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    draw = lambda *size: jnp.asarray(rng.normal(size=size) / np.sqrt(channels), jnp.float32)
+    return draw(3, 7, 8, channels), draw(*kernel, channels // groups, 6)
+
+
+def layer(module: Any, name: str) -> Callable:
+    _, strides, padding, more = LAYERS[name]
+    return lambda x, k: module.conv_general_dilated(x, k, strides, padding, dimension_numbers=NUMBERS, **more)
+
+
+def transposed(module: Any, strides: tuple[int, int], padding: str) -> Callable:
+    return lambda x, k: module.conv_transpose(x, k, strides, padding)
+
+
+def derivatives(function: Callable) -> Callable:
+    """Value, gradients, and a derivative of the gradients along both arguments."""
+
+    def scalar(x: jax.Array, k: jax.Array) -> jax.Array:
+        return jnp.sin(function(x, k)).sum()
+
+    def all_of(x: jax.Array, k: jax.Array) -> Any:
+        return function(x, k), jax.jvp(jax.grad(scalar, (0, 1)), (x, k), (jnp.cos(x), jnp.cos(k)))
+
+    return jax.jit(all_of)
+
+
+def agree(ours: Any, theirs: Any) -> None:
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("channels", [2, 16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_convolution_and_its_derivatives_are_those_of_lax(name: str, channels: int) -> None:
+    kernel, _, _, more = LAYERS[name]
+    x, k = arrays(kernel, channels, more.get("feature_group_count", 1))
+    agree(derivatives(layer(convolutions, name))(x, k), derivatives(layer(lax, name))(x, k))
+
+
+@pytest.mark.parametrize("channels", [2, 16])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding"),
+    [((4, 4), (2, 2), "SAME"), ((3, 3), (2, 2), "SAME"), ((1, 2), (2, 3), "VALID"), ((5, 4), (3, 2), "VALID")],
+)
+def test_a_transposed_convolution_and_its_derivatives_are_those_of_lax(
+    kernel: tuple[int, int], strides: tuple[int, int], padding: str, channels: int
+) -> None:
+    x, k = arrays(kernel, channels)
+    ours, theirs = (derivatives(transposed(module, strides, padding)) for module in (convolutions, lax))
+    agree(ours(x, k), theirs(x, k))
+
+
+def test_negative_padding_is_cropping() -> None:
+    """Compared with a sum over the taps in NumPy: XLA's own CPU convolution reads beyond the array here."""
+    x, k = arrays((2, 3), 2)
+    out = convolutions.conv_general_dilated(x, k, (1, 1), ((-1, 1), (0, -2)), dimension_numbers=NUMBERS)
+    cropped = np.pad(np.asarray(x), ((0, 0), (0, 1), (0, 0), (0, 0)))[:, 1:, :-2]
+    height, width = cropped.shape[1] - 1, cropped.shape[2] - 2
+    taps = itertools.product(range(2), range(3))
+    expected = sum(cropped[:, i : i + height, j : j + width] @ np.asarray(k)[i, j] for i, j in taps)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def loop(function: Callable) -> Callable:
+    """Under ``lax.scan`` over the examples."""
+    return lambda x, k: lax.scan(lambda carry, x: (carry, function(x[None], k)[0]), 0, x)[1]
+
+
+TRANSFORMATIONS = {
+    "none": lambda f: f,
+    "jit": jax.jit,
+    "vmap over images": lambda f: jax.vmap(lambda x, k: f(x[None], k)[0], (0, None)),
+    "vmap over kernels": lambda f: lambda x, k: jax.vmap(f, (None, 0))(x, jnp.stack([k, 2 * k]))[0],
+    "vmap over both": lambda f: lambda x, k: jax.vmap(lambda x: f(x[None], k + 0 * x.sum())[0])(x),
+    "scan": loop,
+    "remat": jax.checkpoint,
+    "pmap": lambda f: lambda x, k: jax.pmap(lambda x, k: f(x[None], k)[0], in_axes=(0, None))(x, k),
+}
+
+
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+@pytest.mark.parametrize("function", [layer(convolutions, "4x4, stride 2"), transposed(convolutions, (2, 2), "SAME")])
+def test_transformations_change_nothing(function: Callable, transformation: str) -> None:
+    x, k = arrays((4, 4), 2)
+    transformed = TRANSFORMATIONS[transformation](function)
+    gradient = lambda f: jax.grad(lambda x, k: jnp.sin(f(x, k)).sum(), (0, 1))(x, k)
+    agree((transformed(x, k), gradient(transformed)), (function(x, k), gradient(function)))
+
+
+def test_gradients_of_every_example_are_those_of_one_at_a_time() -> None:
+    x, k = arrays((4, 4), 2)
+    of_one = jax.grad(lambda k, x: jnp.sin(layer(convolutions, "4x4, stride 2")(x[None], k)).sum())
+    agree(jax.vmap(of_one, (None, 0))(k, x), jnp.stack([of_one(k, one) for one in x]))
+
+
+def lowered(platform: str) -> str:
+    """The program for the gradient of an encoder and a decoder."""
+    encoder = networks.convolutional_encoder((16, 32), 4)
+    decoder = networks.convolutional_decoder((32, 16), (16, 16, 16))
+    x, key = jnp.zeros((16, 16, 16)), jax.random.key(0)
+    params = jax.eval_shape(lambda: (encoder.init(key, x), decoder.init(key, jnp.zeros(4))))
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.sin(jax.vmap(lambda x: decoder.apply(params[1], encoder.apply(params[0], x)))(x)).sum()
+
+    return jax.jit(jax.grad(loss)).trace(params, x[None]).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_get_convolutions(platform: str) -> None:
+    program = lowered(platform)
+    assert program.count("stablehlo.convolution") == 11  # of 4 layers 3 each, but for the input of the first
+    assert program.count("stablehlo.dot_general") == 6  # of 2 dense layers
+
+
+def test_a_cpu_gets_no_convolution_that_it_runs_slowly() -> None:
+    """Those with holes in an image or spread kernels, as in gradients, ran 10 to 100 times slower than products."""
+    program = lowered("cpu")
+    convolution_lines = [line for line in program.splitlines() if "stablehlo.convolution" in line]
+    assert all("lhs_dilate = [1, 1]" in line or "lhs_dilate" not in line for line in convolution_lines)
+    assert all("rhs_dilate = [1, 1]" in line or "rhs_dilate" not in line for line in convolution_lines)
+    assert program.count("stablehlo.dot_general") > 50

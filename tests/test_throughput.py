@@ -1,0 +1,75 @@
+"""The benchmark: installed peers do the work, a missing one is a blank cell, and ratios are those within rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import peers
+import pytest
+import throughput
+from PIL import Image
+from test_experiments import script
+
+SMALL = {
+    "mlp": peers.Work("mlp", "train", 4, 8),
+    "conv": peers.Work("conv", "train", 2, 4),
+    "residual": peers.Work("residual", "train", 1, 2),
+    "iwae": peers.Work("mlp", "iwae", 2, 4),
+    "likelihood": peers.Work("mlp", "likelihood", 2, 2),
+}
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.filterwarnings("ignore")  # of other libraries
+@pytest.mark.parametrize("work", SMALL)
+@pytest.mark.parametrize("peer", peers.PEERS)
+def test_a_peer_does_the_work(peer: str, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "SAMPLES", 200)
+    try:
+        run = peers.PEERS[peer](SMALL[work])
+    except ImportError as error:
+        pytest.skip(f"{error.name} is not installed")
+    if run is None:
+        assert peer not in ("jaxvae", "torch")
+    else:
+        run(SMALL[work].batch)
+
+
+def test_the_images_are_of_the_kind_that_the_likelihood_takes() -> None:
+    binary, grey = SMALL["mlp"].images(), SMALL["conv"].images()
+    assert (binary.shape, grey.shape) == ((8, 28, 28, 1), (4, 32, 32, 3))
+    assert set(np.unique(binary)) == {0, 1}
+    assert grey.max() > 200
+
+
+def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
+    """A round on a busy machine is slow for all and does not count."""
+    row = {"jaxvae": [10.0, 1.0, 12.0], "torch": [5.0, 0.5, 4.0], "flax": None}
+    cells = {peer: {"images_per_second": speed} if speed else {"missing": "no"} for peer, speed in row.items()}
+    assert throughput.ratios(cells) == {"torch": 2.0}
+    assert throughput.ratios({"torch": cells["torch"]}) == {}
+
+
+def test_the_script(tmp_path: Path) -> None:
+    chosen = ["--works", "mlp, batch 2048", "--peers", "jaxvae", "scan", "torch", "--rounds", 2, "--seconds", 0.1]
+    files = ["--json", tmp_path / "t.json", "--plot", tmp_path / "t.png"]
+    said = script("throughput.py", *chosen, *files).stdout
+    row = json.loads((tmp_path / "t.json").read_text())["rows"]["mlp, batch 2048"]
+    assert all(len(row[peer]["images_per_second"]) == 2 for peer in ("jaxvae", "scan"))
+    assert "images_per_second" in row["torch"] or "torch is not installed" in said
+    with Image.open(tmp_path / "t.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--works", "gan"], "no work that begins with gan"),
+        (["--peers", "keras"], "no peer 'keras'"),
+        (["--rounds", 0], "must be above 0"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(arguments: list, answer: str) -> None:
+    assert answer in script("throughput.py", *arguments, code=2).stderr
