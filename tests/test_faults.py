@@ -394,7 +394,7 @@ def test_a_place_that_cannot_be_used_is_named_in_a_sentence(
 
 @slow
 @mounts
-@pytest.mark.parametrize("size", ["100k", "200k", "300k", "400k", "500k"])
+@pytest.mark.parametrize("size", ["100k", "200k", "300k", "400k"])
 def test_a_disk_that_was_full_is_of_no_consequence_once_it_is_not(
     tmp_path: Path, flags: Callable, undisturbed: Callable, size: str
 ) -> None:
