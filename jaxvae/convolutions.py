@@ -21,6 +21,7 @@ from jax.interpreters import ad, batching, mlir
 Array = jax.Array
 XLA = lax.conv_general_dilated_p
 convolution_p = Primitive("convolution")  # takes what XLA's takes
+CACHE_BYTES = 2**22  # of a product's operands, for those that are cut
 
 
 def through(function: Callable) -> Callable:
@@ -148,13 +149,10 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) ->
 
 
 def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """A product over examples and taps for each of the few places."""
+    """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples where C is."""
     strides, spread, _, low, places = geometry
-    images, taps = jnp.swapaxes(x, 0, -1), kernel.shape[:-2]
-    starts = itertools.product(*([s * p - a for p in range(m)] for m, s, a in zip(places, strides, low, strict=True)))
-    windows = [_window(images, start, spread, taps) for start in starts]
-    y = _products(jnp.moveaxis(kernel, -2, 0), windows, how)  # [O, P, N]
-    return jnp.swapaxes(y, 0, 2).reshape(x.shape[0], *places, -1)
+    y = _correlation(jnp.swapaxes(x, 0, -1), jnp.moveaxis(kernel, -2, 0), spread, strides, low, places, how)
+    return jnp.moveaxis(y, -2, 0)
 
 
 def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
@@ -179,33 +177,87 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
 
 
 def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """As of a layer; here the taps that one place meets are a window of the kernel."""
+    """As of a layer, with input and output exchanged and the taps from last to first."""
     _, _, holes, low, places = geometry
-    images, results = jnp.swapaxes(x, 0, -1), jnp.moveaxis(kernel, -2, 0)
-    starts = itertools.product(*([a - p for p in range(m)] for m, a in zip(places, low, strict=True)))
-    windows = [_window(results, start, holes, x.shape[1:-1]) for start in starts]
-    return _products(images, windows, how).reshape(x.shape[0], *places, -1)
+    ones, low = [1] * len(places), [m - 1 - a for m, a in zip(places, low, strict=True)]
+    y = _correlation(jnp.moveaxis(kernel, -2, 0), jnp.swapaxes(x, 0, -1), holes, ones, low, places, how)
+    return jnp.moveaxis(lax.rev(y, range(len(places))), -1, 0)
+
+
+def _correlation(
+    image: Array,
+    result: Array,
+    strides: Sequence[int],
+    spread: Sequence[int],
+    low: Sequence[int],
+    taps: Sequence[int],
+    how: dict[str, Any],
+) -> Array:
+    """For every tap t the sum over examples and places p of image[s p + e t - low] result[p]; [T, C, O].
+
+    Wide images: a product for each tap. Thin ones: one product, a few examples at a time so that all stays in cache.
+    """
+    if min(image.shape[-1], result.shape[-1]) >= 64 or spread[-1] != 1:
+        starts = itertools.product(*([e * t - a for t in range(m)] for m, e, a in zip(taps, spread, low, strict=True)))
+        shared = tuple(range(result.ndim - 1))
+        product = lambda window: lax.dot_general(result, window, ((shared, shared), ((), ())), **how)
+        y = jnp.stack([product(_window(image, start, strides, result.shape[1:-1])) for start in starts], 1)
+        # After the stacking, because XLA would fold the transposition of a product into it, and turn it around again.
+        return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)
+    part = functools.partial(_thin_correlation, strides=strides, spread=spread, low=low, taps=taps, how=how)
+    operands = image.size * math.prod(taps[:-1]) // math.prod(strides[:-1]) + result.size * -(-taps[-1] // strides[-1])
+    pieces = min(-(-operands * image.dtype.itemsize // CACHE_BYTES), len(image))
+    if pieces == 1:
+        return part(image, result)
+    each = -(-len(image) // pieces)
+    fill = lambda a: lax.pad(a, jnp.zeros((), a.dtype), [(0, pieces * each - len(a), 0), *[(0, 0, 0)] * (a.ndim - 1)])
+    cut = [fill(a).reshape(pieces, each, *a.shape[1:]) for a in (image, result)]
+    shape = jax.eval_shape(part, *(a[0] for a in cut))
+    return lax.scan(lambda total, own: (total + part(*own), None), jnp.zeros(shape.shape, shape.dtype), cut)[0]
+
+
+def _thin_correlation(
+    image: Array,
+    result: Array,
+    strides: Sequence[int],
+    spread: Sequence[int],
+    low: Sequence[int],
+    taps: Sequence[int],
+    how: dict[str, Any],
+) -> Array:
+    """The taps of the last dimension as shifts of the result, those of the others as windows of the image.
+
+    [places, T' s C] times [places, T'' O] with T' T'' s = T: neither is much larger than what it is made of.
+    """
+    n, places = len(taps), result.shape[1:-1]
+    stride, shifts = strides[-1], -(-taps[-1] // strides[-1])
+    wide = places[-1] + shifts - 1
+    # Padded once and then cut: XLA is slow to put windows together that are padded each for itself.
+    size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spread, taps, strides, places, strict=True)]
+    framed = _window(image, [-a for a in low], [1] * n, (*size[:-1], stride * wide))
+    starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps[:-1], spread, strict=False)))
+    windows = [_window(framed, (*start, 0), (*strides[:-1], 1), (*places[:-1], stride * wide)) for start in starts]
+    left = lax.concatenate([w.reshape(*w.shape[:n], wide, -1) for w in windows], n + 1)  # s columns side by side
+    rows = [0] * (n - 1)
+    framed = _window(result, (*rows, 1 - shifts), [1] * n, (*places[:-1], wide + shifts - 1))
+    moved = [_window(framed, (*rows, shifts - 1 - q), [1] * n, (*places[:-1], wide)) for q in range(shifts)]
+    left, right = lax.optimization_barrier((left, lax.concatenate(moved, n + 1)))
+    shared = tuple(range(n + 1))
+    y = lax.dot_general(left, right, ((shared, shared), ((), ())), **how)
+    y = jnp.moveaxis(y.reshape(*taps[:-1], stride, image.shape[-1], shifts, -1), -2, n - 1)
+    y = y.reshape(*taps[:-1], stride * shifts, *y.shape[-2:])
+    return lax.slice_in_dim(y, 0, taps[-1], axis=n - 1)
 
 
 def _window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int]) -> Array:
     """x[:, start + stride * i, :] for i below count, with zeros outside of x; [N, H, C] -> [N, count, C]."""
     last = [a + s * (c - 1) for a, s, c in zip(start, strides, counts, strict=True)]
-    pads = [(-a, b + 1 - size, 0) for a, b, size in zip(start, last, x.shape[1:-1], strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-    return lax.slice(x, [0] * x.ndim, x.shape, [1, *strides, 1])
-
-
-def _products(whole: Array, windows: Sequence[Array], how: dict[str, Any]) -> Array:
-    """The products of [C, T, A] with each of P windows [C, T, B], as [A, P, B].
-
-    XLA is faster with the windows on the right, unless B is small. The transposition then follows the stacking, because
-    XLA would fold that of a product into it, and turn it around again.
-    """
-    shared = tuple(range(whole.ndim - 1))
-    product = lambda left, right: lax.dot_general(left, right, ((shared, shared), ((), ())), **how)
-    if windows[0].shape[-1] < 16:
-        return jnp.swapaxes(jnp.stack([product(window, whole) for window in windows], 1), 0, 2)
-    return jnp.stack([product(whole, window) for window in windows], 1)
+    pads = [(max(-a, 0), max(b + 1 - size, 0), 0) for a, b, size in zip(start, last, x.shape[1:-1], strict=True)]
+    if pads != [(0, 0, 0)] * len(pads):
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    first = [a + low for a, (low, _, _) in zip(start, pads, strict=True)]
+    end = [a + low + 1 for a, (low, _, _) in zip(last, pads, strict=True)]
+    return lax.slice(x, [0, *first, 0], [x.shape[0], *end, x.shape[-1]], [1, *strides, 1])
 
 
 ad.defbilinear(convolution_p, _lhs_transposed, _rhs_transposed)

@@ -151,9 +151,10 @@ class _ResidualBlock(linen.Module):
     @linen.compact
     def __call__(self, x: Array, no_input: None) -> tuple[Array, None]:
         width, h = x.shape[-1], x
+        # Computed again in the backward pass, which is faster than to keep what lies between.
+        active = linen.remat(lambda norm, h: self.activation(norm(h)), prevent_cse=False)
         for _ in range(2):
-            h = self.activation(linen.GroupNorm(num_groups=math.gcd(8, width))(h))
-            h = _conv(width, (3, 3))(h)
+            h = _conv(width, (3, 3))(active(linen.GroupNorm(num_groups=math.gcd(8, width)), h))
         return x + h, None
 
 

@@ -153,4 +153,4 @@ def test_a_cpu_gets_no_convolution_that_it_runs_slowly() -> None:
     convolution_lines = [line for line in program.splitlines() if "stablehlo.convolution" in line]
     assert all("lhs_dilate = [1, 1]" in line or "lhs_dilate" not in line for line in convolution_lines)
     assert all("rhs_dilate = [1, 1]" in line or "rhs_dilate" not in line for line in convolution_lines)
-    assert program.count("stablehlo.dot_general") > 50
+    assert program.count("stablehlo.dot_general") > 10

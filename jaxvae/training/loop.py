@@ -84,7 +84,7 @@ def fit(
     devices: Sequence[jax.Device] | None = None,
     mapping: str = "pmap",
     steps_per_call: int = 100,
-    seconds_per_call: float = 1.0,
+    seconds_per_call: float = 2.0,
     max_skipped: int = 10,
 ) -> Any:
     """Trains to ``num_steps`` and returns the state.
@@ -195,7 +195,7 @@ def _copied(tree: Any) -> Any:
 
 
 class _Pace:
-    """How many steps a dispatch takes: as many as fit into some seconds, from one on and at most doubling.
+    """How many steps a dispatch takes: as many as fit into some seconds, from one on and at most 16 times as many.
 
     ``wish`` is this process's own view, ``agreed`` the smallest of all processes', which comes back with a dispatch.
     """
@@ -214,7 +214,7 @@ class _Pace:
         a_step = max(now - max(self.since.pop(0), self.free), 1e-9) / count
         self.free = now
         if self.seconds != float("inf"):
-            self.wish = int(max(min(self.most, 2 * agreed, self.seconds / a_step), 1))
+            self.wish = int(max(min(self.most, 16 * agreed, self.seconds / a_step), 1))
 
 
 def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limit: int) -> Any:
