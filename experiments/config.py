@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -220,9 +221,16 @@ def one_voice() -> None:
 
 
 def command(function: Callable) -> None:
-    """Runs a script's function on the command line; what cannot work ends in one sentence and exit code 2."""
+    """Runs a script's function on the command line; what cannot work ends in one sentence and exit code 2.
+
+    Compiled programs are kept in ~/.cache/jaxvae, or where JAX_COMPILATION_CACHE_DIR says.
+    """
     import tyro
 
+    if jax.config.jax_compilation_cache_dir is None:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
         tyro.cli(function)
     except (ValueError, OSError) as error:

@@ -80,6 +80,7 @@ def _ours(work: Work) -> tuple[Any, Any, Any]:
         lambda key, x: vae.init(key, treat(key, x)),
         training.treated(treat, training.batch_mean(loss)),
         optax.adam(1e-3),
+        gradient_norm=False,  # which nobody else here computes
     )
     return vae, algorithm, treat
 
@@ -149,6 +150,60 @@ def scan(work: Work) -> Run | None:
         jax.block_until_ready(state[0])
 
     return run
+
+
+def products(work: Work) -> Run:
+    """The matrix products of our step alone, each as a plain [M, K] times [K, N]; a convolution is one of them."""
+    import collections
+
+    import jax
+    import jax.numpy as jnp
+
+    from jaxvae import bounds, costs, models, training
+
+    vae, algorithm, treat = _ours(work)
+    images, key = jnp.asarray(work.images()[: work.batch]), jax.random.key(0)
+    if work.task == "likelihood":  # of one image, of which each step takes one
+        x = treat(None, images[0])
+        jaxpr = jax.make_jaxpr(models.negative(bounds.iwae, vae, SAMPLES))(vae.init(key, x), key, x, 0)
+    else:
+        batch = training.Batch(images, jnp.arange(work.batch), jnp.full(work.batch, 1 / work.batch))
+        jaxpr = jax.make_jaxpr(algorithm.step)(jax.eval_shape(algorithm.init, key, images[0]), batch)
+    times: collections.Counter[tuple[int, int, int]] = collections.Counter()
+
+    def collect(jaxpr: Any, repeated: int) -> None:
+        for equation in jaxpr.eqns:
+            inner = [value for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
+            for own in inner:
+                collect(own, repeated * equation.params.get("length", 1))
+            if equation.primitive.name in ("dot_general", "convolution"):
+                alone = lambda *args, equation=equation: equation.primitive.bind(*args, **equation.params)
+                operations = costs.flops(alone, *(variable.aval for variable in equation.invars))
+                (out,), numbers = equation.outvars, equation.params["dimension_numbers"]
+                rhs = equation.invars[1].aval.shape
+                if hasattr(numbers, "rhs_spec"):
+                    columns = rhs[numbers.rhs_spec[0]]
+                else:
+                    columns = math.prod(rhs) // math.prod(rhs[d] for sides in numbers for d in sides[1])
+                times[out.aval.size // columns, round(operations / 2 / out.aval.size), columns] += repeated
+
+    collect(jaxpr, 1)
+    pairs = [(jnp.ones((m, k)), jnp.ones((k, n))) for m, k, n in times]
+
+    @jax.jit
+    def run_steps(steps: Any, pairs: Any) -> Any:
+        def one(i: Any, pairs: Any) -> Any:
+            out = []
+            for (left, right), repeated in zip(pairs, times.values(), strict=True):
+                for _ in range(repeated):  # the next one needs the last one's result, so that none can be dropped
+                    left = left.at[0, 0].set((left @ right)[0, 0])
+                out.append((left, right))
+            return out
+
+        return jax.lax.fori_loop(0, steps, one, pairs)
+
+    images_a_step = 1 if work.task == "likelihood" else work.batch
+    return lambda count: jax.block_until_ready(run_steps(max(count // images_a_step, 1), pairs)) and None
 
 
 def flax(work: Work) -> Run | None:
@@ -402,9 +457,11 @@ def pythae(work: Work) -> Run | None:
 PEERS: dict[str, Callable[[Work], Run | None]] = {
     "jaxvae": jaxvae,
     "scan": scan,
+    "products": products,
     "flax": flax,
     "numpyro": numpyro,
     "torch": torch,
     "torch.compile": torch_compile,
     "pythae": pythae,
 }
+OUR_OWN = ("scan", "products")  # that are no other libraries

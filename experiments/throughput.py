@@ -4,6 +4,11 @@
 ``--help`` lists all. Peers are installed by ``pip install -e '.[experiments,peers]'``; what is missing is left blank.
 Every peer has a process of its own, and all take turns within a round, so that a busy machine slows all of them: what
 counts is the ratio within a round. Training speeds include reading the data, and ours reports and checkpoints too.
+``products`` does nothing but the matrix products of our step, as plain ones: what XLA could do at best on that machine.
+The start of a peer is from its process's first line to the end of its first step, without any cache of programs; memory
+is the most that its process held.
+
+NOTES
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -34,10 +40,10 @@ class Settings:
     works: tuple[str, ...] = ()
     """Beginnings of the names of works, such as mlp or conv; none is all."""
     peers: tuple[str, ...] = tuple(peers.PEERS)
-    """Who does them; scan is the bare loop over this library's step."""
-    rounds: int = 5
+    """Who does them; scan is the bare loop over this library's step, products its matrix products alone."""
+    rounds: int = 3
     """Rounds, in each of which every peer takes its turn."""
-    seconds: float = 3.0
+    seconds: float = 4.0
     """About the length of a turn."""
     json: Path = Path("throughput.json")
     """File for all numbers."""
@@ -46,7 +52,10 @@ class Settings:
 
 
 def serve(pipe: Any, peer: str, work: peers.Work) -> None:
-    """A peer's process: sends None when it is ready or why it is not, then for each number of images the seconds."""
+    """A peer's process: sends the seconds that its start took, or what went wrong; then for each number of images the
+    seconds, and for zero of them the most memory that it held, in MB.
+    """
+    began = time.perf_counter()
     sys.stderr = sys.stdout = open(os.devnull, "w")  # progress bars  # noqa: SIM115
     try:
         run = peers.PEERS[peer](work)
@@ -54,11 +63,13 @@ def serve(pipe: Any, peer: str, work: peers.Work) -> None:
             pipe.send("has no way to do this")
             return
         run(work.batch)
-        pipe.send(None)
+        pipe.send(time.perf_counter() - began)
         while count := pipe.recv():
             began = time.perf_counter()
             run(count)
             pipe.send(time.perf_counter() - began)
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
     except ImportError as error:
         pipe.send(f"{error.name} is not installed")
     except Exception:
@@ -74,44 +85,56 @@ class Turns:
         self.process = context.Process(target=serve, args=(theirs, peer, work), daemon=True)
         self.process.start()
         theirs.close()
-        self.missing = self._answer()
-        self.images = work.batch
-        self.samples: list[float] = []
+        self.missing: str | None = None
+        self.images, self.samples, self.memory = work.batch, list[float](), float("nan")
+        self.start = self._answer()
 
-    def _answer(self) -> Any:
+    def _answer(self) -> float:
+        """A number; nan, with the reason in ``missing``, where there is none."""
         try:
-            return self.pipe.recv()
+            answer = self.pipe.recv()
         except EOFError:
-            return "its process ended"
+            answer = "its process ended"
+        if isinstance(answer, str):
+            self.missing = answer
+            return float("nan")
+        return answer
 
     def take(self, images: int) -> float:
-        """Seconds for some images; nan, with the reason in ``missing``, where it failed."""
+        """Seconds for some images."""
         self.pipe.send(images)
-        seconds = self._answer()
-        if isinstance(seconds, str):
-            self.missing = seconds
-            return float("nan")
-        return seconds
+        return self._answer()
 
     def calibrate(self, seconds: float) -> None:
-        """Finds how many images fill a turn; epochs are whole, so that all peers do whole ones."""
-        whole = self.work.batch if self.work.task == "likelihood" else self.work.examples
-        whole = min(whole, 5) if self.work.task == "likelihood" else whole
-        speed = whole / self.take(whole)
+        """Finds how many images fill a turn, and takes one, in which what depends on their number is compiled.
+
+        Epochs are whole, so that all peers do whole ones.
+        """
+        whole, most = self.work.examples, sys.maxsize
+        if self.work.task == "likelihood":
+            whole, most = min(whole, 5), self.work.examples
+        self.take(whole)
+        speed = whole / self.take(whole) if self.missing is None else float("nan")
         if self.missing is None:
-            most = self.work.examples if self.work.task == "likelihood" else sys.maxsize
             self.images = min(max(round(speed * seconds / whole), 1) * whole, most)
+            self.take(self.images)
+
+    def cell(self) -> dict[str, Any]:
+        """What was measured."""
+        if self.missing:
+            return {"missing": self.missing}
+        return {"images_per_second": self.samples, "start_seconds": self.start, "peak_megabytes": self.memory}
 
     def close(self) -> None:
         """Ends the process."""
         if self.process.is_alive() and self.missing is None:
-            self.pipe.send(0)
+            self.memory = self.take(0)
         self.process.join(5)
         self.process.terminate()
 
 
 def measure(work: peers.Work, settings: Settings) -> dict[str, Any]:
-    """images/s of every peer in every round."""
+    """images/s of every peer in every round, its start and its memory."""
     turns = {peer: Turns(peer, work) for peer in settings.peers}
     try:
         for turn in turns.values():
@@ -124,10 +147,7 @@ def measure(work: peers.Work, settings: Settings) -> dict[str, Any]:
     finally:
         for turn in turns.values():
             turn.close()
-    return {
-        peer: {"missing": turn.missing} if turn.missing else {"images_per_second": turn.samples}
-        for peer, turn in turns.items()
-    }
+    return {peer: turn.cell() for peer, turn in turns.items()}
 
 
 def ratios(row: dict[str, Any], ours: str = "jaxvae", theirs: tuple[str, ...] = ()) -> dict[str, float]:
@@ -153,8 +173,9 @@ def table(rows: dict[str, Any], settings: Settings) -> str:
             speeds = cell["images_per_second"]
             spread = f"{statistics.median(speeds):>10,.0f}  [{min(speeds):,.0f}, {max(speeds):,.0f}]"
             ratio = f"  ours is {against[peer]:.2f} of it" if peer in against else ""
-            lines.append(f"  {peer:<14} {spread} images/s{ratio}")
-        libraries = [against[peer] for peer in against if peer != "scan"]
+            start = f"start {cell['start_seconds']:.1f} s, {cell['peak_megabytes']:,.0f} MB"
+            lines.append(f"  {peer:<14} {spread} images/s, {start}{ratio}")
+        libraries = [against[peer] for peer in against if peer not in peers.OUR_OWN]
         if libraries:
             lines.append(f"  ours to the best library: {min(libraries):.2f}")
     return "\n".join(lines)

@@ -206,12 +206,11 @@ def _correlation(
         return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)
     part = functools.partial(_thin_correlation, strides=strides, spread=spread, low=low, taps=taps, how=how)
     operands = image.size * math.prod(taps[:-1]) // math.prod(strides[:-1]) + result.size * -(-taps[-1] // strides[-1])
-    pieces = min(-(-operands * image.dtype.itemsize // CACHE_BYTES), len(image))
+    least = min(-(-operands * image.dtype.itemsize // CACHE_BYTES), len(image))
+    pieces = next(count for count in range(least, len(image) + 1) if len(image) % count == 0)
     if pieces == 1:
         return part(image, result)
-    each = -(-len(image) // pieces)
-    fill = lambda a: lax.pad(a, jnp.zeros((), a.dtype), [(0, pieces * each - len(a), 0), *[(0, 0, 0)] * (a.ndim - 1)])
-    cut = [fill(a).reshape(pieces, each, *a.shape[1:]) for a in (image, result)]
+    cut = [a.reshape(pieces, -1, *a.shape[1:]) for a in (image, result)]
     shape = jax.eval_shape(part, *(a[0] for a in cut))
     return lax.scan(lambda total, own: (total + part(*own), None), jnp.zeros(shape.shape, shape.dtype), cut)[0]
 

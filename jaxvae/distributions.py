@@ -84,7 +84,10 @@ def _many(sample_one: Any, key: Array, shape: tuple[int, ...]) -> Array:
 
 
 class _Factorized:
-    """Independent coordinates, log p(x) = sum_i log p(x_i): members define ``log_density``, elementwise."""
+    """Independent coordinates, log p(x) = sum_i log p(x_i).
+
+    Members define ``log_density``, elementwise, or ``log_prob_flat``.
+    """
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -97,7 +100,11 @@ class _Factorized:
         """Flattened first: on CPU, XLA runs [D] up to 20 times faster than [H, W, 1]."""
         lead = _check_event(self, x)
         flat = jax.tree.map(lambda leaf: jnp.reshape(self._full(leaf), -1), self)
-        return flat.log_density(jnp.reshape(x, (*lead, -1))).sum(-1)
+        return flat.log_prob_flat(jnp.reshape(x, (*lead, -1)))
+
+    def log_prob_flat(self, x: Array) -> Array:
+        """Of parameters [D] and x [..., D]."""
+        return self.log_density(x).sum(-1)
 
     def _full(self, value: Array) -> Array:
         return jnp.broadcast_to(value, self.event_shape)
@@ -173,21 +180,23 @@ def _bernoulli_terms(logits: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def bernoulli_log_prob(logits: Array, x: Array) -> Array:
-    """log Bernoulli(x; sigmoid(l)) = x l - max(l, 0) - log(1 + e^-|l|), elementwise, finite for any finite logits.
+    """log Bernoulli(x; sigmoid(l)) = sum_d x l - max(l, 0) - log(1 + e^-|l|) over the last axis, for any finite logits.
 
-    Its own derivative shares the exponential with the value; measured on CPU this is faster than ``softplus``, whose
-    ``log1p`` is slow.
+    The logarithms are those of products of up to 64 factors, which lie between 1 and 2, because logarithms are slow on
+    a CPU; and the derivative shares the exponential with the value.
     """
     e, _ = _bernoulli_terms(logits)
-    return x * logits - jnp.maximum(logits, 0.0) - jnp.log(1.0 + e)
+    most = min(jnp.finfo(e.dtype).maxexp // 2, 64)
+    count = max(n for n in range(1, most + 1) if e.shape[-1] % n == 0)
+    factors = (1.0 + e).reshape(*e.shape[:-1], count, e.shape[-1] // count)
+    return (x * logits - jnp.maximum(logits, 0.0)).sum(-1) - jnp.log(factors.prod(-2)).sum(-1)
 
 
 @bernoulli_log_prob.defjvp
 def _bernoulli_log_prob_jvp(primals: tuple, tangents: tuple) -> tuple:
     (logits, x), (logits_dot, x_dot) = primals, tangents
-    e, probability = _bernoulli_terms(logits)
-    value = x * logits - jnp.maximum(logits, 0.0) - jnp.log(1.0 + e)
-    return value, (x - probability) * logits_dot + logits * x_dot
+    _, probability = _bernoulli_terms(logits)
+    return bernoulli_log_prob(logits, x), ((x - probability) * logits_dot + logits * x_dot).sum(-1)
 
 
 @pytree
@@ -203,9 +212,8 @@ class Bernoulli(_Factorized):
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         return jax.random.bernoulli(key, self.mean, shape + self.event_shape).astype(jnp.result_type(self.logits))
 
-    def log_density(self, x: Array) -> Array:
-        logits, x = jnp.broadcast_arrays(self.logits, jnp.asarray(x, jnp.result_type(self.logits)))
-        return bernoulli_log_prob(logits, x)
+    def log_prob_flat(self, x: Array) -> Array:
+        return bernoulli_log_prob(*jnp.broadcast_arrays(self.logits, jnp.asarray(x, jnp.result_type(self.logits))))
 
 
 @pytree
@@ -307,9 +315,9 @@ class ContinuousBernoulli(_Factorized):
         x = jnp.clip(jnp.log1p(u * jnp.expm1(negative)) / negative, 0.0, 1.0)
         return jnp.where(tiny, u, jnp.where(self.logits > 0, 1 - x, x))
 
-    def log_density(self, x: Array) -> Array:
+    def log_prob_flat(self, x: Array) -> Array:
         logits, x = jnp.broadcast_arrays(self.logits, jnp.asarray(x, jnp.result_type(self.logits)))
-        return bernoulli_log_prob(logits, x) + self.log_normalizer
+        return bernoulli_log_prob(logits, x) + self.log_normalizer.sum(-1)
 
 
 @pytree

@@ -473,7 +473,9 @@ def test_bernoulli_is_exact_at_extreme_logits(x64):
     with jax.enable_x64(x64):
         l, at = A(logits), A(x)
         total = lambda l: Bernoulli(l).log_prob(at)
-        np.testing.assert_array_equal(Bernoulli(l).log_density(at), x * logits - logits.clip(0))
+        np.testing.assert_array_equal(
+            jax.vmap(lambda l, x: Bernoulli(l).log_prob(x))(l, at), x * logits - logits.clip(0)
+        )
         for derivative in (jax.grad, jax.jacfwd):
             np.testing.assert_array_equal(jax.jit(derivative(total))(l), x - (logits > 0))
 
@@ -487,6 +489,18 @@ def test_bernoulli_derivatives_around_zero_logits(x):
         np.testing.assert_allclose(jax.jit(jax.grad(total))(A(logits)), x - p, atol=1e-12)
         for hessian in (jax.jacfwd(jax.grad(total)), jax.jacrev(jax.jacfwd(total))):
             np.testing.assert_allclose(jax.jit(hessian)(A(logits)), np.diag(-p * (1 - p)), atol=1e-12)
+
+
+@precisions
+@pytest.mark.parametrize("size", [1, 7, 64, 127, 784, 3072])
+def test_bernoulli_sums_over_events_of_any_size(size, x64):
+    """Logarithms are taken of products, which must neither overflow nor lose digits."""
+    rng = np.random.default_rng(size)
+    for logits in (rng.normal(size=size), rng.normal(size=size) * 30, np.full(size, 1e-4), np.full(size, 1e4)):
+        x = (rng.random(size) < 0.5).astype(float)
+        expected = (x * logits - np.logaddexp(0, logits)).sum()
+        with jax.enable_x64(x64):
+            np.testing.assert_allclose(Bernoulli(A(logits)).log_prob(A(x)), expected, rtol=1e-12 if x64 else 2e-6)
 
 
 def test_bernoulli_derivative_in_x_is_the_logits():
@@ -504,7 +518,7 @@ def test_bernoulli_takes_pixels_of_any_type(value):
 def elementwise(d: Any, x: Any) -> tuple[jax.Array, jax.Array]:
     """Value and derivative in the logits, each [N]."""
     derivative = jax.grad(lambda logits: ContinuousBernoulli(logits).log_prob(x))(d.logits)
-    return d.log_density(x), derivative
+    return jax.vmap(lambda d, x: d.log_prob(x))(d, x), derivative
 
 
 @precisions

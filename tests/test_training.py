@@ -294,10 +294,10 @@ def poisoned(bad: set[int], where: str) -> Any:
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("where", ["term", "gradient"])
-def test_an_update_that_is_not_finite_is_skipped_and_counted(where: str, devices: int) -> None:
+@pytest.mark.parametrize(("where", "norm"), [("term", True), ("gradient", True), ("term", False)])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(where: str, norm: bool, devices: int) -> None:
     reports: list[dict] = []
-    algorithm = quadratic(optax.adam(0.1), poisoned({3, 4, 9}, where), ema_decay=0.5)
+    algorithm = quadratic(optax.adam(0.1), poisoned({3, 4, 9}, where), ema_decay=0.5, gradient_norm=norm)
     state = training.fit(
         algorithm,
         CENTERS,
@@ -311,7 +311,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(where: str, devices
     chex.assert_tree_all_finite((state.params, state.average, state.opt_state))
     chex.assert_trees_all_close(state.params, clean.params, atol=1e-6)
     assert [report["skipped"] for report in reports] == [3, 0]
-    assert all(np.isfinite(report["loss"]) for report in reports)
+    assert all(np.isfinite(report["loss"]) and ("gradient_norm" in report) == norm for report in reports)
 
 
 def test_a_row_of_them_stops_the_run_and_names_step_and_term() -> None:

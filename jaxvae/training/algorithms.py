@@ -94,7 +94,10 @@ def treated(treat: Callable[[Array, Any], Any], loss: BatchLoss) -> BatchLoss:
 
 
 def players(
-    init: Callable[[Array, Any], dict[str, Any]], members: dict[str, Player], ema_decay: float = 0.0
+    init: Callable[[Array, Any], dict[str, Any]],
+    members: dict[str, Player],
+    ema_decay: float = 0.0,
+    gradient_norm: bool = True,
 ) -> Algorithm:
     """Gradient descent of several players at once, each in its own parameters (one player is plain training).
 
@@ -103,6 +106,8 @@ def players(
       members: the players; each loss sees the parameters of all and is differentiated by its own player's.
       ema_decay: decay of the moving average of the parameters, average <- d average + (1 - d) params with
         d = min(ema_decay, (1 + t) / (10 + t)); 0 keeps none.
+      gradient_norm: report the gradient's norm and look whether it is finite. Without it the loss alone is looked at,
+        and a step reads the gradients once less, which is a tenth of a step with small batches on a CPU.
 
     A step whose loss or gradient is not finite leaves parameters, optimizer and average as they were.
     """
@@ -128,10 +133,12 @@ def players(
             args = keys, batch.x, batch.weight
             value_and_grad = jax.value_and_grad(own_loss, has_aux=True)
             (loss, terms), grads[name] = _cut(value_and_grad, player)(state.params[name], args, state.step, axis_name)
-            norm = optax.tree.norm(grads[name])
-            finite &= jnp.isfinite(loss) & jnp.isfinite(norm)
+            report = terms | {"loss": loss}
+            finite &= jnp.isfinite(loss)
+            if gradient_norm:
+                report["gradient_norm"] = norm = optax.tree.norm(grads[name])
+                finite &= jnp.isfinite(norm)
             prefix = f"{name}/" if len(members) > 1 else ""
-            report = terms | {"loss": loss, "gradient_norm": norm}
             metrics |= {prefix + term: value for term, value in report.items()}
         if len(members) > 1:
             metrics["loss"] = jnp.stack([metrics[f"{name}/loss"] for name in members]).sum()
@@ -161,6 +168,7 @@ def gradient_descent(
     accumulate: int = 1,
     virtual_shards: int = 0,
     ema_decay: float = 0.0,
+    gradient_norm: bool = True,
 ) -> Algorithm:
     """Descends one loss in all parameters: ``players`` with one player, named ``model``.
 
@@ -168,7 +176,7 @@ def gradient_descent(
     """
     of_model = lambda params, *args: loss(params["model"], *args)
     player = Player(of_model, optimizer, accumulate, virtual_shards)
-    return players(lambda key, x: {"model": init(key, x)}, {"model": player}, ema_decay)
+    return players(lambda key, x: {"model": init(key, x)}, {"model": player}, ema_decay, gradient_norm)
 
 
 def trained(state: State, player: str = "model") -> Any:
