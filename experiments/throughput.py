@@ -6,9 +6,7 @@ Every peer has a process of its own, and all take turns within a round, so that 
 counts is the ratio within a round. Training speeds include reading the data, and ours reports and checkpoints too.
 ``products`` does nothing but the matrix products of our step, as plain ones: what XLA could do at best on that machine.
 The start of a peer is from its process's first line to the end of its first step, without any cache of programs; memory
-is the most that its process held.
-
-NOTES
+is the most that its process held. Results, and what was tried, are in SPEED.md.
 """
 
 from __future__ import annotations

@@ -150,8 +150,7 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) ->
 
 def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
     """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples where C is."""
-    strides, spread, _, low, places = geometry
-    y = _correlation(jnp.swapaxes(x, 0, -1), jnp.moveaxis(kernel, -2, 0), spread, strides, low, places, how)
+    y = _correlation(jnp.swapaxes(x, 0, -1), jnp.moveaxis(kernel, -2, 0), geometry, how)
     return jnp.moveaxis(y, -2, 0)
 
 
@@ -178,33 +177,29 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
 
 def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
     """As of a layer, with input and output exchanged and the taps from last to first."""
-    _, _, holes, low, places = geometry
-    ones, low = [1] * len(places), [m - 1 - a for m, a in zip(places, low, strict=True)]
-    y = _correlation(jnp.moveaxis(kernel, -2, 0), jnp.swapaxes(x, 0, -1), holes, ones, low, places, how)
-    return jnp.moveaxis(lax.rev(y, range(len(places))), -1, 0)
+    low = [m - 1 - a for m, a in zip(geometry.places, geometry.low, strict=True)]
+    turned = geometry._replace(spread=geometry.holes, low=low)
+    y = _correlation(jnp.moveaxis(kernel, -2, 0), jnp.swapaxes(x, 0, -1), turned, how)
+    return jnp.moveaxis(lax.rev(y, range(len(low))), -1, 0)
 
 
-def _correlation(
-    image: Array,
-    result: Array,
-    strides: Sequence[int],
-    spread: Sequence[int],
-    low: Sequence[int],
-    taps: Sequence[int],
-    how: dict[str, Any],
-) -> Array:
-    """For every tap t the sum over examples and places p of image[s p + e t - low] result[p]; [T, C, O].
+def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+    """For every tap t the sum over examples and places p of image[s t + e p - low] result[p]; [T, C, O].
 
     Wide images: a product for each tap. Thin ones: one product, a few examples at a time so that all stays in cache.
     """
-    if min(image.shape[-1], result.shape[-1]) >= 64 or spread[-1] != 1:
-        starts = itertools.product(*([e * t - a for t in range(m)] for m, e, a in zip(taps, spread, low, strict=True)))
+    spacing, strides, _, low, taps = geometry
+    if min(image.shape[-1], result.shape[-1]) >= 64 or spacing[-1] != 1:
+        counts = result.shape[1:-1]
+        size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spacing, taps, strides, counts, strict=True)]
+        image = _window(image, [-a for a in low], [1] * len(taps), size)
+        starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps, spacing, strict=True)))
         shared = tuple(range(result.ndim - 1))
         product = lambda window: lax.dot_general(result, window, ((shared, shared), ((), ())), **how)
-        y = jnp.stack([product(_window(image, start, strides, result.shape[1:-1])) for start in starts], 1)
+        y = jnp.stack([product(_window(image, start, strides, counts)) for start in starts], 1)
         # After the stacking, because XLA would fold the transposition of a product into it, and turn it around again.
         return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)
-    part = functools.partial(_thin_correlation, strides=strides, spread=spread, low=low, taps=taps, how=how)
+    part = lambda image, result: _thin_correlation(image, result, geometry, how)
     operands = image.size * math.prod(taps[:-1]) // math.prod(strides[:-1]) + result.size * -(-taps[-1] // strides[-1])
     least = min(-(-operands * image.dtype.itemsize // CACHE_BYTES), len(image))
     pieces = next(count for count in range(least, len(image) + 1) if len(image) % count == 0)
@@ -215,26 +210,19 @@ def _correlation(
     return lax.scan(lambda total, own: (total + part(*own), None), jnp.zeros(shape.shape, shape.dtype), cut)[0]
 
 
-def _thin_correlation(
-    image: Array,
-    result: Array,
-    strides: Sequence[int],
-    spread: Sequence[int],
-    low: Sequence[int],
-    taps: Sequence[int],
-    how: dict[str, Any],
-) -> Array:
+def _thin_correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
     """The taps of the last dimension as shifts of the result, those of the others as windows of the image.
 
     [places, T' s C] times [places, T'' O] with T' T'' s = T: neither is much larger than what it is made of.
     """
+    spacing, strides, _, low, taps = geometry
     n, places = len(taps), result.shape[1:-1]
     stride, shifts = strides[-1], -(-taps[-1] // strides[-1])
     wide = places[-1] + shifts - 1
     # Padded once and then cut: XLA is slow to put windows together that are padded each for itself.
-    size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spread, taps, strides, places, strict=True)]
+    size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spacing, taps, strides, places, strict=True)]
     framed = _window(image, [-a for a in low], [1] * n, (*size[:-1], stride * wide))
-    starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps[:-1], spread, strict=False)))
+    starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps[:-1], spacing, strict=False)))
     windows = [_window(framed, (*start, 0), (*strides[:-1], 1), (*places[:-1], stride * wide)) for start in starts]
     left = lax.concatenate([w.reshape(*w.shape[:n], wide, -1) for w in windows], n + 1)  # s columns side by side
     rows = [0] * (n - 1)

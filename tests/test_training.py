@@ -422,15 +422,36 @@ class VariantsTest(chex.TestCase):
         np.testing.assert_allclose(w, 0.9 + 0.1 * CENTERS.mean(0), rtol=1e-5)
 
 
-def test_a_longer_training_is_traced_no_more_and_dispatched_once_in_a_hundred_steps(
+class Read:
+    """An array of a device that counts how often it is copied to the host."""
+
+    def __init__(self, array: jax.Array, copies: list[int]):
+        self.array, self.copies = array, copies
+
+    def __array__(self, *args: Any, **settings: Any) -> np.ndarray:
+        self.copies.append(1)
+        return np.asarray(self.array)
+
+
+def test_a_longer_training_is_traced_no_more_and_meets_the_host_once_in_a_hundred_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What keeps it fast, without a clock: one trace for dispatches of any length, also in the next training."""
-    traces, dispatches, run_steps = [], [], loop.run_steps
+    """What keeps it fast, without a clock: one trace for dispatches of any length, also in the next training; for each
+    dispatch the rows, weights and votes go to the device, and each metric comes back once.
+    """
+    traces, dispatches, sent, copies, run_steps = [], [], [], [], loop.run_steps
 
     def counted(*settings: Any) -> Callable:
         run = run_steps(*settings)
-        return lambda state, examples, count, *rest: dispatches.append(count) or run(state, examples, count, *rest)
+
+        def counting(state: Any, examples: Any, count: int, *rest: Any) -> Any:
+            dispatches.append(count)
+            held = jax.tree.leaves((state, examples))
+            sent.append(len(rest) + sum(not isinstance(leaf, jax.Array) for leaf in held))
+            state, metrics, votes = run(state, examples, count, *rest)
+            return state, {term: Read(values, copies) for term, values in metrics.items()}, Read(votes, copies)
+
+        return counting
 
     def loss(*args: Any) -> Any:
         traces.append(1)
@@ -446,3 +467,5 @@ def test_a_longer_training_is_traced_no_more_and_dispatched_once_in_a_hundred_st
     fit(1000)
     assert len(traces) == once
     assert dispatches == [7, *[100] * 10]
+    assert set(sent) == {3}
+    assert len(copies) == len(dispatches) * len(("error", "loss", "gradient_norm", "skipped", "votes"))
