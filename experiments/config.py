@@ -227,8 +227,8 @@ def command(function: Callable) -> None:
     """
     import tyro
 
-    if jax.config.jax_compilation_cache_dir is None:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if jax.config.jax_compilation_cache_dir is None and caches.is_absolute():  # not where nobody's home is known
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:

@@ -57,7 +57,7 @@ def rloo(key: Array, q: Any, f: Function, num_samples: int = 2) -> Array:
 
 
 def muprop(key: Array, q: Any, f: Function, num_samples: int = 1) -> Array:
-    """The first-order expansion of f at the mean as control variate (Gu et al. 2015, arXiv:1511.05176, eq. 6).
+    """The first-order expansion of f at the mean as control variate (Gu et al. 2015, arXiv:1511.05176).
 
     1/K sum_k (f(z_k) - f(m) - f'(m)(z_k - m)) grad log q(z_k) + f'(m) grad m, with m the mean of q.
     """
@@ -96,14 +96,14 @@ def enumeration(key: Array, q: Bernoulli | Categorical, f: Function) -> Array:
 
 
 def ar(key: Array, q: Bernoulli, f: Function) -> Array:
-    """Augment-REINFORCE, f(1[u < s(phi)]) (1 - 2u) (Yin & Zhou 2018, arXiv:1807.11143, eq. 6)."""
+    """Augment-REINFORCE, f(1[u < s(phi)]) (1 - 2u) (Yin & Zhou 2018, arXiv:1807.11143)."""
     u = jax.random.uniform(key, q.event_shape, q.logits.dtype)
     value = f(_below(u, q.logits))
     return _steered(value, value * (1 - 2 * u), q.logits)
 
 
 def arm(key: Array, q: Bernoulli, f: Function) -> Array:
-    """Augment-REINFORCE-merge, (f(1[u > s(-phi)]) - f(1[u < s(phi)])) (u - 1/2) (arXiv:1807.11143, eq. 7)."""
+    """Augment-REINFORCE-merge, (f(1[u > s(-phi)]) - f(1[u < s(phi)])) (u - 1/2) (arXiv:1807.11143)."""
     u = jax.random.uniform(key, q.event_shape, q.logits.dtype)
     other, one = f(_below(1 - u, q.logits)), f(_below(u, q.logits))
     return _steered((one + other) / 2, (other - one) * (u - 0.5), q.logits)
@@ -112,7 +112,7 @@ def arm(key: Array, q: Bernoulli, f: Function) -> Array:
 def disarm(key: Array, q: Bernoulli, f: Function) -> Array:
     """ARM without its noise, (f(b) - f(b')) (b - b') s(|phi|) / 2 for an antithetic pair.
 
-    Dong et al. 2020, arXiv:2006.10680, eq. 6; the same as U2G, Yin et al. 2020.
+    Dong et al. 2020, arXiv:2006.10680; the same as U2G, Yin et al. 2020.
     """
     u = jax.random.uniform(key, q.event_shape, q.logits.dtype)
     b, other = _below(1 - u, q.logits), _below(u, q.logits)
@@ -144,7 +144,7 @@ def straight_through(key: Array, q: Bernoulli, f: Function) -> Array:
 
 
 def straight_through_gumbel(key: Array, q: Bernoulli, f: Function, temperature: float = 0.5) -> Array:
-    """f'(z) grad of the concrete relaxation of z: biased (Jang et al. 2016, arXiv:1611.01144, section 2.2)."""
+    """f'(z) grad of the concrete relaxation of z: biased (Jang et al. 2016, arXiv:1611.01144)."""
     relaxed = (q.logits + _logistic(key, q)) / temperature
     return f(_straight((relaxed > 0).astype(relaxed.dtype), jax.nn.sigmoid(relaxed)))
 
@@ -152,7 +152,7 @@ def straight_through_gumbel(key: Array, q: Bernoulli, f: Function, temperature: 
 def reinmax(key: Array, q: Bernoulli, f: Function) -> Array:
     """The trapezoidal rule, 2 f'(z) s'((z + s(phi)) / 2) - f'(z) s'(phi) / 2: biased, but not where f is quadratic.
 
-    Liu et al. 2023, arXiv:2304.08612, eq. 5; s' of a probability p is p (1 - p).
+    Liu et al. 2023, arXiv:2304.08612; s' of a probability p is p (1 - p).
     """
     z, mean = lax.stop_gradient(q.sample(key)), q.mean
     value, slope = jax.value_and_grad(f)(z)
@@ -181,24 +181,24 @@ class Estimator(NamedTuple):
     function: Callable  # (key, q, f, **settings) -> scalar
     latents: frozenset[str]  # continuous, binary, categorical
     unbiased: bool
-    evaluations: Callable[[int, int], int]  # of f, for K samples and D latents
-    slopes: Callable[[int, int], int] = lambda samples, latents: 0  # gradients of f in z
+    evaluations: Callable[[int, int, int], int]  # of f, for K samples and D latents of C classes
+    slopes: Callable[[int, int, int], int] = lambda k, d, c: 0  # gradients of f in z
 
 
 ANY = frozenset({"continuous", "binary", "categorical"})
 BINARY = frozenset({"binary"})
-_one, _each = lambda samples, latents: 1, lambda samples, latents: samples
+_one, _two, _each = lambda k, d, c: 1, lambda k, d, c: 2, lambda k, d, c: k
 
 ESTIMATORS: dict[str, Estimator] = {
     "score_function": Estimator(score_function, ANY, True, _each),
     "rloo": Estimator(rloo, ANY, True, _each),
-    "muprop": Estimator(muprop, frozenset({"continuous", "binary"}), True, lambda samples, latents: samples + 1, _one),
+    "muprop": Estimator(muprop, frozenset({"continuous", "binary"}), True, lambda k, d, c: k + 1, _one),
     "pathwise": Estimator(pathwise, frozenset({"continuous"}), True, _each, _each),
-    "enumeration": Estimator(enumeration, BINARY | {"categorical"}, True, lambda samples, latents: 2**latents),
+    "enumeration": Estimator(enumeration, BINARY | {"categorical"}, True, lambda k, d, c: c**d),
     "ar": Estimator(ar, BINARY, True, _one),
-    "arm": Estimator(arm, BINARY, True, lambda samples, latents: 2),
-    "disarm": Estimator(disarm, BINARY, True, lambda samples, latents: 2),
-    "local_expectation": Estimator(local_expectation, BINARY, True, lambda samples, latents: 2 * latents + 1),
+    "arm": Estimator(arm, BINARY, True, _two),
+    "disarm": Estimator(disarm, BINARY, True, _two),
+    "local_expectation": Estimator(local_expectation, BINARY, True, lambda k, d, c: 2 * d + 1),
     "concrete": Estimator(concrete, BINARY, False, _one, _one),
     "straight_through": Estimator(straight_through, BINARY, False, _one, _one),
     "straight_through_gumbel": Estimator(straight_through_gumbel, BINARY, False, _one, _one),

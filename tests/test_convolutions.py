@@ -84,6 +84,21 @@ def test_a_transposed_convolution_and_its_derivatives_are_those_of_lax(
     agree(ours(x, k), theirs(x, k))
 
 
+@pytest.mark.parametrize("channels", [4, 64])
+def test_wide_layers_and_those_that_are_cut_are_those_of_lax(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel gradients: of wide layers tap by tap, of thin ones some examples at a time."""
+    monkeypatch.setattr(convolutions, "CACHE_BYTES", 2000)
+    rng = np.random.default_rng(0)
+    draw = lambda *size: jnp.asarray(rng.normal(size=size) / np.sqrt(channels), jnp.float32)
+    x = draw(6, 7, 8, channels)
+    for kernel, name in (((4, 4), "4x4, stride 2"), ((3, 3), "3x3"), ((3, 2), "valid")):
+        k = draw(*kernel, channels, channels)
+        agree(derivatives(layer(convolutions, name))(x, k), derivatives(layer(lax, name))(x, k))
+    k, strides = draw(4, 4, channels, channels), (2, 2)
+    ours, theirs = (derivatives(transposed(module, strides, "SAME")) for module in (convolutions, lax))
+    agree(ours(x, k), theirs(x, k))
+
+
 def test_negative_padding_is_cropping() -> None:
     """Compared with a sum over the taps in NumPy: XLA's own CPU convolution reads beyond the array here."""
     x, k = arrays((2, 3), 2)
