@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxvae import (
     bounds,
@@ -220,17 +221,20 @@ def one_voice() -> None:
     sys.excepthook = lambda kind, error, trace: None if given_up(error) else of_all(kind, error, trace)
 
 
-def command(function: Callable) -> None:
-    """Runs a script's function on the command line; what cannot work ends in one sentence and exit code 2.
-
-    Compiled programs are kept in ~/.cache/jaxvae, or where JAX_COMPILATION_CACHE_DIR says.
-    """
-    import tyro
-
+def keep_programs() -> None:
+    """Keeps compiled programs in ~/.cache/jaxvae, or where JAX_COMPILATION_CACHE_DIR says."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     if jax.config.jax_compilation_cache_dir is None and caches.is_absolute():  # not where nobody's home is known
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        compilation_cache.reset_cache()  # what was compiled at import has settled that there is none
+
+
+def command(function: Callable) -> None:
+    """Runs a script's function on the command line; what cannot work ends in one sentence and exit code 2."""
+    import tyro
+
+    keep_programs()
     try:
         tyro.cli(function)
     except (ValueError, OSError) as error:

@@ -173,4 +173,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     setup.one_voice()
+    setup.keep_programs()
     main()
