@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
+import logging
 import os
 import sys
 import threading
@@ -20,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxvae import (
     bounds,
     datasets,
+    expectations,
     likelihoods,
     models,
     networks,
@@ -30,6 +34,9 @@ from jaxvae import (
     training,
 )
 
+BOUNDS = ("elbo", "sampled_elbo", *(name for name in bounds.BOUNDS if name != "elbo"))
+LATENTS = {"bernoulli": "binary", "categorical": "categorical"}  # of a posterior; any other is continuous
+NATURAL = {"continuous": "pathwise", "binary": "disarm", "categorical": "disarm_sb"}  # estimators
 IDENTITY_FREE = (  # a run stays the same one when these change
     *("workdir", "data_dir", "stream", "devices", "mapping", "profile"),
     *("distributed", "coordinator", "num_processes", "process_id", "heartbeat"),
@@ -73,15 +80,31 @@ class Config:
     densities are float32 always."""
     latent: int = 10
     """Dimensions of z."""
-    posterior: Literal["normal", "multivariate_normal"] = "normal"
-    """Family of q(z|x): diagonal or full-covariance Gaussian."""
+    posterior: Literal[tuple(posteriors.POSTERIORS)] = "normal"  # type: ignore[valid-type]
+    """Family of q(z|x): diagonal or full-covariance Gaussian, bits, or one of several classes for each latent."""
+    classes: int = 10
+    """Classes of each latent (categorical only)."""
     likelihood: Literal[tuple(likelihoods.LIKELIHOODS)] = "bernoulli"  # type: ignore[valid-type]
     """Family of p(x|z)."""
 
-    bound: Literal["elbo", "sampled_elbo", "iwae"] = "elbo"
-    """Objective: ELBO with KL in closed form, ELBO with sampled KL, importance-weighted bound."""
+    bound: Literal[BOUNDS] = "elbo"  # type: ignore[valid-type]
+    """Objective: ELBO with KL in closed form, ELBO with sampled KL, or a member of jaxvae.bounds, such as iwae, dreg
+    and, for latents of any kind, vimco."""
+    estimator: Literal[("auto", *expectations.ESTIMATORS)] = "auto"  # type: ignore[valid-type]
+    """Gradient estimator of the two ELBOs, a member of jaxvae.expectations; auto is pathwise for Gaussian latents,
+    disarm for bits and disarm_sb for classes."""
     num_samples: int = 1
     """Samples of z per example in the objective, K."""
+    temperature: float = 0.5
+    """Temperature of the relaxed estimators that have one and do not learn it."""
+    groups: int = 1
+    """Groups that the K samples are divided into (miwae and piwae only)."""
+    elbo_weight: float = 0.5
+    """Weight of the ELBO beside the importance-weighted bound (ciwae only)."""
+    renyi_order: float = 0.5
+    """Order of the Renyi bound (renyi only)."""
+    control_learning_rate: float = 1e-3
+    """Learning rate of an estimator's own parameters (those that learn only)."""
     kl_weight: float = 1.0
     """Weight of the KL term, or the end of its warm-up (elbo only)."""
     kl_warmup: Literal["none", "linear", "sigmoid", "cyclical"] = "none"
@@ -165,6 +188,22 @@ PRESETS: dict[str, tuple[str, Config]] = {
             test_samples=5000,
         ),
     ),
+    "binary": (
+        "200 bits and linear networks, as in the literature on gradient estimators: --estimator NAME",
+        Config(
+            dataset="binarized_mnist",
+            hidden=(),
+            latent=200,
+            posterior="bernoulli",
+            batch_size=50,
+            learning_rate=1e-3,
+            schedule="constant",
+            steps=20_000,
+            checkpoint_every=5000,
+            report_every=500,
+            test_samples=100,
+        ),
+    ),
     "conv": (
         "convolutional encoder and decoder, on any image set",
         Config(network="conv", hidden=(32, 64), latent=16, steps=2000),
@@ -211,8 +250,9 @@ def one_voice() -> None:
     """Leaves failures to the main thread, which says them in a sentence.
 
     On a full disk TensorBoard's writer would print tracebacks from its thread and at the end, and TensorStore one for
-    each write that Orbax has given up on.
+    each write that Orbax has given up on, or asyncio's log would.
     """
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     of_threads, at_end, of_all = threading.excepthook, sys.unraisablehook, sys.excepthook
     given_up = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
     quiet = lambda error: isinstance(error, OSError) or given_up(error)
@@ -277,10 +317,12 @@ class Run(NamedTuple):
 COUNTS = (
     *("latent", "blocks", "num_samples", "batch_size", "accumulate", "devices", "heartbeat", "levels"),
     *("report_every", "checkpoint_every", "kl_warmup_steps", "free_bits_groups", "test_samples", "test_examples"),
+    *("classes", "groups"),
 )
 JUDGED = 10_000  # examples of the test and validation splits of a stream, which are held in memory
 AMOUNTS = (
     *("steps", "warmup_steps", "learning_rate", "kl_weight", "free_bits", "clip_norm", "ema_decay", "virtual_shards"),
+    *("control_learning_rate", "elbo_weight"),
 )
 
 
@@ -299,6 +341,8 @@ def check(config: Config) -> None:
         raise ValueError(
             f"--batch-size {config.batch_size} does not divide into --virtual-shards {config.virtual_shards}"
         )
+    if config.temperature <= 0:
+        raise ValueError(f"--temperature must be above 0; it was {config.temperature}")
     if config.ema_decay >= 1:
         raise ValueError(f"--ema-decay must be below 1; it was {config.ema_decay}")
     if min(config.hidden, default=1) < 1:
@@ -321,6 +365,7 @@ def build(config: Config) -> Run:
     treat = datasets.treatment(pixels, dataset.levels)
     shape = train.shape
     vae = _vae(config, likelihood, shape, dataset.levels if pixels == "counts" else 2)
+    vae = models.with_control(vae, _estimator(config)) if _estimates(config) else vae
     algorithm = training.gradient_descent(
         lambda key, x: vae.init(key, treat(key, x)),
         _loss(config, vae, treat),
@@ -359,7 +404,8 @@ def _pixels(config: Config, likelihood: likelihoods.Likelihood, dataset: dataset
 
 
 def _vae(config: Config, likelihood: likelihoods.Likelihood, shape: tuple[int, ...], levels: int) -> models.VAE:
-    posterior = posteriors.POSTERIORS[config.posterior](config.latent)
+    sizes = (config.latent, config.classes) if config.posterior == "categorical" else (config.latent,)
+    posterior = posteriors.POSTERIORS[config.posterior](*sizes)
     output = (*shape[:-1], shape[-1] * likelihood.size)
     activation = networks.ACTIVATIONS[config.activation]
     mirrored = config.hidden[::-1]
@@ -378,7 +424,39 @@ def _vae(config: Config, likelihood: likelihoods.Likelihood, shape: tuple[int, .
         decoder = networks.residual_decoder(mirrored, output, config.blocks, activation, config.remat)
     encoder, decoder = (networks.computed_in(network, config.precision) for network in (encoder, decoder))
     encoder = networks.scaled_input(encoder, 1 / (levels - 1))
-    return models.vae(encoder, decoder, posterior, likelihood, priors.standard_normal(config.latent))
+    return models.vae(encoder, decoder, posterior, likelihood, priors.NATURAL[config.posterior](*sizes))
+
+
+def _estimates(config: Config) -> bool:
+    """Whether the objective is an expectation that an estimator is chosen for."""
+    return config.bound in ("elbo", "sampled_elbo")
+
+
+def _latents(config: Config) -> str:
+    return LATENTS.get(config.posterior, "continuous")
+
+
+def _refuse(config: Config, kind: str, name: str, table: dict[str, expectations.Estimator]) -> None:
+    """Raises ValueError where an estimator does not serve the posterior's latents, or has too few samples."""
+    latents, own = _latents(config), table[name]
+    if latents not in own.latents:
+        others = ", ".join(other for other, more in table.items() if latents in more.latents)
+        raise ValueError(
+            f"--{kind} {name} serves {' and '.join(sorted(own.latents))} latents; --posterior {config.posterior} has "
+            f"{latents} ones, which are served by {others}"
+        )
+    if config.num_samples < own.least:
+        raise ValueError(f"--{kind} {name} needs --num-samples {own.least} at least; it was {config.num_samples}")
+
+
+def _estimator(config: Config) -> expectations.Estimator:
+    name = NATURAL[_latents(config)] if config.estimator == "auto" else config.estimator
+    _refuse(config, "estimator", name, expectations.ESTIMATORS)
+    estimator = expectations.ESTIMATORS[name]
+    if "temperature" not in inspect.signature(estimator.estimate).parameters:
+        return estimator
+    estimate = functools.partial(estimator.estimate, temperature=config.temperature)
+    return dataclasses.replace(estimator, estimate=functools.wraps(estimator.estimate)(estimate))
 
 
 def _loss(config: Config, vae: models.VAE, treat: Callable) -> training.BatchLoss:
@@ -395,18 +473,39 @@ def _loss(config: Config, vae: models.VAE, treat: Callable) -> training.BatchLos
         weight: optax.Schedule = lambda step: config.kl_weight
     else:
         weight = ramps[config.kl_warmup](config.kl_warmup_steps, config.kl_weight)
+    if not _estimates(config) and config.estimator != "auto":
+        raise ValueError(f"--estimator belongs to --bound elbo and sampled_elbo; {config.bound} has its own gradient")
     if config.free_bits:
         if config.accumulate > 1 or config.virtual_shards:
             raise ValueError(
                 "free bits take their maximum over the whole batch: --accumulate must be 1, --virtual-shards 0"
             )
-        batch_loss = models.free_bits(vae, config.free_bits, config.free_bits_groups, config.num_samples, weight)
+        estimator = _estimator(config)
+        if estimator.init is not None:
+            raise ValueError(f"--free-bits cannot be used with --estimator {config.estimator}, which learns")
+        counts = config.free_bits_groups, config.num_samples
+        batch_loss = models.free_bits(vae, config.free_bits, *counts, weight, estimator)
     elif config.bound == "elbo":
-        batch_loss = training.batch_mean(models.negative_elbo(vae, config.num_samples, weight))
+        loss = models.negative_elbo(vae, config.num_samples, weight, _estimator(config))
+        batch_loss = training.batch_mean(loss)
+    elif config.bound == "sampled_elbo":
+        batch_loss = training.batch_mean(models.negative_sampled_elbo(vae, config.num_samples, _estimator(config)))
     else:
-        bound = {"sampled_elbo": bounds.elbo, "iwae": bounds.iwae}[config.bound]
-        batch_loss = training.batch_mean(models.negative(bound, vae, config.num_samples))
+        batch_loss = training.batch_mean(models.negative(_bound(config), vae, config.num_samples))
     return training.treated(treat, batch_loss)
+
+
+def _bound(config: Config) -> expectations.Estimator:
+    _refuse(config, "bound", config.bound, bounds.BOUNDS)
+    bound = bounds.BOUNDS[config.bound]
+    own: dict[str, Any] = {"ciwae": {"elbo_weight": config.elbo_weight}, "renyi": {"order": config.renyi_order}}
+    own |= {name: {"groups": config.groups} for name in ("miwae", "piwae")}
+    if config.bound == "renyi" and config.renyi_order == 1:
+        raise ValueError("--renyi-order 1 is the ELBO: use --bound sampled_elbo")
+    if config.num_samples % config.groups:
+        raise ValueError(f"--num-samples {config.num_samples} do not divide into --groups {config.groups}")
+    estimate = functools.partial(bound.estimate, **own.get(config.bound, {}))
+    return dataclasses.replace(bound, estimate=functools.wraps(bound.estimate)(estimate))
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
@@ -423,4 +522,9 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
         course = optax.join_schedules([rise, course], [config.warmup_steps])
     makers: dict[str, Callable] = {"adam": optax.adam, "adamw": optax.adamw, "adamax": optax.adamax, "sgd": optax.sgd}
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.chain(*clip, makers[config.optimizer](course))
+    whole = optax.chain(*clip, makers[config.optimizer](course))
+    estimator = _estimator(config) if _estimates(config) else None
+    if estimator is None or estimator.init is None:
+        return whole
+    parts = {"model": whole, "control": estimator.optimizer(config.control_learning_rate)}
+    return optax.partition(parts, lambda params: {name: "control" if name == "control" else "model" for name in params})

@@ -13,6 +13,7 @@ import numpy as np
 from config import Run
 
 from jaxvae import datasets, divergences, evaluation, figures, processes
+from jaxvae.distributions import Bernoulli, OneHotCategorical
 
 SPEEDS: dict[str, Callable[[float], str]] = {  # what the lines of metrics.jsonl say of speed, and how it is printed
     "images_per_second": lambda value: f"{value:,.0f} images/s",
@@ -191,20 +192,30 @@ def draw(run: Run, params: Any, folder: Path, reports: Sequence[dict[str, Any]],
     q = jax.jit(lambda params, x: _mean_and_kl(vae, params, x))
     mean, kl = jax.vmap(q, (None, 0))(params, x)
     center, strongest = mean[0], np.argsort(-np.asarray(kl.mean(0)))[:count]
-    values = jnp.linspace(-3.0, 3.0, 9)
+    values, columns = _values(jax.tree.map(lambda a: a[0], jax.vmap(lambda x: vae.encode(params, x))(x[:1])))
     grid(
         "traversals",
         figures.traversals(vae, params, center, strongest, values),
         "One latent at a time, from the posterior mean of a test image",
         rows=[f"$z_{{{i + 1}}}$" for i in strongest],
-        columns=[f"{value:g}" for value in np.round(values, 2)],
+        columns=columns,
     )
     shown = datasets.Split(split.images[:2000], None if split.labels is None else split.labels[:2000])
     means = evaluation.encode_split(vae, params, shown.images, run.key, treat=run.treat)
+    means = means.reshape(len(means), -1)
     figures.latent_scatter(folder / "latents.png", means, shown.labels, "Posterior means of test images")
     terms = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "validation_elbo": "validation ELBO"}
     figures.curves(folder / "curves.png", reports, terms)
     return [*drawn, "latents.png", "curves.png"]
+
+
+def _values(q: Any) -> tuple[jax.Array, list[str]]:
+    """What a latent is set to, and how it is called."""
+    if isinstance(q, OneHotCategorical):
+        classes = q.logits.shape[-1]
+        return jnp.eye(classes), [str(c) for c in range(classes)]
+    values = jnp.linspace(0.0, 1.0, 5) if isinstance(q, Bernoulli) else jnp.linspace(-3.0, 3.0, 9)
+    return values, [f"{value:g}" for value in np.round(values, 2)]
 
 
 def _mean_and_kl(vae: Any, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -20,6 +20,7 @@ from jaxvae.distributions import (
     Laplace,
     MultivariateNormal,
     Normal,
+    OneHotCategorical,
 )
 
 Array = jax.Array
@@ -76,10 +77,11 @@ def sampled_kl(key: Array, q: Any, p: Any, num_samples: int = 1) -> Array:
 
 
 def kl_per_latent(q: Any, p: Any) -> Array | None:
-    """KL of each coordinate's marginal, [*event] in nats, or None where no closed form is known.
+    """KL of each latent's marginal, [*event] in nats, or None where no closed form is known.
 
-    Where both factorize these sum to ``kl(q, p)``. A full-covariance q against a factorized p has
-    kl(q, p) = sum_j KL(q_j || p_j) + KL(q || prod_j q_j): the sum falls short by q's total correlation.
+    Of one-hot latents the axis of classes is summed. Where both factorize these sum to ``kl(q, p)``. A full-covariance
+    q against a factorized p has kl(q, p) = sum_j KL(q_j || p_j) + KL(q || prod_j q_j): the sum falls short by q's
+    total correlation.
     """
     q, p = _marginals(q), _marginals(p)
     return _coordinates(q, p) if (type(q), type(p)) in FACTORIZED_KL else None
@@ -105,7 +107,8 @@ def _check_same_event(q: Any, p: Any) -> None:
 
 
 def _coordinates(q: Any, p: Any) -> Array:
-    return jnp.broadcast_to(FACTORIZED_KL[type(q), type(p)](q, p), q.event_shape)
+    shape = q.event_shape[:-1] if isinstance(q, OneHotCategorical) else q.event_shape
+    return jnp.broadcast_to(FACTORIZED_KL[type(q), type(p)](q, p), shape)
 
 
 def _marginals(distribution: Any) -> Any:
@@ -150,8 +153,9 @@ def _bernoulli_bernoulli(q: Bernoulli, p: Bernoulli) -> Array:
     return ones + sigmoid(-q.logits) * (log_sigmoid(-q.logits) - log_sigmoid(-p.logits))
 
 
+@register_kl(OneHotCategorical, OneHotCategorical, factorized=True)
 @register_kl(Categorical, Categorical, factorized=True)
-def _categorical_categorical(q: Categorical, p: Categorical) -> Array:
+def _categorical_categorical(q: Categorical | OneHotCategorical, p: Categorical | OneHotCategorical) -> Array:
     """sum_c q_c log(q_c / p_c), where 0 log 0 = 0."""
     log_q, log_p = log_softmax(q.logits), log_softmax(p.logits)
     mass = log_q > -jnp.inf

@@ -121,8 +121,8 @@ def evaluate(
 ) -> Summary:
     """The ELBO over a split with its terms, KL per latent and active units, E_q over ``num_samples`` draws.
 
-    A latent u is active if the variance over x of E_q[z_u|x] exceeds 0.01 (Burda et al. 2015, arXiv:1509.00519,
-    sec. 5.2). ``treat(key, x)`` turns a stored example into what the likelihood takes.
+    A latent u is active if the variance over x of E_q[z_u|x], or of one of its classes, exceeds 0.01 (Burda et al.
+    2015, arXiv:1509.00519, sec. 5.2). ``treat(key, x)`` turns a stored example into what the likelihood takes.
     """
 
     columns = _over_split(_elbo_columns(vae, treat, num_samples), params, examples, key, batch_size)
@@ -135,7 +135,7 @@ def evaluate(
         reconstruction=float(columns["reconstruction"].mean()),
         kl=float(columns["kl"].mean()),
         kl_per_latent=None if per_latent is None else per_latent.mean(0).tolist(),
-        active_units=int((variance > ACTIVE_VARIANCE).sum()),
+        active_units=int((variance > ACTIVE_VARIANCE).reshape(len(variance), -1).any(-1).sum()),
         num_samples=num_samples,
         num_examples=len(elbo),
     )

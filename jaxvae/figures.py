@@ -31,23 +31,24 @@ def prior_samples(vae: VAE, params: Any, key: Array, count: int) -> np.ndarray:
 
 
 def decoded(vae: VAE, params: Any, z: Array) -> np.ndarray:
-    """The decoder's mean at latents z [..., D]: [..., H, W, C]."""
-    flat = jnp.reshape(z, (-1, z.shape[-1]))
-    images = jax.jit(jax.vmap(lambda z: vae.decode(params, z).mean))(flat)
-    return np.asarray(images).reshape(*z.shape[:-1], *images.shape[1:])
+    """The decoder's mean at latents z [..., *event]: [..., H, W, C]."""
+    event = vae.prior(params).event_shape
+    lead = z.shape[: z.ndim - len(event)]
+    images = jax.jit(jax.vmap(lambda z: vae.decode(params, z).mean))(jnp.reshape(z, (-1, *event)))
+    return np.asarray(images).reshape(*lead, *images.shape[1:])
 
 
 def traversals(vae: VAE, params: Any, center: Array, latents: Sequence[int], values: Array) -> np.ndarray:
-    """Decodes ``center [D]`` with one latent at a time set to each of ``values``: [latents, values, H, W, C]."""
-    z = jnp.stack([jnp.tile(center, (len(values), 1)).at[:, latent].set(values) for latent in latents])
+    """Decodes ``center [D, ...]`` with one latent at a time set to each of ``values``: [latents, values, H, W, C]."""
+    z = jnp.stack([jax.vmap(center.at[latent].set)(values) for latent in latents])
     return decoded(vae, params, z)
 
 
 def interpolations(vae: VAE, params: Any, x: Array, y: Array, steps: int) -> np.ndarray:
     """Decodes straight lines between the posterior means of x and y [N, H, W, C]: [N, steps, H, W, C]."""
     mean = jax.jit(jax.vmap(lambda x: vae.encode(params, x).mean))
-    t = jnp.linspace(0.0, 1.0, steps)[None, :, None]
-    return decoded(vae, params, (1 - t) * mean(x)[:, None] + t * mean(y)[:, None])
+    lines = jax.vmap(lambda t: (1 - t) * mean(x) + t * mean(y), out_axes=1)(jnp.linspace(0.0, 1.0, steps))
+    return decoded(vae, params, lines)
 
 
 def grid(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae.distributions import MultivariateNormal, Normal
+from jaxvae.distributions import Bernoulli, MultivariateNormal, Normal, OneHotCategorical
 
 Array = jax.Array
 
@@ -44,4 +44,20 @@ def multivariate_normal(latent: int) -> Posterior:
     return Posterior(2 * latent + latent * (latent - 1) // 2, make)
 
 
-POSTERIORS: dict[str, Callable[[int], Posterior]] = {"normal": normal, "multivariate_normal": multivariate_normal}
+def bernoulli(latent: int) -> Posterior:
+    """Independent bits; raw is their log-odds."""
+    return Posterior(latent, Bernoulli)
+
+
+def categorical(latent: int, classes: int = 10) -> Posterior:
+    """One of C classes for every latent, one-hot, z [D, C]; raw holds their logits."""
+    return Posterior(latent * classes, lambda raw: OneHotCategorical(raw.reshape(latent, classes)))
+
+
+# name -> function of the number of latents, and of the classes where latents have them
+POSTERIORS: dict[str, Callable[..., Posterior]] = {
+    "normal": normal,
+    "multivariate_normal": multivariate_normal,
+    "bernoulli": bernoulli,
+    "categorical": categorical,
+}

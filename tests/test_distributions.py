@@ -13,22 +13,30 @@ import numpy as np
 import numpyro.distributions as nd
 import pytest
 from jax.flatten_util import ravel_pytree
+from jax.scipy.special import digamma
 from scipy import integrate, special, stats
 
 from jaxvae import datasets
 from jaxvae.distributions import (
     Bernoulli,
+    Beta,
     Categorical,
     ContinuousBernoulli,
+    Dirichlet,
     DiscretizedLogistic,
     Distribution,
+    Gamma,
     Independent,
     Laplace,
     Mixture,
     MultivariateNormal,
     NegativeBinomial,
     Normal,
+    OneHotCategorical,
+    StudentT,
     ZeroInflatedNegativeBinomial,
+    logistic,
+    uniform,
 )
 from jaxvae.likelihoods import LIKELIHOODS, normal
 from jaxvae.posteriors import POSTERIORS, multivariate_normal
@@ -46,6 +54,9 @@ LOC = [[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]]
 TRIL = [[0.9, 0.0, 0.0], [-0.4, 1.3, 0.0], [0.2, 0.7, 0.5]]
 CLASSES = [[0.1, -0.5, 1.0, 0.3], [2.0, 0.0, -1.0, 0.5]]
 CB_LOGITS = [0.0, -0.3, 2.5, -6.0]
+SHAPES = [[0.7, 3.0, 12.0], [1.0, 1.5, 0.9]]
+RATES = [[0.5], [2.0]]
+DEGREES = [3.5, 8.0, 40.0]
 WEIGHTS = [0.2, -0.5, 0.7]
 CENTRES = [[-1.0, 0.5], [0.3, 2.0], [1.5, -0.7]]
 WIDTHS = [[0.5, 1.0], [0.8, 0.6], [1.2, 0.9]]
@@ -63,6 +74,16 @@ class Member(NamedTuple):
     cells: np.ndarray  # all its values if it is discrete, else edges of cells that hold all its mass
     discrete: bool = False
     independent: bool = True  # whether the coordinates of ``make`` are
+    simplex: bool = False  # over probabilities along the last axis, whose first is looked at; ``one`` is over (x, 1-x)
+
+    def event(self, x: np.ndarray) -> np.ndarray:
+        """The events of ``one()`` that hold the numbers x."""
+        return np.stack([x, 1 - x], -1) if self.simplex else x
+
+    def numbers(self, events: Any) -> np.ndarray:
+        """The numbers in ``events [N, *event]``, [N, D]."""
+        events = np.asarray(events, np.float64)
+        return (events[..., 0] if self.simplex else events).reshape(len(events), -1)
 
 
 def around(loc: float, scale: float, count: int = 40) -> np.ndarray:
@@ -128,6 +149,31 @@ MEMBERS = {
         lambda: Laplace(A(-0.2), A(0.6)),
         around(-0.2, 24.0, 120),
     ),
+    "gamma": Member(
+        lambda: Gamma(A(SHAPES), A(RATES)),
+        lambda x: stats.gamma.logpdf(x, SHAPES, scale=1 / np.array(RATES)).sum(),
+        lambda: Gamma(A(2.5), A(0.8)),
+        np.linspace(0, 50, 101),
+    ),
+    "beta": Member(
+        lambda: Beta(A(SHAPES), A([[1.5], [2.0]])),
+        lambda x: stats.beta.logpdf(x, SHAPES, [[1.5], [2.0]]).sum(),
+        lambda: Beta(A(2.5), A(4.0)),
+        np.linspace(0, 1, 21),
+    ),
+    "dirichlet": Member(
+        lambda: Dirichlet(A(SHAPES)),
+        lambda x: sum(stats.dirichlet.logpdf(row / row.sum(), a) for row, a in zip(x, SHAPES, strict=True)),
+        lambda: Dirichlet(A([2.5, 4.0])),
+        np.linspace(0, 1, 21),
+        simplex=True,
+    ),
+    "student_t": Member(
+        lambda: StudentT(A(DEGREES), A(LOC), A([[0.5], [1.5]])),
+        lambda x: stats.t.logpdf(x, DEGREES, LOC, [[0.5], [1.5]]).sum(),
+        lambda: StudentT(A(12.0), A(0.3), A(0.5)),
+        around(0.3, 24.0, 160),
+    ),
     "bernoulli": Member(
         lambda: Bernoulli(A([[0.0, -2.0], [0.3, 5.0]])),
         lambda x: stats.bernoulli.logpmf(x, special.expit([[0.0, -2.0], [0.3, 5.0]])).sum(),
@@ -143,6 +189,14 @@ MEMBERS = {
         lambda: Categorical(A(CLASSES[0])),
         np.arange(4),
         discrete=True,
+    ),
+    "one_hot_categorical": Member(
+        lambda: OneHotCategorical(A(CLASSES)),
+        lambda x: sum(stats.multinomial.logpmf(c, 1, special.softmax(l)) for c, l in zip(x, CLASSES, strict=True)),
+        lambda: OneHotCategorical(A(CLASSES[0][:2])),
+        np.arange(2),
+        discrete=True,
+        simplex=True,
     ),
     "continuous_bernoulli": Member(
         lambda: ContinuousBernoulli(A(CB_LOGITS)),
@@ -279,7 +333,7 @@ def cell_masses(name: str) -> tuple[np.ndarray, float, float]:
     x, weights = (member.cells, np.ones(len(member.cells))) if member.discrete else quadrature(member.cells)
     with jax.enable_x64(True):
         d = member.one()
-        density = np.exp(log_prob(d, jnp.asarray(x.reshape(-1, *d.event_shape), float)))
+        density = np.exp(log_prob(d, jnp.asarray(member.event(x).reshape(-1, *d.event_shape), float)))
         stated = np.ravel(d.mean)
     masses = density.reshape(x.shape) * weights
     return masses.reshape(len(x), -1).sum(-1), float((masses * x).sum()), float(stated[0])
@@ -346,7 +400,7 @@ def test_density_normalizes_and_has_its_mean(name):
 @members
 def test_frequencies_of_samples_agree_with_log_prob(name):
     masses, _, _ = cell_masses(name)
-    counts = cell_counts(MEMBERS[name], np.asarray(many(MEMBERS[name].one(), KEY)).ravel())
+    counts = cell_counts(MEMBERS[name], MEMBERS[name].numbers(many(MEMBERS[name].one(), KEY)).ravel())
     assert counts.sum() == DRAWS
     masses, counts = masses[DRAWS * masses > 10], counts[DRAWS * masses > 10]
     z = (counts - DRAWS * masses) / np.sqrt(DRAWS * masses * (1 - masses))
@@ -362,7 +416,7 @@ def test_mean_of_samples_agrees_with_mean(name):
 
 @pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.independent])
 def test_coordinates_are_drawn_independently(name):
-    x = draws(name).astype(np.float64).reshape(DRAWS, -1)
+    x = MEMBERS[name].numbers(draws(name))
     correlation = np.corrcoef(x.T) - np.eye(x.shape[1])
     assert np.sqrt(DRAWS) * np.abs(correlation).max() < Z_BOUND
 
@@ -457,6 +511,136 @@ def test_wrong_shape_is_refused_with_both_shapes(name, change):
 def test_numpyro_batch_axes_are_refused_in_a_mixture(components):
     with pytest.raises(ValueError, match=r"to_event|vmap"):
         Mixture(np.zeros(2, np.float32), components()).log_prob(np.zeros((), np.float32))
+
+
+@pytest.mark.parametrize("name", ["normal", "multivariate_normal"])
+def test_samples_are_made_of_noise_that_has_no_parameters(name):
+    d = MEMBERS[name].make()
+    other = jax.tree.map(lambda leaf: 0.9 * leaf, d)
+    for shape in ((), (2, 3)):
+        np.testing.assert_array_equal(d.at(other.noise(KEY, shape)), d.sample(KEY, shape))
+
+
+# Noise
+
+TAILS = {  # and the probability of such noise, given its value
+    "uniform": (uniform, lambda u: u),
+    "logistic_left": (logistic, special.expit),
+    "logistic_right": (logistic, lambda l: special.expit(-l)),
+}
+tails = pytest.mark.parametrize("tail", TAILS)
+
+
+@cache
+def noise(function: Callable, count: int, dtype: Any = jnp.float32) -> np.ndarray:
+    return np.asarray(jax.jit(lambda key: function(key, (count,), dtype))(KEY), np.float64)
+
+
+@tails
+def test_rare_noise_lies_between_the_multiples_of_epsilon(tail):
+    """``jax.random.uniform`` draws the multiples alone: 2^-23 and nothing below it, for float32."""
+    function, probability = TAILS[tail]
+    count, bound = 2**21, 2.0**-11
+    rare = probability(noise(function, count))
+    rare = rare[rare < bound]
+    assert abs(len(rare) - count * bound) < Z_BOUND * np.sqrt(count * bound)
+    assert stats.kstest(rare / bound, "uniform").pvalue > 1e-3
+    assert stats.kstest(rare * 2**23 % 1, "uniform").pvalue > 1e-3
+
+
+@tails
+def test_noise_far_below_epsilon_is_as_rare_as_it_should_be(tail):
+    """In bfloat16, where few draws show it: epsilon is 2^-7, the bound 2^-10."""
+    function, probability = TAILS[tail]
+    count, bound = 2**20, 2.0**-10
+    rare = (probability(noise(function, count, jnp.bfloat16)) < bound).sum()
+    assert abs(rare - count * bound) < Z_BOUND * np.sqrt(count * bound) + 0.02 * count * bound  # and rounding
+
+
+@pytest.mark.parametrize("x64, dtype", [(False, float), (False, jnp.float32), (False, jnp.bfloat16), (True, float)])
+def test_noise_at_the_ends_of_the_generator(x64, dtype, monkeypatch):
+    """It stays within epsilon of what the generator draws, and inside the interval: none is infinite."""
+    with jax.enable_x64(x64):
+        epsilon = float(jnp.finfo(jnp.zeros(0, dtype).dtype).eps)
+        drawn = np.array([0.0, 0.375, 1 - epsilon])
+        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.asarray(drawn, dtype))
+        u, l = (np.asarray(function(KEY, (3,), dtype), np.float64) for function in (uniform, logistic))
+    assert np.all((u > 0) & (u < 1)), u
+    assert np.all(np.abs(u - drawn) <= epsilon), u - drawn
+    assert np.isfinite(l).all(), l
+
+
+def test_logistic_noise_is_logistic():
+    assert stats.kstest(noise(logistic, DRAWS), "logistic").pvalue > 1e-3
+
+
+def test_bernoulli_does_not_draw_what_is_too_rare():
+    """p = 1e-9, 2^25 times: a float32 uniform < p in one of 2^23, which are zero."""
+    count = lambda key: Bernoulli(jnp.full(2**20, jnp.log(1e-9))).sample(key).sum()
+    assert jax.jit(lambda key: jax.lax.map(count, jax.random.split(key, 32)).sum())(KEY) == 0
+
+
+# Gradients of samples
+
+
+def beta_moments(a: jax.Array, total: jax.Array) -> tuple[jax.Array, ...]:
+    """E x, E x^2 and E log x of a coordinate."""
+    return a / total, a * (a + 1) / (total * (total + 1)), digamma(a) - digamma(total)
+
+
+# A distribution, functions of its samples, and their expectations.
+MOMENTS = {
+    "gamma": (
+        lambda: Gamma(A([0.3, 1.0, 8.0]), A([0.5, 2.0, 4.0])),
+        lambda z: (z, z**2, jnp.log(z)),
+        lambda d: (
+            d.concentration / d.rate,
+            d.concentration * (d.concentration + 1) / d.rate**2,
+            digamma(d.concentration) - jnp.log(d.rate),
+        ),
+    ),
+    "beta": (
+        lambda: Beta(A([0.6, 2.0, 9.0]), A([1.5, 0.7, 4.0])),
+        lambda z: (z, z**2, jnp.log(z)),
+        lambda d: beta_moments(d.concentration1, d.concentration1 + d.concentration0),
+    ),
+    "dirichlet": (
+        lambda: Dirichlet(A([[0.7, 2.0, 5.0], [1.0, 1.0, 0.9]])),
+        lambda z: (z, z**2, jnp.log(z)),
+        lambda d: beta_moments(d.concentration, d.concentration.sum(-1, keepdims=True)),
+    ),
+    "student_t": (
+        lambda: StudentT(A([9.0, 15.0]), A([0.7, -1.0]), A([0.5, 2.0])),
+        lambda z: (z**2,),
+        lambda d: (d.loc**2 + d.scale**2 * d.df / (d.df - 2),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_gradients_of_samples_are_unbiased(name):
+    make, functions, moments = MOMENTS[name]
+    weights = A([1.0, -0.6, 0.3])[: make().event_shape[-1]]  # probabilities have a constant sum
+    total = lambda values: jnp.stack([(weights * value).sum() for value in values])
+
+    @quick
+    def jacobians(d: Any, key: jax.Array) -> Any:
+        each = jax.vmap(jax.jacrev(lambda d, key: total(functions(d.sample(key)))), (None, 0))
+        return each(d, jax.random.split(key, DRAWS // 4)), jax.jacrev(lambda d: total(moments(d)))(d)
+
+    drawn, exact = jacobians(make(), KEY)
+    for estimates, expected in zip(jax.tree.leaves(drawn), jax.tree.leaves(exact), strict=True):
+        assert largest_z(estimates, expected) < 4
+
+
+def test_gamma_samples_have_implicit_gradients():
+    """dz/da = -(dF/da) / p(z) for each."""
+    a = np.array([0.1, 0.7, 3.0, 50.0, 1e4])
+    sample = lambda a: Gamma(a, A(1.0)).sample(KEY, (64,))
+    z, derivative = quick(lambda a: jax.jvp(sample, (a,), (jnp.ones_like(a),)))(A(a))
+    z, step = np.asarray(z, np.float64), 1e-5 * a
+    slope = (special.gammainc(a + step, z) - special.gammainc(a - step, z)) / (2 * step)
+    np.testing.assert_allclose(derivative, -slope / stats.gamma.pdf(z, a), rtol=1e-3)
 
 
 # Bernoulli and continuous Bernoulli at the ends of the log-odds, [N] values of each at once
@@ -614,6 +798,20 @@ def test_zero_inflated_negative_binomial_agrees_with_numpyro(x):
         np.testing.assert_allclose(got, oracle.log_prob(jnp.full(2, x)), atol=1e-5)
 
 
+# Student's t
+
+
+def test_student_t_in_float32():
+    """Many degrees of freedom are the normal limit."""
+    df, x = np.array([[0.5], [1.0], [30.0], [1e3], [1e5], [1e7]]), np.array([0.0, 0.5, -3.0, 20.0])
+    got = StudentT(A(df), A(0.3), A(0.5)).log_density(A(x))
+    np.testing.assert_allclose(got, stats.t.logpdf(x, df, 0.3, 0.5), rtol=1e-5, atol=1e-5)
+
+
+def test_student_t_has_a_mean_above_one_degree_of_freedom():
+    np.testing.assert_allclose(StudentT(A([0.5, 1.0, 1.1]), A(0.3), A(2.0)).mean, [np.nan, np.nan, 0.3], rtol=1e-6)
+
+
 # Mixture
 
 
@@ -709,17 +907,27 @@ def test_normal_likelihood_needs_a_scale(scale):
 
 latents = pytest.mark.parametrize("latent", [1, 2, 5])
 posteriors = pytest.mark.parametrize("posterior", POSTERIORS.values(), ids=POSTERIORS)
+gaussians = pytest.mark.parametrize("name", ["normal", "multivariate_normal"])
 
 
 @latents
-@posteriors
-def test_posterior_of_zeros_is_standard_normal(posterior, latent):
-    family = posterior(latent)
+@gaussians
+def test_posterior_of_zeros_is_standard_normal(name, latent):
+    family = POSTERIORS[name](latent)
     d = family.make(jnp.zeros(family.size))
     assert d.event_shape == (latent,)
     assert jax.eval_shape(lambda d: d.sample(KEY, (7,)), d).shape == (7, latent)
     z = np.random.default_rng(0).normal(size=(7, latent))
     np.testing.assert_allclose(log_prob(d, z), stats.norm.logpdf(z).sum(-1), rtol=1e-5)
+
+
+@latents
+@pytest.mark.parametrize("name, classes", [("bernoulli", 2), ("categorical", 10)])
+def test_discrete_posterior_of_zeros_is_uniform(name, classes, latent):
+    family = POSTERIORS[name](latent)
+    d = family.make(jnp.zeros(family.size))
+    z = np.eye(classes)[:latent] if name == "categorical" else np.eye(latent)[0]
+    np.testing.assert_allclose(log_prob(d, z), -latent * np.log(classes), rtol=1e-5)
 
 
 @latents

@@ -27,6 +27,7 @@ from jaxvae.distributions import (
     MultivariateNormal,
     NegativeBinomial,
     Normal,
+    OneHotCategorical,
     pytree,
 )
 from jaxvae.divergences import FACTORIZED_KL, JOINT_KL, has_closed_form, kl, kl_per_latent, register_kl, sampled_kl
@@ -125,6 +126,11 @@ PAIRS = {
         lambda: Categorical(A(CLASSES_P)),
         lambda: stats.entropy(special.softmax(CLASSES_Q, -1), special.softmax(CLASSES_P, -1), axis=-1),
     ),
+    "one_hot_one_hot": Pair(
+        lambda: OneHotCategorical(A(CLASSES_Q)),
+        lambda: OneHotCategorical(A(CLASSES_P)),
+        lambda: stats.entropy(special.softmax(CLASSES_Q, -1), special.softmax(CLASSES_P, -1), axis=-1),
+    ),
     "continuous_bernoulli_continuous_bernoulli": Pair(
         lambda: ContinuousBernoulli(A(ODDS_Q)), lambda: ContinuousBernoulli(A(ODDS_P)), unit_interval
     ),
@@ -174,6 +180,11 @@ COMPOUNDS = {
         lambda: Independent(Categorical(A(CLASSES_Q))),
         lambda: Independent(Categorical(A(CLASSES_P))),
         PAIRS["categorical_categorical"].oracle,
+    ),
+    "independent_one_hots": Pair(
+        lambda: Independent(OneHotCategorical(A(CLASSES_Q))),
+        lambda: Independent(OneHotCategorical(A(CLASSES_P))),
+        PAIRS["one_hot_one_hot"].oracle,
     ),
 }
 CLOSED = PAIRS | COMPOUNDS
@@ -258,7 +269,7 @@ def test_each_coordinate_agrees_with_its_oracle(name):
     with jax.enable_x64(True):
         q, p = PAIRS[name].q(), PAIRS[name].p()
         terms = per_latent(q, p)
-    assert terms.shape == q.event_shape
+    assert terms.shape == (q.event_shape[:-1] if isinstance(q, OneHotCategorical) else q.event_shape)
     np.testing.assert_allclose(np.ravel(terms), np.ravel(PAIRS[name].oracle()), rtol=1e-5, atol=1e-6)
 
 

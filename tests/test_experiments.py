@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -54,6 +55,34 @@ def test_evaluate_and_sample(finished: Path) -> None:
         assert set(np.unique(file["x"])) <= {0.0, 1.0}
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+DISCRETE = {
+    "bits and a learned control variate": ["--posterior", "bernoulli", "--estimator", "relax"],
+    "bits and a baseline": ["--posterior", "bernoulli", "--bound", "sampled_elbo", "--estimator", "nvil"],
+    "classes": ["--posterior", "categorical", "--classes", "3", "--estimator", "disarm_tree"],
+    "bits and a bound": ["--posterior", "bernoulli", "--bound", "vimco", "--num-samples", "3"],
+    "the prior's gradient": ["--bound", "gdreg", "--num-samples", "3"],
+}
+
+
+@pytest.mark.parametrize("kind", [next(iter(DISCRETE)), *map(slow, list(DISCRETE)[1:])])
+def test_estimators_and_bounds_are_words_on_the_command_line(
+    tmp_path: Path, data_dir: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, judged and drawn from."""
+    import sample
+    import train
+
+    more = ["--data-dir", data_dir, "--workdir", tmp_path, "--test-examples", 20, "--latent", 4]
+    few = ["--steps", 20, "--report-every", 10, "--checkpoint-every", 10, "--test-samples", 5, "--hidden", 8]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*DISCRETE[kind], *few, *more])])
+    train.main()
+    assert result(tmp_path)["test_elbo"] > -64 * np.log(2) - 20
+    sample.sample(tmp_path, num=3)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["x"].shape == (3, 8, 8, 1)
+
+
 def test_the_same_command_again_changes_nothing(finished: Path, data_dir: Path) -> None:
     before, metrics = result(finished), lines(finished)
     done = script("train.py", *QUICK, "--data-dir", data_dir, "--workdir", finished)
@@ -86,6 +115,13 @@ MISTAKES = {
     "batch": (["--batch-size", "0"], "--batch-size must be at least 1; it was 0"),
     "latent": (["--latent", "-1"], "--latent must be at least 1; it was -1"),
     "rate": (["--learning-rate", "nan"], "--learning-rate must be finite"),
+    "estimator": (["--estimator", "disarm"], "serves binary latents; --posterior normal has continuous ones"),
+    "bits": (["--posterior", "bernoulli", "--bound", "dreg"], "which are served by elbo_rloo"),
+    "samples": (["--posterior", "bernoulli", "--estimator", "rloo"], "needs --num-samples 2 at least; it was 1"),
+    "both": (["--bound", "dreg", "--estimator", "pathwise"], "dreg has its own gradient"),
+    "groups": (["--bound", "miwae", "--num-samples", "5", "--groups", "2"], "5 do not divide into --groups 2"),
+    "temperature": (["--temperature", "0"], "--temperature must be above 0"),
+    "order": (["--bound", "renyi", "--renyi-order", "1"], "use --bound sampled_elbo"),
     "divergence": (["--learning-rate", "1e9", "--steps", "300"], "10 updates in a row were skipped"),
 }
 

@@ -216,7 +216,7 @@ def in_precision(precision: str, posterior: str = "normal") -> models.VAE:
     family = posteriors.POSTERIORS[posterior](4)
     pair = networks.mlp((32,), family.size), networks.mlp((32,), (8, 8, 1))
     encoder, decoder = (networks.computed_in(network, precision) for network in pair)
-    return models.vae(encoder, decoder, family, likelihoods.bernoulli(), priors.standard_normal(4))
+    return models.vae(encoder, decoder, family, likelihoods.bernoulli(), priors.NATURAL[posterior](4))
 
 
 def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(digits: datasets.Dataset) -> None:
@@ -238,7 +238,8 @@ def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(digit
 @pytest.mark.parametrize("posterior", posteriors.POSTERIORS)
 def test_densities_of_bfloat16_networks_are_float32(posterior: str) -> None:
     vae, x = in_precision("bfloat16", posterior), jnp.ones((8, 8, 1))
-    params, z = jax.eval_shape(vae.init, jax.random.key(0), x), jnp.ones(4)
+    params = jax.eval_shape(vae.init, jax.random.key(0), x)
+    z = jnp.ones(jax.eval_shape(vae.encode, params, x).event_shape)
     terms = lambda params: models.elbo_terms(vae, params, jax.random.key(1), x, 2)
     of = lambda params: (vae.encode(params, x), vae.decode(params, z), vae.encode(params, x).log_prob(z), terms(params))
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(of, params))} == {jnp.dtype(jnp.float32)}

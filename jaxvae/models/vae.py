@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxvae import divergences
+from jaxvae import divergences, expectations
 from jaxvae.likelihoods import Likelihood
 from jaxvae.networks import Network
 from jaxvae.posteriors import Posterior
@@ -23,6 +24,7 @@ Terms = dict[str, Array]
 Loss = Callable[
     [Params, Array, Any, Array], tuple[Array, Terms]
 ]  # (params, key, x, step) -> (loss, terms), one example
+Expectation = Callable[..., Array]  # (key, q, f, num_samples) -> scalar
 
 
 class VAE(NamedTuple):
@@ -75,31 +77,60 @@ def vae(encoder: Network, decoder: Network, posterior: Posterior, likelihood: Li
     return VAE(init, encode, decode, lambda params: prior.make(params["prior"]))
 
 
-def elbo_terms(vae: VAE, params: Params, key: Array, x: Any, num_samples: int, kl: Callable = divergences.kl) -> Terms:
-    """The terms of the ELBO of one example, E_q log p(x|z) over ``num_samples`` draws and KL(q(z|x) || p(z)), nats."""
+def elbo_terms(
+    vae: VAE, params: Params, key: Array, x: Any, num_samples: int, estimator: Expectation = expectations.pathwise
+) -> Terms:
+    """The terms of the ELBO of one example, E_q log p(x|z) over ``num_samples`` draws and KL(q(z|x) || p(z)), nats.
+
+    ``estimator`` decides on the gradient of the first.
+    """
     key_z, key_kl = jax.random.split(key)
     q = vae.encode(params, x)
-    reconstruction = _log_likelihoods(vae, params, q.sample(key_z, (num_samples,)), x)
-    divergence = kl(q, vae.prior(params), key_kl)
-    chex.assert_shape([reconstruction, divergence], [(num_samples,), ()])
-    return {"reconstruction": reconstruction.mean(), "kl": divergence}
+    reconstruction = estimator(key_z, q, lambda z: vae.decode(params, z).log_prob(x), num_samples)
+    divergence = divergences.kl(q, vae.prior(params), key_kl)
+    chex.assert_shape([reconstruction, divergence], ())
+    return {"reconstruction": reconstruction, "kl": divergence}
 
 
-def _log_likelihoods(vae: VAE, params: Params, z: Array, x: Any) -> Array:
-    """log p(x|z) of every z [K, D], [K]. A single one goes without the axis, which XLA's CPU compiler handles badly."""
-    of_one = lambda z: vae.decode(params, z).log_prob(x)
-    return of_one(z[0])[None] if len(z) == 1 else jax.vmap(of_one)(z)
-
-
-def negative_elbo(vae: VAE, num_samples: int = 1, kl_weight: optax.Schedule = lambda step: 1.0) -> Loss:
+def negative_elbo(
+    vae: VAE,
+    num_samples: int = 1,
+    kl_weight: optax.Schedule = lambda step: 1.0,
+    estimator: Expectation = expectations.pathwise,
+) -> Loss:
     """-E_q log p(x|z) + w(step) KL(q(z|x) || p(z)) with KL in closed form where there is one (arXiv:1312.6114, eq. 7).
 
     ``kl_weight`` is a schedule in the manner of optax: a warm-up from ``schedules``, or a constant for a beta-VAE.
+    ``estimator`` is one of ``expectations``; one that learns needs the model that ``with_control`` makes.
     """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        terms = elbo_terms(vae, params, key, x, num_samples)
-        return kl_weight(step) * terms["kl"] - terms["reconstruction"], terms
+        terms = elbo_terms(vae, params, key, x, num_samples, _given(estimator, params, x))
+        total = kl_weight(step) * terms["kl"] - terms["reconstruction"]
+        f = lambda still, z: vae.decode(still, z).log_prob(x)
+        return total + _learning(estimator, vae, params, jax.random.split(key)[0], x, f, num_samples), terms
+
+    return loss
+
+
+def negative_sampled_elbo(vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise) -> Loss:
+    """-E_q [log p(x, z) - log q(z|x)] by an estimator of ``expectations``, with the KL term inside the expectation.
+
+    For discrete latents log q carries no gradient, which would have mean zero.
+    """
+
+    def f(params: Params, z: Array, x: Any) -> Array:
+        q = vae.encode(params, x)
+        density = q if hasattr(q, "at") else lax.stop_gradient(q)
+        return vae.decode(params, z).log_prob(x) + vae.prior(params).log_prob(z) - density.log_prob(z)
+
+    def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
+        key_bound, key_terms = jax.random.split(key)
+        estimate = _given(estimator, params, x)
+        value = estimate(key_bound, vae.encode(params, x), lambda z: f(params, z, x), num_samples)
+        terms = elbo_terms(vae, lax.stop_gradient(params), key_terms, x, 1)
+        learning = _learning(estimator, vae, params, key_bound, x, lambda still, z: f(still, z, x), num_samples)
+        return learning - value, terms
 
     return loss
 
@@ -109,19 +140,66 @@ def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
 
     Reports the two terms of the ELBO as well, from one draw of their own that carries no gradient.
     """
+    takes_prior = getattr(bound, "takes_prior", False)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
         prior = vae.prior(params)
-        log_joint = lambda z: vae.decode(params, z).log_prob(x) + prior.log_prob(z)
+        density = lax.stop_gradient(prior) if takes_prior else prior
+        log_joint = lambda z: vae.decode(params, z).log_prob(x) + density.log_prob(z)
         terms = elbo_terms(vae, lax.stop_gradient(params), key_terms, x, 1)
-        return -bound(key_bound, vae.encode(params, x), log_joint, num_samples), terms
+        more = {"prior": prior} if takes_prior else {}
+        return -bound(key_bound, vae.encode(params, x), log_joint, num_samples, **more), terms
 
     return loss
 
 
+# Estimators that learn: their control variate's parameters are the model's, under "control".
+
+
+def with_control(vae: VAE, estimator: expectations.Estimator) -> VAE:
+    """The same model, whose parameters include those of the estimator's control variate, if it has one."""
+    make = estimator.init
+    if make is None:
+        return vae
+
+    def init(key: Array, x: Any) -> Params:
+        key_model, key_control = jax.random.split(key)
+        params = vae.init(key_model, x)
+        return params | {"control": make(key_control, vae.encode(params, x), jnp.ravel(x) * 1.0)}
+
+    return vae._replace(init=init)
+
+
+def _given(estimator: Any, params: Params, x: Any) -> Callable:
+    """The estimator with its control, which the model's loss does not move."""
+    if getattr(estimator, "init", None) is None:
+        return estimator
+    if "control" not in params:
+        raise ValueError(f"{estimator.__name__} learns a control variate: its model is models.with_control(vae, it)")
+    control = lax.stop_gradient(params["control"])
+    return functools.partial(estimator, control=control, context=jnp.ravel(x) * 1.0)
+
+
+def _learning(
+    estimator: Any, vae: VAE, params: Params, key: Array, x: Any, f: Callable, num_samples: int
+) -> Array | float:
+    """A zero, whose gradient in the control is that of what it descends, and in everything else zero."""
+    if getattr(estimator, "init", None) is None:
+        return 0.0
+    still = lax.stop_gradient(params)
+    settings = {"control": params["control"], "context": jnp.ravel(x) * 1.0}
+    value = estimator.learn(key, vae.encode(still, x), lambda z: f(still, z), num_samples, **settings)
+    return value - lax.stop_gradient(value)
+
+
 def free_bits(
-    vae: VAE, nats: float, groups: int, num_samples: int = 1, kl_weight: optax.Schedule = lambda step: 1.0
+    vae: VAE,
+    nats: float,
+    groups: int,
+    num_samples: int = 1,
+    kl_weight: optax.Schedule = lambda step: 1.0,
+    estimator: Expectation = expectations.pathwise,
 ) -> Callable:
     """-E_q log p(x|z) + w(step) sum_g max(nats, E_x KL_g), g over equal groups of consecutive latents.
 
@@ -139,7 +217,7 @@ def free_bits(
                 raise ValueError(f"free bits need KL per latent; {type(q).__name__} || {type(p).__name__} has none")
             if kl.size % groups:
                 raise ValueError(f"{kl.size} latents do not divide into {groups} groups of free bits")
-            reconstruction = _log_likelihoods(vae, params, q.sample(key, (num_samples,)), x).mean()
+            reconstruction = estimator(key, q, lambda z: vae.decode(params, z).log_prob(x), num_samples)
             return reconstruction, kl.reshape(groups, -1).sum(-1)
 
         reconstruction, kl = jax.tree.map(

@@ -1,0 +1,138 @@
+"""Trains the binary VAE of the literature with several gradient estimators and compares what they reach.
+
+``python experiments/binary_estimators.py --data-dir DIR [--estimators rloo arm ...] [--steps N] [--json OUT]``
+
+200 bits, sampled ELBO, statically binarized MNIST, the preset ``binary`` of train.py; ``--hidden 200 200`` makes the
+networks nonlinear. For every estimator the training ELBO after the same number of steps, mean over seeds with a 95 %
+interval, and the gradient's variance at common parameters: those of the first seed's first estimator after all steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import config as setup
+import gradient_variance
+import jax
+import numpy as np
+import problems
+import tyro
+
+from jaxvae import evaluation, training
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles with one degree of freedom fewer
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is trained."""
+
+    estimators: tuple[str, ...] = ("rloo", "disarm", "arm", "nvil", "muprop", "double_cv", "rodeo", "relax")
+    """Estimators; those that need two samples get two."""
+    dataset: str = "binarized_mnist"
+    """Set to train on."""
+    data_dir: str | None = None
+    """Folder of prepared tensorflow-datasets."""
+    hidden: tuple[int, ...] = ()
+    """Widths of hidden layers; none is the linear model."""
+    latent: int = 200
+    """Bits."""
+    steps: int = 20_000
+    """Training steps."""
+    seeds: int = 3
+    """Seeds, from 0 on."""
+    batch_size: int = 50
+    """Examples in a batch."""
+    learning_rate: float = 1e-3
+    """Of Adam, constant."""
+    examples: int = 5000
+    """Training examples that the final ELBO is taken over."""
+    draws: int = 256
+    """Draws for each of eight batches in the variance; 0 leaves it out."""
+    json: Path | None = None
+    """File for everything that was found."""
+
+
+def arguments(options: Options, name: str, seed: int) -> list[str]:
+    """The command line of train.py that a cell stands for."""
+    least = problems.expectations.ESTIMATORS[name].least
+    given = {
+        "--dataset": options.dataset,
+        "--estimator": name,
+        "--num-samples": least,
+        "--bound": "sampled_elbo",
+        "--latent": options.latent,
+        "--steps": options.steps,
+        "--batch-size": options.batch_size,
+        "--learning-rate": options.learning_rate,
+        "--seed": seed,
+    }
+    own = [str(part) for pair in given.items() for part in pair]
+    own += ["--hidden", *map(str, options.hidden)] if options.hidden else []
+    return ["binary", *own, *(["--data-dir", options.data_dir] if options.data_dir else [])]
+
+
+def trained(options: Options, name: str, seed: int) -> tuple[Any, dict[str, float]]:
+    """Parameters after training, and the ELBO of training examples."""
+    run = setup.build(setup.parse(arguments(options, name, seed))[1])
+    start = time.perf_counter()
+    counts = {"num_steps": options.steps, "batch_size": options.batch_size, "seed": seed}
+    state = training.fit(run.algorithm, run.train, state=run.init_state(), **counts)
+    params = jax.block_until_ready(training.trained(state))
+    seconds = time.perf_counter() - start
+    images = run.train[: options.examples]
+    judged = evaluation.evaluate(run.vae, params, images, jax.random.key(0), treat=run.treat)
+    return params, {"elbo": judged.elbo, "seconds": seconds}
+
+
+def interval(values: list[float]) -> float:
+    """Half the width of the 95 % interval of a mean over seeds."""
+    if len(values) < 2:
+        return math.nan
+    return STUDENT.get(len(values), 1.96) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def compare(options: Options) -> None:
+    """Trains the binary VAE of the literature with several gradient estimators and compares what they reach."""
+    for name in options.estimators:
+        own = problems.expectations.ESTIMATORS.get(name)
+        if own is None or "binary" not in own.latents:
+            raise ValueError(f"{name!r} is no estimator for bits")
+    cells: dict[str, list[dict[str, float]]] = {}
+    common = None
+    for name in options.estimators:
+        for seed in range(options.seeds):
+            params, cell = trained(options, name, seed)
+            common = params if common is None else common
+            cells.setdefault(name, []).append(cell)
+            print(f"{name} seed {seed}: ELBO {cell['elbo']:.2f}, {cell['seconds']:.0f} s", flush=True)
+    variances: dict[str, dict[str, Any]] = {}
+    if options.draws:
+        own = {"estimators": options.estimators, "num_draws": options.draws, "mode": "sampled", "timings": 0}
+        wanted = gradient_variance.Options(arguments=tuple(arguments(options, "disarm", 0)[1:]), **own)
+        strip = {part: value for part, value in common.items() if part != "control"}
+        rows = gradient_variance.compare(problems.vae(wanted), strip, None, wanted)
+        variances = {row["estimator"]: row for row in rows}
+    print(f"{'estimator':20s}  train ELBO (± 95 %)   seconds  variance of the gradient")
+    for name, own in sorted(cells.items(), key=lambda item: -np.mean([cell["elbo"] for cell in item[1]])):
+        elbos = [cell["elbo"] for cell in own]
+        trace = gradient_variance.with_ends(variances[name]["trace"]) if variances else ""
+        seconds = np.mean([cell["seconds"] for cell in own])
+        print(f"{name:20s}  {np.mean(elbos):8.2f} ± {interval(elbos):.2f}      {seconds:6.0f}  {trace}")
+    if options.json is not None:
+        given = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
+        options.json.write_text(json.dumps({"options": given, "cells": cells, "variances": variances}, indent=1) + "\n")
+
+
+def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+    """Trains the binary VAE of the literature with several gradient estimators and compares what they reach."""
+    compare(options)
+
+
+if __name__ == "__main__":
+    setup.command(main)

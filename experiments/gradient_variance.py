@@ -1,0 +1,436 @@
+"""Measures bias, variance and cost of gradient estimators side by side.
+
+``python experiments/gradient_variance.py PROBLEM [--estimators rloo disarm] [--num-samples 2 4] [--json OUT]``;
+``--help`` lists all. Problems: toy, titsias_shi, liu_kool, square, exponential, cosine, linear_gaussian, binary_vae,
+logistic_regression, and vae, any preset of train.py.
+
+Where the noise can be enumerated or integrated the moments are exact; else they are sampled, with intervals of 95 %.
+All estimators are measured at the same parameters with the same keys. One that learns is trained at them first
+(``--control-steps``) and then frozen. Budgets are in evaluations of f per example, and a gradient counts as one more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import config as setup
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import tyro
+
+from jaxvae import measurements
+from jaxvae.measurements import reports
+
+Array = jax.Array
+ZERO = 1e-25  # a variance below it is rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(problems.Settings):
+    """What is measured, and where it is written."""
+
+    estimators: tuple[str, ...] = ()
+    """Names of estimators and bounds; none is all that serve the problem's latents."""
+    num_samples: tuple[int, ...] = ()
+    """Samples K in an estimate, several for a curve; none is the fewest that each needs."""
+    num_draws: int = 4096
+    """Draws of each estimator, for every batch of examples (sampled moments)."""
+    mode: Literal["auto", "exact", "sampled"] = "auto"
+    """How moments are computed; auto is exact for the estimators whose noise has a law that is small enough."""
+    reference: str | None = None
+    """Unbiased estimator whose mean stands for the true gradient where that is not known; none is the least noisy."""
+    checkpoints: tuple[int, ...] = (0,)
+    """Training steps after which all estimators are measured, the same parameters for all (vae)."""
+    invariances: bool = False
+    """Look as well at what must not matter: a constant added to f, renamed values, saturated logits, float32."""
+    control_steps: int = 500
+    """Steps of Adam that train a control variate before it is frozen."""
+    control_learning_rate: float = 1e-2
+    """Its learning rate."""
+    timings: int = 5
+    """Rounds of timing, in which all estimators take turns; 0 is none."""
+    json: Path | None = None
+    """File for everything that was found."""
+    plot: Path | None = None
+    """Picture of the variances."""
+
+
+def learned(problem: problems.Problem, name: str, k: int, params: Any, options: Options) -> Any:
+    """The control variate's parameters after ``control_steps`` of descent at frozen parameters, or None."""
+    own = problems.estimators_of(problem)[name]
+    if own.init is None:
+        return None
+    first = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
+    q = problem.make(params, first)[0]
+    control = own.init(jax.random.key(options.seed), q, problems.context(first))
+    optimizer = own.optimizer(options.control_learning_rate)
+
+    def loss(control: Any, key: Array, unit: Any) -> Array:
+        of = problems.descent(problem, name, k, control)
+        if unit is None:
+            return jax.vmap(lambda key: of(key, params, None))(jax.random.split(key, 32)).mean()
+        size = jax.tree.leaves(unit)[0].shape[0]
+        return jax.vmap(of, (0, None, 0))(jax.random.split(key, size), params, unit).mean()
+
+    def step(state: tuple, key: Array) -> tuple[tuple, None]:
+        control, moments = state
+        unit = None
+        if problem.examples is not None:
+            chosen = jax.random.randint(key, (), 0, jax.tree.leaves(problem.examples)[0].shape[0])
+            unit = jax.tree.map(lambda a: a[chosen], problem.examples)
+        updates, moments = optimizer.update(jax.grad(loss)(control, key, unit), moments, control)
+        return (optax.apply_updates(control, updates), moments), None
+
+    # the keys that follow are others than those of the measurement
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), 7), options.control_steps)
+    return jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))((control, optimizer.init(control)), keys)[0][0]
+
+
+def exactly(problem: problems.Problem, name: str, k: int, params: Any, control: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance [P] by the law of the noise, averaged over units of one example each."""
+    own = problems.estimators_of(problem)[name]
+    sizes = [1] if problem.examples is None else jax.tree.leaves(problem.examples)[0].shape
+    if problem.examples is not None and sizes[1] > 1:
+        raise ValueError("exact moments are of one example at a time: --batch-size 1")
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, float), tree)
+        make = problems.wired(problem, name, wide(control))
+        found = []
+        for u in range(sizes[0]):
+            x = None if problem.examples is None else wide(jax.tree.map(lambda a, u=u: a[u, 0], problem.examples))
+            moments = measurements.exact(own, lambda params, x=x: make(params, x), wide(params), k)
+            found.append([np.asarray(measurements.ravel(tree)) for tree in moments])
+    mean, variance = (np.mean(part, 0) for part in zip(*found, strict=True))
+    return mean, variance
+
+
+def true_gradient(problem: problems.Problem, params: Any) -> np.ndarray | None:
+    """The gradient [P] in closed form or by enumeration, or None."""
+    if problem.gradient is not None:
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda a: jnp.asarray(a, float), params)
+            return np.asarray(measurements.ravel(problem.gradient(wide)))
+    if problem.latents == "continuous" or problem.joint:
+        return None
+    try:
+        return exactly(problem, "enumeration", 1, params, None)[0]
+    except ValueError:
+        return None
+
+
+def timed(functions: dict[str, Any], rounds: int) -> dict[str, float]:
+    """Seconds of a call of each compiled function: medians over rounds in which all take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(5):
+                function()
+            seconds[name].append((time.perf_counter() - start) / 5)
+    return {name: statistics.median(own) for name, own in seconds.items()}
+
+
+def costs(problem: problems.Problem, objectives: dict[str, Any], params: Any, options: Options) -> dict[str, dict]:
+    """Of 64 gradients at once: XLA's operations and bytes for one, and seconds without compilation."""
+    unit = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
+    keys = jax.random.split(jax.random.key(0), 64)
+    found, runs = {}, {}
+    for name, of in objectives.items():
+        gradient = jax.jit(lambda params, keys, of=of: jax.vmap(lambda k: jax.grad(of, 1)(k, params, unit))(keys))
+        compiled = gradient.lower(params, keys).compile()
+        analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        found[name] = {
+            "flops": analysis.get("flops", math.nan) / 64,
+            "peak_bytes": (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 64 if memory else math.nan,
+        }
+        runs[name] = lambda compiled=compiled: jax.block_until_ready(compiled(params, keys))
+    seconds = timed(runs, options.timings) if options.timings else {}
+    return {name: own | {"seconds": seconds[name] / 64 if name in seconds else None} for name, own in found.items()}
+
+
+def _sizes(problem: problems.Problem, params: Any) -> tuple[int, int]:
+    """Latents and their classes."""
+    x = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
+    shape = problem.make(params, x)[0].event_shape
+    size = math.prod(shape)
+    if problem.latents == "categorical":
+        return size // shape[-1], shape[-1]
+    return size, 2 if problem.latents == "binary" else 0
+
+
+def compare(problem: problems.Problem, params: Any, k: int | None, options: Options) -> list[dict[str, Any]]:
+    """A row for every estimator at these parameters, with K samples or the fewest that each needs."""
+    table = problems.estimators_of(problem)
+    names = options.estimators or tuple(table)
+    counts = {name: max(k or table[name].least, table[name].least) for name in names}
+    controls = {name: learned(problem, name, counts[name], params, options) for name in names}
+    objectives = {name: problems.objective(problem, name, counts[name], controls[name]) for name in names}
+    truths = {"": true_gradient(problem, params)}
+    rows, measured = {}, {}
+    key = jax.random.key(options.seed)
+    for name in names:
+        row = {"estimator": name, "num_samples": counts[name], "unbiased": table[name].unbiased, "of": table[name].of}
+        if options.mode != "sampled":
+            try:
+                mean, variance = exactly(problem, name, counts[name], params, controls[name])
+                rows[name] = row | {"mode": "exact", "mean": mean, "variance": variance}
+                continue
+            except ValueError:
+                if options.mode == "exact":
+                    raise
+        setup_of = {"examples": problem.examples, "direction": truths[""]}
+        measured[name] = measurements.measure(objectives[name], params, key, options.num_draws, **setup_of)
+        rows[name] = row | {"mode": "sampled", "mean": measured[name].mean, "variance": measured[name].variance}
+    spent = costs(problem, objectives, params, options)
+    size = _sizes(problem, params)
+    for name, row in rows.items():
+        row |= spent[name]
+        row["evaluations"] = table[name].evaluations(counts[name], *size)
+        row["slopes"] = table[name].slopes(counts[name], *size)
+    _judge(rows, measured, truths[""], table, options)
+    if options.invariances:
+        x = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
+        for name, row in rows.items():
+            q, f, more = problems.wired(problem, name, controls[name])(params, x)
+            row["invariances"] = measurements.invariances(table[name], q, f, key, counts[name], **more)
+    return list(rows.values())
+
+
+def _reference(rows: dict, of: str, table: dict, options: Options) -> str | None:
+    """The least noisy unbiased estimator of the same objective."""
+    if options.reference in rows:
+        return options.reference
+    fit = [name for name in rows if table[name].unbiased and (table[name].of or "elbo") == of]
+    return min(fit, key=lambda name: rows[name]["variance"].sum(), default=None)
+
+
+def _judge(rows: dict[str, dict], measured: dict, truth: np.ndarray | None, table: dict, options: Options) -> None:
+    """Adds biases, intervals, signals and budgets to the rows, and takes the vectors out."""
+    best = {}
+    for name in rows:
+        of = table[name].of or "elbo"
+        best[name] = _reference(rows, "iwae" if of == "rws" else of, table, options)
+    for name, row in rows.items():
+        reference = best[name]
+        target, error = truth, 0.0
+        if target is None and reference is not None:
+            target = rows[reference]["mean"]
+            error = measured[reference].error if reference in measured else 0.0
+        row["reference"] = "closed form or enumeration" if truth is not None else reference
+        own = measured.get(name)
+        row["trace"] = list(reports.trace(own)) if own else [float(row["variance"].sum())] * 3
+        paired = own is not None and reference in measured
+        row["ratio"] = list(reports.ratio(own, measured[reference])) if paired else None
+        if not paired and reference is not None:
+            least = rows[reference]["variance"].sum()
+            row["ratio"] = [float(row["variance"].sum() / least)] * 3 if least > 0 else None
+        row["warnings"], squared = [], None
+        if target is not None and name != (reference if truth is None else None):
+            if own is None:
+                off = row["mean"] - target
+                row["largest_bias"], squared = float(np.abs(off).max()), float(off @ off)
+                row["squared_bias"] = [squared] * 3
+            else:
+                bias = reports.bias(own, target, error)
+                row |= {"largest_z": bias.largest_z, "z_bound": bias.bound, "visible_bias": bias.visible}
+                row["squared_bias"] = list(bias.squared)
+                squared = bias.squared.value if bias.squared.low > 0 else 0.0
+                row["warnings"] = reports.warnings(own, bias)
+        elif own is not None:
+            row["warnings"] = reports.warnings(own)
+        if own is not None:
+            row["signal"] = reports.signal(own)._asdict()
+            of_block = lambda block, own=own: {
+                "trace": reports.trace(own, block),
+                **reports.signal(own, block)._asdict(),
+            }
+            row["blocks"] = {block: of_block(block) for block in own.blocks[1:]}
+            if own.between is not None:
+                row["minibatch"] = float(np.maximum(own.between, 0).sum())
+        budget = row["evaluations"] + row["slopes"]
+        row["work_normalized"] = row["trace"][0] * budget
+        row["work_seconds"] = None if row["seconds"] is None else row["trace"][0] * row["seconds"]
+        if not row["unbiased"] and squared and reference is not None and reference != name:
+            other = rows[reference]
+            spent = other["evaluations"] + other["slopes"]
+            row["break_even"] = reports.break_even(row["trace"][0], budget, squared, other["variance"].sum(), spent)
+    for row in rows.values():
+        row["norm"] = float(np.linalg.norm(row.pop("mean")))
+        row.pop("variance")
+
+
+def number(value: float | None) -> str:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3g}"
+
+
+def with_ends(interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return ""
+    value, low, high = interval
+    return number(value) if low == high else f"{number(value)} ({number(low)}, {number(high)})"
+
+
+def say(rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the rows as a table, the least noisy first."""
+    columns = ("estimator", "K", "moments", "tr Cov", "ratio", "bias", "f + f'", "work", "us", "SNR", "break-even")
+    lines = []
+    for row in sorted(rows, key=lambda row: row["trace"][0]):
+        if "largest_bias" in row:
+            bias = "0" if row["largest_bias"] < 1e-10 else f"max {row['largest_bias']:.2e}"
+        elif "largest_z" in row:
+            bias = f"|z| {row['largest_z']:.1f} < {row['z_bound']:.1f}, sees {row['visible_bias']:.1e}"
+            bias = bias.replace("<", ">") if row["largest_z"] > row["z_bound"] else bias
+        else:
+            bias = "reference"
+        micro = None if row["seconds"] is None else 1e6 * row["seconds"]
+        lines.append(
+            [
+                *(row["estimator"] + ("" if row["unbiased"] else " *"), str(row["num_samples"]), row["mode"]),
+                *(with_ends(row["trace"]), with_ends(row["ratio"]), bias, f"{row['evaluations']} + {row['slopes']}"),
+                *(number(row["work_normalized"]), number(micro), number(row.get("signal", {}).get("snr"))),
+                number(row.get("break_even")),
+            ]
+        )
+    widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
+    for line in [columns, *lines]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if any(not row["unbiased"] for row in rows):
+        print("* biased, or of another objective than its value")
+    for row in rows:
+        if "minibatch" in row:
+            print(f"{row['estimator']}: variance between batches {number(row['minibatch'])}, beside that of its noise")
+        if "invariances" in row:
+            found = ", ".join(f"{of} {number(value) or '-'}" for of, value in row["invariances"].items())
+            print(f"{row['estimator']}: {found}")
+        for warning in row["warnings"]:
+            print(f"{row['estimator']} (K = {row['num_samples']}): {warning}")
+
+
+def slopes(curves: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """The exponent of the variance in K for every estimator that was measured with several."""
+    found = {}
+    for name, rows in curves.items():
+        good = [row for row in rows if row["trace"][0] > 0]
+        if len({row["num_samples"] for row in good}) > 1:
+            errors = [max(math.log(row["trace"][2] / row["trace"][1]) / (2 * reports.WIDTH), 1e-6) for row in good]
+            fitted = reports.slope([r["num_samples"] for r in good], [r["trace"][0] for r in good], errors)
+            found[name] = list(fitted)
+    return found
+
+
+def draw(path: Path, title: str, at: dict[int, list[dict[str, Any]]]) -> None:
+    """Variances with their intervals: bars, or lines over checkpoints or K where there are several."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    last = at[max(at)]
+    of = {name: [row for row in last if row["estimator"] == name] for name in {row["estimator"] for row in last}}
+    names = sorted(of, key=lambda name: min(row["trace"][0] for row in of[name]))
+    several = len(at) > 1 or max(map(len, of.values())) > 1
+    figure, axis = plt.subplots(figsize=(7, 4.5 if several else 0.8 + 0.24 * len(names)), layout="constrained")
+    if not several:
+        least = min((row["trace"][0] for row in last if row["trace"][0] > ZERO), default=1.0)
+        for i, name in enumerate(names):
+            row = of[name][0]
+            value, low, high = row["trace"]
+            if value <= ZERO:
+                axis.text(least / 2, i, "0", va="center", ha="center")
+                continue
+            face = "#4477aa" if row["unbiased"] else "white"
+            ends = np.maximum([[value - low], [high - value]], 0)
+            axis.errorbar(value, i, xerr=ends, marker="o", mfc=face, color="#4477aa", ms=5, lw=1)
+        axis.set(xscale="log", xlabel="tr Cov of one estimate (hollow: biased)", ylim=(len(names) - 0.5, -0.5))
+        axis.set_xlim(left=least / 4)
+        axis.set_yticks(range(len(names)), names)
+    else:
+        over_steps = len(at) > 1
+        for i, name in enumerate(names):
+            rows = [(step, row) for step, rows in at.items() for row in rows if row["estimator"] == name]
+            rows = [(step if over_steps else row["num_samples"], row["trace"]) for step, row in rows]
+            x, traces = zip(*sorted(rows), strict=True)
+            value, low, high = np.transpose(traces)
+            style = {"color": plt.get_cmap("tab20")(i % 20), "marker": "osv^Dx"[i % 6], "ms": 4, "lw": 1}
+            axis.errorbar(x, value, [value - low, high - value], label=name, **style)
+        axis.set(yscale="log", xlabel="training steps" if over_steps else "samples K", ylabel="tr Cov of one estimate")
+        axis.set_xscale("symlog" if over_steps else "log", **({"linthresh": 100} if over_steps else {}))
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+    """Measures bias, variance and cost of gradient estimators on a problem.
+
+    Args:
+        problem: toy, titsias_shi, liu_kool, square, exponential, cosine, linear_gaussian, binary_vae,
+            logistic_regression or vae.
+        options: what is measured.
+    """
+    if problem not in problems.PROBLEMS:
+        raise ValueError(f"no problem {problem!r}; there are {', '.join(problems.PROBLEMS)}")
+    for path in (options.json, options.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: the folder does not exist")
+    given = problems.PROBLEMS[problem](options)
+    table = problems.estimators_of(given)
+    for name in (*options.estimators, *([options.reference] if options.reference else [])):
+        if name not in table:
+            raise ValueError(f"{name!r} does not serve the problem {problem}; {', '.join(table)} do")
+    if min(options.num_samples, default=1) < 1 or options.num_draws < 2:
+        raise ValueError("--num-samples must be at least 1 and --num-draws at least 2")
+    if given.train is None and options.checkpoints != (0,):
+        raise ValueError(f"--checkpoints belong to the problem vae; {problem} is not trained")
+    found: dict[int, list[dict[str, Any]]] = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for step in sorted(options.checkpoints):
+        params = given.params if given.train is None else given.train(step)
+        if len(options.checkpoints) > 1:
+            print(f"\nafter {step} steps")
+        found[step] = []
+        for k in options.num_samples or (None,):
+            rows = compare(given, params, k, options)
+            say(rows)
+            found[step] += rows
+    for row in found[max(found)]:
+        curves.setdefault(row["estimator"], []).append(row)
+    exponents = slopes(curves)
+    for name, (value, low, high) in exponents.items():
+        print(f"{name}: variance ~ K^{value:.2f} ({low:.2f}, {high:.2f})")
+    if options.json is not None:
+        packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
+        machine = {"python": platform.python_version(), "machine": platform.machine(), "backend": jax.default_backend()}
+        record = {
+            "problem": problem,
+            "options": {k: v if not isinstance(v, Path) else str(v) for k, v in dataclasses.asdict(options).items()},
+            "versions": packages | machine,
+            "keys": f"draw r of unit u: fold_in(fold_in(key({options.seed}), u), r), threefry",
+            "checkpoints": {str(step): rows for step, rows in found.items()},
+            "exponents": exponents,
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"written: {options.json}")
+    if options.plot is not None:
+        draw(options.plot, problem, found)
+        print(f"drawn: {options.plot}")
+
+
+if __name__ == "__main__":
+    setup.command(main)

@@ -1,0 +1,99 @@
+"""What every distribution is made of: the contract, pytrees of frozen fields, checks at the door."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Protocol, dataclass_transform, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+LOG_2PI = math.log(2 * math.pi)
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """What the library asks of a distribution: a pytree that can be sampled and has a log-density in nats."""
+
+    def sample(self, key: Array, shape: tuple[int, ...] = (), /) -> Array: ...
+
+    def log_prob(self, x: Any, /) -> Array: ...
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type) -> type:
+    """A frozen dataclass registered with JAX; fields with ``metadata={"static": True}`` are not traced.
+
+    The class is part of the tree structure: with ``jax.tree_util.register_dataclass`` the structures of two families
+    with as many fields compare equal, and jit's cache may confuse them.
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)
+    static = [field.name for field in fields if field.metadata.get("static")]
+    traced = [field.name for field in fields if field.name not in static]
+
+    def flatten(value: Any) -> tuple:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in traced]
+        return children, (cls, tuple(getattr(value, name) for name in static))
+
+    def unflatten(aux: tuple, children: Any) -> Any:
+        value: Any = object.__new__(cls)
+        for name, child in [*zip(traced, children, strict=True), *zip(static, aux[1], strict=True)]:
+            object.__setattr__(value, name, child)
+        return value
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+def static(default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def check_event(distribution: Any, x: Array) -> tuple[int, ...]:
+    """Returns the sample shape in front of the event in ``x``, or says how the shapes disagree."""
+    event, shape = distribution.event_shape, jnp.shape(x)
+    lead = len(shape) - len(event)
+    if lead < 0 or shape[lead:] != event:
+        raise ValueError(
+            f"{type(distribution).__name__}.log_prob got x of shape {shape}, but one event has shape {event}: "
+            f"expected {event}, or [*samples, *{event}]. A batch of examples goes through jax.vmap."
+        )
+    return shape[:lead]
+
+
+def many(sample_one: Any, key: Array, shape: tuple[int, ...]) -> Array:
+    """Draws ``shape`` independent samples of ``sample_one(key)``."""
+    if not shape:
+        return sample_one(key)
+    draws = jax.vmap(sample_one)(jax.random.split(key, math.prod(shape)))
+    return draws.reshape(shape + draws.shape[1:])
+
+
+class Factorized:
+    """Independent coordinates, log p(x) = sum_i log p(x_i).
+
+    Members define ``log_density``, elementwise, or ``log_prob_flat``.
+    """
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(*(jnp.shape(leaf) for leaf in jax.tree.leaves(self)))
+
+    def log_density(self, x: Array) -> Array:
+        raise TypeError(f"{type(self).__name__} does not define log_density")
+
+    def log_prob(self, x: Array) -> Array:
+        """Flattened first: on CPU, XLA runs [D] up to 20 times faster than [H, W, 1]."""
+        lead = check_event(self, x)
+        flat = jax.tree.map(lambda leaf: jnp.reshape(self._full(leaf), -1), self)
+        return flat.log_prob_flat(jnp.reshape(x, (*lead, -1)))
+
+    def log_prob_flat(self, x: Array) -> Array:
+        """Of parameters [D] and x [..., D]."""
+        return self.log_density(x).sum(-1)
+
+    def _full(self, value: Array) -> Array:
+        return jnp.broadcast_to(value, self.event_shape)

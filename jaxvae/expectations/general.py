@@ -1,0 +1,267 @@
+"""Estimators for any density, and those for densities that can be reparameterized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.lax import stop_gradient
+
+from jaxvae import networks
+from jaxvae.distributions import Bernoulli, Normal
+from jaxvae.expectations.contract import ANY, BINARY, CONTINUOUS, Function, Noise, controlled, estimator, steered
+from jaxvae.expectations.noises import many_samples, one_sample, product, realized, sample_law
+
+Array = jax.Array
+_each = lambda k, d, c: k
+
+
+@estimator(one_sample, ANY, _each)
+def score_function(noise: Array, q: Any, f: Function, baseline: Array | float = 0.0) -> Array:
+    """REINFORCE, (f(z) - b) grad log q(z) (Williams 1992; Mohamed et al. 2020, arXiv:1906.10652, eq. 14).
+
+    ``baseline`` b must not depend on z.
+    """
+    z = stop_gradient(realized(q, noise))
+    value = f(z)
+    return steered(value, value - baseline, q.log_prob(z))
+
+
+@estimator(many_samples, ANY, _each, joint=True, least=2)
+def rloo(noise: Array, q: Any, f: Function) -> Array:
+    """Leave-one-out baselines, 1/(K-1) sum_k (f(z_k) - mean f) grad log q(z_k) (Kool et al. 2019).
+
+    Of the ELBO it is the gradient of VarGrad (Richter et al. 2020, arXiv:2010.10436).
+    """
+    z = stop_gradient(realized(q, noise))
+    values, scores = jax.vmap(f)(z), jax.vmap(q.log_prob)(z)
+    return steered(values.mean(), (values - values.mean()) / (len(z) - 1), scores)
+
+
+# Learned baselines
+
+DECAY = 0.1  # share of a moving average that a new value has
+_BASELINE = networks.mlp((100,), 1, jnp.tanh)
+
+
+def _of_context(control: Any, context: Array) -> Array:
+    return _BASELINE.apply(control["network"], context)[0] + control["constant"]
+
+
+def _constant_error(noise: Array, q: Any, f: Function, control: Array, context: Array) -> Array:
+    return 0.5 * (f(realized(q, noise)) - control) ** 2
+
+
+@estimator(
+    one_sample,
+    ANY,
+    _each,
+    init=lambda key, q, context: jnp.zeros(()),
+    learning=_constant_error,
+    optimizer=lambda learning_rate: optax.sgd(DECAY),
+)
+def moving_average(noise: Array, q: Any, f: Function, control: Array, context: Array) -> Array:
+    """The mean of earlier values as baseline, b <- b - r (b - f) (Mohamed et al. 2020, arXiv:1906.10652, sec. 7.4.1).
+
+    The step descends (f - b)^2 / 2, with r = 0.1.
+    """
+    return score_function.estimate(noise, q, f, control)
+
+
+def _nvil_init(key: Array, q: Any, context: Array) -> Any:
+    return {"network": _BASELINE.init(key, context), "constant": jnp.zeros(())}
+
+
+def _nvil_error(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Array:
+    return 0.5 * (f(realized(q, noise)) - _of_context(control, context)) ** 2
+
+
+def _nvil_optimizer(learning_rate: float) -> optax.GradientTransformation:
+    kinds = {"network": optax.adam(learning_rate), "constant": optax.sgd(DECAY)}
+    of = lambda path, leaf: "constant" if path[-1].key == "constant" else "network"
+    return optax.partition(kinds, lambda params: jax.tree_util.tree_map_with_path(of, params))
+
+
+@estimator(one_sample, ANY, _each, init=_nvil_init, learning=_nvil_error, optimizer=_nvil_optimizer)
+def nvil(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Array:
+    """A learned function of the example as baseline, (f(z) - b(x) - c) grad log q(z).
+
+    Mnih & Gregor 2014, arXiv:1402.0030, without the division by a running
+    standard deviation, which scales the gradient.
+    """
+    return score_function.estimate(noise, q, f, _of_context(control, context))
+
+
+@estimator(one_sample, CONTINUOUS | BINARY, lambda k, d, c: k + 1, lambda k, d, c: 1)
+def muprop(noise: Array, q: Any, f: Function) -> Array:
+    """The first-order expansion of f at the mean as control variate (Gu et al. 2015, arXiv:1511.05176).
+
+    (f(z) - f(m) - f'(m)(z - m)) grad log q(z) + f'(m) grad m, with m the mean of q.
+    """
+    z = stop_gradient(realized(q, noise))
+    value, mean = f(z), q.mean
+    at_mean, slope = jax.value_and_grad(f)(stop_gradient(mean))
+    expansion = at_mean + jnp.sum(slope * (z - mean))
+    return steered(value, (value - expansion, slope), (q.log_prob(z), mean))
+
+
+# Reparameterized densities
+
+
+@estimator(many_samples, CONTINUOUS, _each, _each, joint=True)
+def pathwise(noise: Array, q: Any, f: Function) -> Array:
+    """1/K sum_k f(z_k), z_k a differentiable function of the parameters (Kingma & Welling 2013, arXiv:1312.6114).
+
+    Explicit where z is a function of noise; implicit, dz = -dF / q(z), for gamma, beta, Dirichlet and Student's t
+    (Figurnov et al. 2018, arXiv:1805.08498).
+    """
+    z = realized(q, noise)  # a single one goes without the axis, which XLA's CPU compiler handles badly
+    return f(z[0]) if len(z) == 1 else jax.vmap(f)(z).mean()
+
+
+@estimator(one_sample, CONTINUOUS, _each, lambda k, d, c: k * (2 + d))
+def linearized_pathwise(noise: Array, q: Normal, f: Function) -> Array:
+    """The pathwise gradient less that of f's second-order expansion, whose mean is known.
+
+    Miller et al. 2017, arXiv:1705.07880. For a diagonal Gaussian (m, s), z = m + s e and the Hessian H of f at m:
+    f'(z) - H (z - m) in m, and (f'(z) - f'(m) - H (z - m)) e + diag(H) s in s. A Hessian-vector product counts as a
+    gradient.
+    """
+    mean, scale = (stop_gradient(jnp.broadcast_to(a, q.event_shape)) for a in (q.loc, q.scale))
+    z = mean + scale * noise
+    value, slope = jax.value_and_grad(f)(z)
+    at_mean, hessian = jax.linearize(jax.grad(f), mean)
+    bent = hessian(z - mean)
+    diagonal = jnp.diagonal(jax.vmap(hessian)(jnp.eye(mean.size).reshape(-1, *mean.shape)).reshape(mean.size, -1))
+    in_scale = (slope - at_mean - bent) * noise + diagonal.reshape(mean.shape) * scale
+    return steered(value, (slope - bent, in_scale), (q.mean, jnp.broadcast_to(q.scale, q.event_shape)))
+
+
+def _lax_network(key: Array, q: Any, context: Array) -> Any:
+    return CONTROL.init(key, jnp.concatenate([context.ravel(), jnp.ravel(q.mean)]))
+
+
+CONTROL = networks.mlp((137,), 1, jnp.tanh)
+
+
+def learned_function(control: Any, context: Array, z: Array) -> Array:
+    """A small network of an example and a latent, as control variate."""
+    return CONTROL.apply(control, jnp.concatenate([context.ravel(), z.ravel()]))[0]
+
+
+@controlled(one_sample, CONTINUOUS, _each, init=_lax_network)
+def lax(noise: Array, q: Any, f: Function, control: Any, context: Array) -> tuple[Array, Any]:
+    """A learned c(z), (f(z) - c(z)) grad log q(z) + grad c(z(phi)) (Grathwohl et al. 2017, arXiv:1711.00123).
+
+    c is trained for the least variance. f may be a black box: its gradient is not used.
+    """
+    z = stop_gradient(realized(q, noise))
+    value = f(z)
+    left = value - learned_function(control, context, z)
+    score = jax.grad(lambda q: q.log_prob(z))(q)
+    path = jax.grad(lambda q: learned_function(control, context, realized(q, noise)))(q)
+    return value, jax.tree.map(lambda s, p: left * s + p, score, path)
+
+
+# Measure-valued derivatives
+
+
+def _measures_draw(coupled: bool) -> Any:
+    def draw(key: Array, q: Any, num_samples: int) -> tuple:
+        keys = jax.random.split(key, 6)
+        if not isinstance(q, Normal):
+            z = q.sample(keys[0])
+            return (z, z) if coupled else (z, q.sample(keys[1]))
+        shape, dtype = q.event_shape, q.mean.dtype
+        rayleigh = lambda key: jnp.sqrt(2 * jax.random.exponential(key, shape, dtype))
+        maxwell = jnp.linalg.norm(jax.random.normal(keys[0], (3, *shape), dtype), axis=0)
+        maxwell *= jnp.where(jax.random.bernoulli(keys[1], 0.5, shape), 1, -1)
+        rise = rayleigh(keys[2])
+        fall = rise if coupled else rayleigh(keys[3])
+        inner = maxwell * jax.random.uniform(keys[4], shape, dtype) if coupled else q.noise(keys[4])
+        return q.noise(keys[5]), rise, fall, maxwell, inner
+
+    return draw
+
+
+def _measures_law(coupled: bool) -> Any:
+    def law(q: Any, num_samples: int) -> Any:
+        if not isinstance(q, Normal):
+            z, weights = sample_law(q, 1)
+            return ((z, z), weights) if coupled else product((z, weights), (z, weights))
+        if q.mean.size != 1:
+            raise ValueError("the exact law of measure-valued derivatives of a Gaussian is there for one latent only")
+        x, weights = np.polynomial.hermite_e.hermegauss(12)
+        normal = x, weights / weights.sum()
+        maxwell = x, normal[1] * x**2
+        x, weights = np.polynomial.legendre.leggauss(32)
+        rayleigh = 5 * (x + 1), 5 * weights * (5 * (x + 1)) * np.exp(-((5 * (x + 1)) ** 2) / 2)
+        uniform = (x + 1) / 2, weights / 2
+        if coupled:
+            (e, w, m, u), weights = product(normal, rayleigh, maxwell, uniform)
+            noise = e, w, w, m, m * u
+        else:
+            noise, weights = product(normal, rayleigh, rayleigh, maxwell, normal)
+        return tuple(a.reshape(-1, *q.event_shape) for a in noise), weights
+
+    return law
+
+
+def _measure_valued(noise: Any, q: Any, f: Function) -> Array:
+    many = jax.vmap(f)
+    if isinstance(q, Normal):
+        loc, scale = (jnp.broadcast_to(a, q.event_shape) for a in (q.loc, q.scale))
+        base, rise, fall, outer, inner = noise
+        z = stop_gradient(loc + scale * base)
+        at = lambda noise: many(replaced(z, stop_gradient(loc + scale * noise))).reshape(loc.shape)
+        in_loc = (at(rise) - at(-fall)) / (scale * np.sqrt(2 * np.pi))
+        return steered(f(z), (in_loc, (at(outer) - at(inner)) / scale), (loc, scale))
+    z, other = noise
+    value = f(z)
+    if isinstance(q, Bernoulli):
+        up, down = many(replaced(z, jnp.ones_like(z))), many(replaced(other, jnp.zeros_like(z)))
+        return steered(value, (up - down).reshape(z.shape), q.mean)
+    each = many(one_replaced(z)).reshape(z.shape)
+    return steered(value, q.mean * (each - (value if other is z else f(other))), q.logits)
+
+
+def replaced(base: Array, values: Array) -> Array:
+    """``base`` [*event] with one coordinate after the other replaced: [D, *event]."""
+    each = jnp.broadcast_to(base.reshape(-1), (base.size, base.size))
+    return jnp.where(jnp.eye(base.size, dtype=bool), values.reshape(1, -1), each).reshape(base.size, *base.shape)
+
+
+def one_replaced(z: Array) -> Array:
+    """One-hot z [*event, C] with one latent after the other in one class after the other: [D C, *event, C]."""
+    classes = z.shape[-1]
+    flat = z.reshape(-1, classes)
+    swap = lambda d, c: flat.at[d].set(jnp.eye(classes, dtype=z.dtype)[c]).reshape(z.shape)
+    return jax.vmap(swap)(*(i.ravel() for i in jnp.indices((len(flat), classes))))
+
+
+@estimator(
+    Noise(_measures_draw(True), _measures_law(True)),
+    ANY,
+    lambda k, d, c: k * ((c or 4) * d + 1),
+)
+def measure_valued(noise: Any, q: Any, f: Function) -> Array:
+    """Weak derivatives, c (f(z+) - f(z-)) for each parameter (Mohamed et al. 2020, arXiv:1906.10652, sec. 6).
+
+    Mean of a Gaussian: z+- = m +- s w, w Rayleigh, c = 1 / (s sqrt(2 pi)); its scale: double-sided Maxwell less normal,
+    c = 1 / s. A Bernoulli's probability: 1 less 0. A category's logit: the category less a draw, c its probability. The
+    pair is coupled: it shares w, the other latents, and the normal is the Maxwell times a uniform.
+    """
+    return _measure_valued(noise if isinstance(q, Normal) else (noise[0], noise[0]), q, f)
+
+
+@estimator(
+    Noise(_measures_draw(False), _measures_law(False)),
+    ANY,
+    lambda k, d, c: k * (4 * d + 1 if c == 0 else 2 * d + 1 if c == 2 else c * d + 2),
+)
+def measure_valued_independent(noise: Any, q: Any, f: Function) -> Array:
+    """``measure_valued`` with z+ and z- independent, which is better only where f is steep: (a/s)^2 > 2 / (4 - pi)."""
+    return _measure_valued(noise, q, f)

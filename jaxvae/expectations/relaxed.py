@@ -1,0 +1,80 @@
+"""Estimators that differentiate through discrete latents as if they were continuous: biased, all of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from jaxvae.distributions import Bernoulli, OneHotCategorical
+from jaxvae.expectations.contract import DISCRETE, Function, Noise, estimator, steered
+from jaxvae.expectations.control import conditional
+from jaxvae.expectations.noises import hardened, one_sample, perturb, smooth_perturbation, softened
+
+Array = jax.Array
+Discrete = Bernoulli | OneHotCategorical
+_one, _each = (lambda k, d, c: 1), (lambda k, d, c: k)
+
+
+def straight(value: Array, slope_of: Array) -> Array:
+    """``value``, whose gradient is that of ``slope_of``."""
+    return stop_gradient(value) + slope_of - stop_gradient(slope_of)
+
+
+@estimator(smooth_perturbation, DISCRETE, _each, _each, unbiased=False)
+def concrete(noise: Array, q: Discrete, f: Function, temperature: float = 0.5) -> Array:
+    """f(s((phi + noise) / temperature)), s the logistic function or softmax.
+
+    Maddison et al. 2016, arXiv:1611.00712; as Gumbel-softmax, Jang et al. 2016, arXiv:1611.01144. Its value is that of
+    the relaxed f too.
+    """
+    return f(softened(q, q.logits + noise, temperature))
+
+
+@estimator(one_sample, DISCRETE, _each, _each, unbiased=False)
+def straight_through(noise: Array, q: Discrete, f: Function) -> Array:
+    """f'(z) grad s(phi) at a drawn z (Bengio et al. 2013, arXiv:1308.3432)."""
+    return f(straight(noise, q.mean))
+
+
+@estimator(smooth_perturbation, DISCRETE, _each, _each, unbiased=False)
+def straight_through_gumbel(noise: Array, q: Discrete, f: Function, temperature: float = 0.5) -> Array:
+    """f'(z) grad of the concrete relaxation of z (Jang et al. 2016, arXiv:1611.01144)."""
+    perturbed = q.logits + noise
+    return f(straight(hardened(q, perturbed), softened(q, perturbed, temperature)))
+
+
+def _conditionals(key: Array, q: Discrete, k: int) -> tuple[Array, Array]:
+    keys = jax.random.split(key, k + 1)
+    return hardened(q, q.logits + perturb(keys[0], q)), jax.vmap(lambda key: perturb(key, q))(keys[1:])
+
+
+@estimator(Noise(_conditionals), DISCRETE, _one, _one, unbiased=False, joint=True)
+def gumbel_rao(noise: tuple[Array, Array], q: Discrete, f: Function, temperature: float = 0.5) -> Array:
+    """``straight_through_gumbel``, its slope averaged over K draws of the noise given z.
+
+    Paulus et al. 2020, arXiv:2010.04838. f is evaluated once. The draws given z are constants but for the
+    logits that are added to them.
+    """
+    z, noises = noise
+    logits = stop_gradient(q.logits)
+    given = lambda noise: stop_gradient(conditional(type(q)(logits), z, noise)) - logits
+    slopes = jax.vmap(lambda noise: softened(q, q.logits + given(noise), temperature))(noises)
+    return f(straight(z, slopes.mean(0)))
+
+
+@estimator(one_sample, DISCRETE, _each, _each, unbiased=False)
+def reinmax(noise: Array, q: Discrete, f: Function) -> Array:
+    """The trapezoidal rule, 2 J((z + s(phi)) / 2) f'(z) - J(s(phi)) f'(z) / 2, J the Jacobian of s at a probability.
+
+    Liu et al. 2023, arXiv:2304.08612: p (1 - p), or diag(p) - p p^T. No bias where f is quadratic in each latent.
+    """
+    mean = q.mean
+    value, slope = jax.value_and_grad(f)(stop_gradient(noise))
+
+    def jacobian(p: Array) -> Array:
+        if isinstance(q, Bernoulli):
+            return p * (1 - p) * slope
+        return p * (slope - jnp.sum(p * slope, -1, keepdims=True))
+
+    return steered(value, 2 * jacobian((noise + mean) / 2) - jacobian(mean) / 2, q.logits)

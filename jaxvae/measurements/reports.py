@@ -1,0 +1,195 @@
+"""What moments say: biases and their visibility, variances and ratios with intervals, tails, directions, budgets."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvae.evaluation import pareto_shape, tail_length
+from jaxvae.measurements.sampling import GROUPS, Sampled
+
+NORMAL = statistics.NormalDist()
+WIDTH = NORMAL.inv_cdf(0.975)  # intervals hold with 95 % confidence
+STUDENT = 2.3646  # the same quantile of Student's t with GROUPS - 1 degrees of freedom
+HEAVY = 0.7  # Pareto shape of |g|^2 from which its mean, and with it the variance, cannot be trusted
+UNLIKELY = 1e-4  # of a bias to be seen where there is none
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _normal_interval(value: float, error: float) -> Interval:
+    width = WIDTH * error
+    return Interval(float(value), float(value) - width, float(value) + width)
+
+
+def _log_interval(value: float, relative_error: float) -> Interval:
+    """Of a positive number whose logarithm is estimated with that error."""
+    factor = math.exp(min(WIDTH * relative_error, 700.0))
+    return Interval(float(value), float(value) / factor, float(value) * factor)
+
+
+def _block(sampled: Sampled, block: str) -> int:
+    return sampled.blocks.index(block)
+
+
+def trace(sampled: Sampled, block: str = "all") -> Interval:
+    """Trace of the covariance of one draw, its interval from the spread of |g - mean|^2: no shape is assumed."""
+    i = _block(sampled, block)
+    value = float(sampled.variance[sampled.spans[i]].sum())
+    squares = sampled.squares[i]
+    if value <= 0:
+        return Interval(0.0, 0.0, 0.0)
+    return _log_interval(value, float(squares.std(ddof=1)) / math.sqrt(len(squares)) / value)
+
+
+def variance_intervals(sampled: Sampled) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals of every coordinate's variance, [P] each, from the measured kurtosis.
+
+    The relative standard error of a variance of N draws with kurtosis k is sqrt((k - (N - 3) / (N - 1)) / N).
+    """
+    n = sampled.num_draws
+    error = np.sqrt(np.maximum(np.nan_to_num(sampled.kurtosis, nan=3.0) - (n - 3) / (n - 1), 0) / n)
+    factor = np.exp(np.minimum(WIDTH * error, 700.0))
+    return sampled.variance / factor, sampled.variance * factor
+
+
+def ratio(sampled: Sampled, other: Sampled, block: str = "all") -> Interval:
+    """tr Cov of one over that of another, of draws with the same keys: their correlation is made use of."""
+    i, j = _block(sampled, block), _block(other, block)
+    a, b = (float(s.variance[s.spans[k]].sum()) for s, k in ((sampled, i), (other, j)))
+    if min(a, b) <= 0:
+        return Interval(*(3 * [math.nan if a <= 0 and b <= 0 else math.inf if b <= 0 else 0.0]))
+    differences = sampled.squares[i] / a - other.squares[j] / b
+    return _log_interval(a / b, float(differences.std(ddof=1)) / math.sqrt(len(differences)))
+
+
+class Bias(NamedTuple):
+    """How far a mean is from the truth, in the light of what could be seen."""
+
+    largest_z: float  # over coordinates, of the mean
+    bound: float  # what it exceeds once in 10,000 runs without a bias (Sidak)
+    seen: bool
+    visible: float  # the smallest bias of a coordinate that nine of ten such runs would have seen, at the worst one
+    squared: Interval  # |bias|^2 without the part that sampling noise makes; the jackknife's interval
+
+
+def bias(sampled: Sampled, truth: np.ndarray, truth_error: np.ndarray | float = 0.0, block: str = "all") -> Bias:
+    """Of a mean against the true gradient [P], which may have a standard error of its own."""
+    span = sampled.spans[_block(sampled, block)]
+    error = np.sqrt(sampled.error**2 + np.asarray(truth_error) ** 2 * np.ones_like(sampled.mean))[span]
+    off = (sampled.mean - truth)[span]
+    rounding = 1e-6 * (1e-6 * np.abs(truth).max() + np.abs(truth[span]))  # of gradients in float32
+    z = np.abs(off) / np.maximum(np.maximum(error, rounding), 1e-300)
+    bound = -NORMAL.inv_cdf(-math.expm1(math.log1p(-UNLIKELY) / z.size) / 2)
+    visible = float((bound + NORMAL.inv_cdf(0.9)) * error.max())
+    groups = sampled.groups[:, span] - truth[span]
+    return Bias(float(z.max()), bound, bool(z.max() > bound), visible, _squared(groups))
+
+
+def _squared(groups: np.ndarray) -> Interval:
+    """|mean|^2 from the products of different groups, which have independent noise, [G, P]."""
+    if len(groups) < GROUPS:
+        return Interval(math.nan, math.nan, math.nan)
+    gram = groups @ groups.T
+
+    def of(rows: np.ndarray) -> float:
+        part = gram[np.ix_(rows, rows)]
+        return float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1)))
+
+    every = np.arange(len(groups))
+    left_out = np.array([of(np.delete(every, i)) for i in every])
+    error = math.sqrt((len(every) - 1) * left_out.var())
+    width = STUDENT * error
+    value = of(every)
+    return Interval(value, value - width, value + width)
+
+
+class Signal(NamedTuple):
+    """How good the draws are as directions of descent."""
+
+    snr: float  # |mean| / sd, averaged over the coordinates that have noise
+    dsnr: float | None  # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537)
+    cosine: float | None  # mean cosine to the true gradient
+    gain: float | None  # <g, E g^>^2 / (|g|^2 E |g^|^2): what a step gains, of what the true gradient would
+
+
+def signal(sampled: Sampled, block: str = "all") -> Signal:
+    """Signal-to-noise ratios; the directional ones where a direction was given."""
+    i = _block(sampled, block)
+    span = sampled.spans[i]
+    noisy = sampled.variance[span] > 0
+    snr = (
+        float(np.mean(np.abs(sampled.mean[span][noisy]) / np.sqrt(sampled.variance[span][noisy])))
+        if noisy.any()
+        else math.inf
+    )
+    if sampled.along is None:
+        return Signal(snr, None, None, None)
+    along, norms = sampled.along[i], sampled.norms[i]
+    across = np.sqrt(np.maximum(norms - along**2, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dsnr = float(np.mean(np.abs(along) / across))
+        cosine = float(np.nanmean(along / np.sqrt(norms)))
+    gain = float(along.mean() ** 2 / norms.mean()) if norms.mean() else math.nan
+    return Signal(snr, dsnr, cosine, gain)
+
+
+def tail(sampled: Sampled) -> float:
+    """Pareto shape of the tail of |g|^2: from 1 on the variance does not exist, above 0.7 it cannot be trusted."""
+    norms = sampled.norms[0]
+    count = tail_length(len(norms))
+    largest = np.sort(norms)[::-1][: count + 1]
+    if largest[-1] <= 0 or largest[0] <= largest[-1]:
+        return math.nan
+    return float(pareto_shape(jnp.log(jnp.asarray(largest, jnp.float32))))
+
+
+def warnings(sampled: Sampled, found: Bias | None = None) -> list[str]:
+    """What must be said about a measurement."""
+    said = []
+    k = tail(sampled)
+    if k > HEAVY:
+        said.append(f"heavy tail (Pareto k {k:.2f}): the variance may not exist")
+    if np.linalg.norm(sampled.error) > np.linalg.norm(sampled.mean):
+        said.append("the standard error exceeds the mean: more draws are needed to see its direction")
+    if found is not None and found.seen:
+        said.append(f"biased: |z| = {found.largest_z:.1f}, above {found.bound:.1f}")
+    return said
+
+
+def break_even(
+    biased_variance: float, biased_cost: float, squared_bias: float, variance: float, cost: float
+) -> float | None:
+    """The budget from which an unbiased estimator has less mean squared error, (V_u c_u - V_b c_b) / |bias|^2.
+
+    In the units of the costs of a draw. 0 where it is better from the first draw on; None where there is no bias.
+    """
+    if squared_bias <= 0:
+        return None
+    return max(0.0, (variance * cost - biased_variance * biased_cost) / squared_bias)
+
+
+def batch_variance(sampled: Sampled, batch: int, replicates: int = 1) -> tuple[float, float]:
+    """tr Cov of the mean over a batch of units with some draws each: the noise's part and the minibatch's."""
+    if sampled.between is None:
+        raise ValueError("minibatch noise needs more than one unit of examples")
+    return float(sampled.variance.sum()) / (batch * replicates), float(sampled.between.sum()) / batch
+
+
+def slope(sizes: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> Interval:
+    """Exponent b of values ~ sizes^b, by least squares on logarithms weighted with their standard errors."""
+    x, y, w = np.log(sizes), np.log(values), 1 / np.asarray(errors, float) ** 2
+    centre = np.average(x, weights=w)
+    spread = np.sum(w * (x - centre) ** 2)
+    return _normal_interval(float(np.sum(w * (x - centre) * y) / spread), 1 / math.sqrt(spread))

@@ -1,0 +1,125 @@
+"""The scripts that compare gradient estimators, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import binary_estimators
+import config
+import gradient_variance
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from PIL import Image
+
+from jaxvae import measurements
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
+def rows(problem: str, tmp_path: Path, **options: object) -> dict[str, dict]:
+    """What the script writes, by estimator."""
+    out = tmp_path / "out.json"
+    given = {"num_draws": 512, "timings": 1, "control_steps": 20, "json": out} | options
+    gradient_variance.main(problem, gradient_variance.Options(**given))
+    written = json.loads(out.read_text())
+    assert written["problem"] == problem and {"jax", "python"} <= written["versions"].keys()
+    return {row["estimator"]: row for found in written["checkpoints"].values() for row in found}
+
+
+def test_the_toy_by_its_law_with_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("rloo", "disarm", "relax", "straight_through", "gumbel_rao")
+    found = rows("toy", tmp_path, estimators=names, plot=tmp_path / "toy.png", logit=np.log(9.0), invariances=True)
+    assert found["rloo"]["trace"][0] == pytest.approx(3.69e-4) and found["rloo"]["mode"] == "exact"
+    assert found["disarm"]["trace"][0] == pytest.approx(3.24e-4)
+    assert found["straight_through"]["largest_bias"] == pytest.approx(0.072, abs=1e-6)
+    assert found["straight_through"]["break_even"] >= 0 and found["gumbel_rao"]["mode"] == "sampled"
+    assert {"evaluations", "slopes", "flops", "peak_bytes", "seconds", "work_normalized"} <= found["relax"].keys()
+    with Image.open(tmp_path / "toy.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+    assert found["rloo"]["invariances"]["constant"] < 1e-4
+    said = capsys.readouterr().out
+    assert "straight_through *" in said and "* biased" in said
+
+
+@pytest.mark.parametrize("problem", ["titsias_shi", "square", "logistic_regression"])
+def test_problems_are_measured(problem: str, tmp_path: Path) -> None:
+    names = ("rloo", "disarm") if problem == "titsias_shi" else ("rloo", "pathwise")
+    found = rows(problem, tmp_path, estimators=names)
+    assert all(row["trace"][0] > 0 for row in found.values())
+    if problem == "titsias_shi":
+        for name, closed in (("rloo", 1.25e-9), ("disarm", 1.24375e-9)):
+            value, low, high = np.array(found[name]["trace"]) / 200
+            assert value == pytest.approx(closed, rel=0.2) and low / 1.1 < closed < high * 1.1
+
+
+def test_gradients_of_problems_in_closed_form_are_those_of_autodiff_through_draws(tmp_path: Path) -> None:
+    for problem in ("square", "exponential", "cosine"):
+        given = problems.PROBLEMS[problem](problems.Settings(rate=0.7))
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda a: jnp.asarray(a, float), given.params)
+            found = measurements.exact(
+                problems.expectations.pathwise, lambda p, make=given.make: make(p, None), wide
+            ).mean
+            truth = given.gradient(wide)
+        for part in truth:
+            assert float(found[part][0]) == pytest.approx(float(np.asarray(truth[part])[0]), abs=1e-8)
+
+
+def test_a_vae_small_enough_to_enumerate(tmp_path: Path) -> None:
+    """Bounds and expectations side by side, all exact, in order: DisARM ahead of leave-one-out ahead of REINFORCE."""
+    names = ("score_function", "rloo", "disarm", "vimco", "ovis_gamma1", "enumeration")
+    found = rows("binary_vae", tmp_path, estimators=names, units=2, batch_size=1, num_samples=(2,))
+    assert {row["mode"] for row in found.values()} == {"exact"}
+    traces = {name: row["trace"][0] for name, row in found.items()}
+    assert traces["disarm"] < traces["rloo"] < traces["score_function"]
+    assert found["ovis_gamma1"]["largest_bias"] > 1e-4 and found["ovis_gamma1"]["reference"] == "vimco"
+
+
+@pytest.mark.slow
+def test_a_vae_on_data_along_its_training(tmp_path: Path, data_dir: Path) -> None:
+    arguments = ("--dataset", "digits", "--pixels", "static", "--latent", "6", "--hidden", "8", "--batch-size", "16")
+    more = {"data_dir": str(data_dir), "arguments": arguments, "units": 2, "batch_size": 4, "checkpoints": (0, 30)}
+    found = rows(
+        "vae", tmp_path, estimators=("rloo", "rodeo", "vimco"), num_draws=64, plot=tmp_path / "vae.png", **more
+    )
+    assert found["rloo"]["minibatch"] > 0
+    assert any(block.startswith("encoder") for block in found["rloo"]["blocks"])
+    assert (tmp_path / "vae.png").exists()
+
+
+@pytest.mark.slow
+def test_the_table_of_estimators_is_made(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"steps": 30, "seeds": 2, "latent": 6, "batch_size": 16, "examples": 50, "draws": 16}
+    options = binary_estimators.Options(
+        estimators=("rloo", "nvil"), dataset="digits", data_dir=str(data_dir), json=tmp_path / "out.json", **small
+    )
+    binary_estimators.compare(options)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert {name: len(cells) for name, cells in written["cells"].items()} == {"rloo": 2, "nvil": 2}
+    assert "train ELBO" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "problem": (["toys"], "no problem 'toys'; there are toy, titsias_shi"),
+    "estimator": (["square", "--estimators", "disarm"], "'disarm' does not serve the problem square"),
+    "draws": (["toy", "--num-draws", "1"], "--num-draws at least 2"),
+    "folder": (["toy", "--json", "nowhere/out.json"], "the folder does not exist"),
+    "checkpoints": (["toy", "--checkpoints", "5"], "toy is not trained"),
+    "exact": (["titsias_shi", "--mode", "exact", "--estimators", "rloo"], "at most 65536 states"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_answered_in_a_sentence(
+    mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, answer = MISTAKES[mistake]
+    monkeypatch.setattr(sys, "argv", ["gradient_variance.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        config.command(gradient_variance.main)
+    assert answer in capsys.readouterr().err
