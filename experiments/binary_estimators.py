@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +23,9 @@ import jax
 import numpy as np
 import problems
 import tyro
+from scipy import stats
 
 from jaxvae import evaluation, training
-
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles with one degree of freedom fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def interval(values: list[float]) -> float:
     """Half the width of the 95 % interval of a mean over seeds."""
     if len(values) < 2:
         return math.nan
-    return STUDENT.get(len(values), 1.96) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def compare(options: Options) -> None:
@@ -103,6 +103,10 @@ def compare(options: Options) -> None:
         own = problems.expectations.ESTIMATORS.get(name)
         if own is None or "binary" not in own.latents:
             raise ValueError(f"{name!r} is no estimator for bits")
+    if options.seeds < 1 or options.examples < 1 or options.draws == 1 or not options.estimators:
+        raise ValueError("--seeds and --examples must be at least 1, --draws 0 or at least 2, --estimators not empty")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ValueError(f"{options.json}: the folder does not exist")
     cells: dict[str, list[dict[str, float]]] = {}
     common = None
     for name in options.estimators:
@@ -114,7 +118,7 @@ def compare(options: Options) -> None:
     variances: dict[str, dict[str, Any]] = {}
     if options.draws:
         own = {"estimators": options.estimators, "num_draws": options.draws, "mode": "sampled", "timings": 0}
-        wanted = gradient_variance.Options(arguments=tuple(arguments(options, "disarm", 0)[1:]), **own)
+        wanted = gradient_variance.Options(arguments=shlex.join(arguments(options, "disarm", 0)[1:]), **own)
         strip = {part: value for part, value in common.items() if part != "control"}
         rows = gradient_variance.compare(problems.vae(wanted), strip, None, wanted)
         variances = {row["estimator"]: row for row in rows}

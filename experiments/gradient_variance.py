@@ -34,6 +34,7 @@ from jaxvae import measurements
 from jaxvae.measurements import reports
 
 Array = jax.Array
+LEARNING = 2**20  # what is added to the seed for the keys that control variates are trained with
 ZERO = 1e-25  # a variance below it is rounding
 
 
@@ -47,6 +48,8 @@ class Options(problems.Settings):
     """Samples K in an estimate, several for a curve; none is the fewest that each needs."""
     num_draws: int = 4096
     """Draws of each estimator, for every batch of examples (sampled moments)."""
+    chunk: int = 256
+    """Draws at a time, at most; memory is that of as many gradients."""
     mode: Literal["auto", "exact", "sampled"] = "auto"
     """How moments are computed; auto is exact for the estimators whose noise has a law that is small enough."""
     reference: str | None = None
@@ -56,9 +59,9 @@ class Options(problems.Settings):
     invariances: bool = False
     """Look as well at what must not matter: a constant added to f, renamed values, saturated logits, float32."""
     control_steps: int = 500
-    """Steps of Adam that train a control variate before it is frozen."""
+    """Steps that train a control variate before it is frozen."""
     control_learning_rate: float = 1e-2
-    """Its learning rate."""
+    """Learning rate of its Adam (moving averages have their own)."""
     timings: int = 5
     """Rounds of timing, in which all estimators take turns; 0 is none."""
     json: Path | None = None
@@ -93,8 +96,7 @@ def learned(problem: problems.Problem, name: str, k: int, params: Any, options: 
         updates, moments = optimizer.update(jax.grad(loss)(control, key, unit), moments, control)
         return (optax.apply_updates(control, updates), moments), None
 
-    # the keys that follow are others than those of the measurement
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), 7), options.control_steps)
+    keys = jax.random.split(jax.random.key(options.seed + LEARNING), options.control_steps)
     return jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))((control, optimizer.init(control)), keys)[0][0]
 
 
@@ -176,32 +178,43 @@ def compare(problem: problems.Problem, params: Any, k: int | None, options: Opti
     """A row for every estimator at these parameters, with K samples or the fewest that each needs."""
     table = problems.estimators_of(problem)
     names = options.estimators or tuple(table)
-    counts = {name: max(k or table[name].least, table[name].least) for name in names}
-    controls = {name: learned(problem, name, counts[name], params, options) for name in names}
-    objectives = {name: problems.objective(problem, name, counts[name], controls[name]) for name in names}
-    truths = {"": true_gradient(problem, params)}
-    rows, measured = {}, {}
-    key = jax.random.key(options.seed)
+    if options.reference is not None:
+        names = tuple(dict.fromkeys((*names, options.reference)))
+    # bounds of several samples are compared at the same K, because it is part of what they estimate
+    several = max([table[name].least for name in names if _of_k(table[name])], default=1)
+    fewest = lambda own: max(k or own.least, own.least, several if _of_k(own) else 1)
+    truth, key = true_gradient(problem, params), jax.random.key(options.seed)
+    rows, measured, controls, objectives, counts = {}, {}, {}, {}, {}
     for name in names:
-        row = {"estimator": name, "num_samples": counts[name], "unbiased": table[name].unbiased, "of": table[name].of}
-        if options.mode != "sampled":
+        own = table[name]
+        counts[name] = fewest(own)
+        row = {"estimator": name, "num_samples": counts[name], "unbiased": own.unbiased, "of": own.of}
+        try:
+            controls[name] = learned(problem, name, counts[name], params, options)
+            objective = problems.objective(problem, name, counts[name], controls[name])
             try:
+                if options.mode == "sampled":
+                    raise ValueError
                 mean, variance = exactly(problem, name, counts[name], params, controls[name])
                 rows[name] = row | {"mode": "exact", "mean": mean, "variance": variance}
-                continue
             except ValueError:
                 if options.mode == "exact":
                     raise
-        setup_of = {"examples": problem.examples, "direction": truths[""]}
-        measured[name] = measurements.measure(objectives[name], params, key, options.num_draws, **setup_of)
-        rows[name] = row | {"mode": "sampled", "mean": measured[name].mean, "variance": measured[name].variance}
+                more = {"examples": problem.examples, "direction": truth, "chunk": options.chunk}
+                measured[name] = measurements.measure(objective, params, key, options.num_draws, **more)
+                rows[name] = row | {"mode": "sampled", "mean": measured[name].mean, "variance": measured[name].variance}
+            objectives[name] = objective
+        except ValueError as error:
+            if options.estimators:
+                raise
+            print(f"left out: {name}: {error}")
     spent = costs(problem, objectives, params, options)
     size = _sizes(problem, params)
     for name, row in rows.items():
         row |= spent[name]
         row["evaluations"] = table[name].evaluations(counts[name], *size)
         row["slopes"] = table[name].slopes(counts[name], *size)
-    _judge(rows, measured, truths[""], table, options)
+    _judge(rows, measured, truth, table, options)
     if options.invariances:
         x = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
         for name, row in rows.items():
@@ -210,42 +223,51 @@ def compare(problem: problems.Problem, params: Any, k: int | None, options: Opti
     return list(rows.values())
 
 
-def _reference(rows: dict, of: str, table: dict, options: Options) -> str | None:
-    """The least noisy unbiased estimator of the same objective."""
-    if options.reference in rows:
-        return options.reference
-    fit = [name for name in rows if table[name].unbiased and (table[name].of or "elbo") == of]
-    return min(fit, key=lambda name: rows[name]["variance"].sum(), default=None)
+def _of_k(own: Any) -> bool:
+    """Whether what a bound estimates depends on its number of samples."""
+    return own.of not in ("", "elbo")
+
+
+def _aim(own: Any) -> str:
+    return {"": "elbo", "rws": "iwae"}.get(own.of, own.of)
+
+
+def _peers(rows: dict, name: str, table: dict, options: Options) -> list[str]:
+    """The unbiased estimators of the same objective, or the reference that was asked for."""
+    fit = [other for other in rows if table[other].unbiased and _aim(table[other]) == _aim(table[name])]
+    return [options.reference] if options.reference in fit else fit
 
 
 def _judge(rows: dict[str, dict], measured: dict, truth: np.ndarray | None, table: dict, options: Options) -> None:
     """Adds biases, intervals, signals and budgets to the rows, and takes the vectors out."""
-    best = {}
-    for name in rows:
-        of = table[name].of or "elbo"
-        best[name] = _reference(rows, "iwae" if of == "rws" else of, table, options)
+    noise = lambda name: float(rows[name]["variance"].sum())
+    spent = lambda name: rows[name]["evaluations"] + rows[name]["slopes"]
     for name, row in rows.items():
-        reference = best[name]
-        target, error = truth, 0.0
-        if target is None and reference is not None:
-            target = rows[reference]["mean"]
-            error = measured[reference].error if reference in measured else 0.0
-        row["reference"] = "closed form or enumeration" if truth is not None else reference
+        peers = _peers(rows, name, table, options)
+        surest = min(peers, key=lambda other: (other in measured, noise(other)), default=None)
+        noisy = [other for other in peers if noise(other) > ZERO]
+        reference = min(noisy, key=lambda other: noise(other) * spent(other), default=None)
+        target: Any = truth
+        if target is None and surest is not None:
+            target = measured[surest] if surest in measured else rows[surest]["mean"]
+        row["truth"] = "closed form or enumeration" if truth is not None else surest
+        row["reference"] = reference
         own = measured.get(name)
         row["trace"] = list(reports.trace(own)) if own else [float(row["variance"].sum())] * 3
         paired = own is not None and reference in measured
         row["ratio"] = list(reports.ratio(own, measured[reference])) if paired else None
         if not paired and reference is not None:
-            least = rows[reference]["variance"].sum()
-            row["ratio"] = [float(row["variance"].sum() / least)] * 3 if least > 0 else None
+            row["ratio"] = [end / noise(reference) for end in row["trace"]]
         row["warnings"], squared = [], None
-        if target is not None and name != (reference if truth is None else None):
-            if own is None:
+        if target is not None and (truth is not None or name != surest):
+            if own is None and isinstance(target, measurements.Sampled):
+                row["warnings"] = [f"its bias is not known: {surest} was sampled"]
+            elif own is None:
                 off = row["mean"] - target
                 row["largest_bias"], squared = float(np.abs(off).max()), float(off @ off)
                 row["squared_bias"] = [squared] * 3
             else:
-                bias = reports.bias(own, target, error)
+                bias = reports.bias(own, target)
                 row |= {"largest_z": bias.largest_z, "z_bound": bias.bound, "visible_bias": bias.visible}
                 row["squared_bias"] = list(bias.squared)
                 squared = bias.squared.value if bias.squared.low > 0 else 0.0
@@ -261,13 +283,12 @@ def _judge(rows: dict[str, dict], measured: dict, truth: np.ndarray | None, tabl
             row["blocks"] = {block: of_block(block) for block in own.blocks[1:]}
             if own.between is not None:
                 row["minibatch"] = float(np.maximum(own.between, 0).sum())
-        budget = row["evaluations"] + row["slopes"]
+        budget = spent(name)
         row["work_normalized"] = row["trace"][0] * budget
         row["work_seconds"] = None if row["seconds"] is None else row["trace"][0] * row["seconds"]
         if not row["unbiased"] and squared and reference is not None and reference != name:
-            other = rows[reference]
-            spent = other["evaluations"] + other["slopes"]
-            row["break_even"] = reports.break_even(row["trace"][0], budget, squared, other["variance"].sum(), spent)
+            of_reference = noise(reference), spent(reference)
+            row["break_even"] = reports.break_even(row["trace"][0], budget, squared, *of_reference)
     for row in rows.values():
         row["norm"] = float(np.linalg.norm(row.pop("mean")))
         row.pop("variance")
@@ -295,7 +316,7 @@ def say(rows: Sequence[dict[str, Any]]) -> None:
             bias = f"|z| {row['largest_z']:.1f} < {row['z_bound']:.1f}, sees {row['visible_bias']:.1e}"
             bias = bias.replace("<", ">") if row["largest_z"] > row["z_bound"] else bias
         else:
-            bias = "reference"
+            bias = "truth" if row["truth"] == row["estimator"] else ""
         micro = None if row["seconds"] is None else 1e6 * row["seconds"]
         lines.append(
             [
@@ -330,6 +351,15 @@ def slopes(curves: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
             fitted = reports.slope([r["num_samples"] for r in good], [r["trace"][0] for r in good], errors)
             found[name] = list(fitted)
     return found
+
+
+def _finite(value: Any) -> Any:
+    """As JSON can hold it: null for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw(path: Path, title: str, at: dict[int, list[dict[str, Any]]]) -> None:
@@ -389,6 +419,8 @@ def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Optio
     for path in (options.json, options.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: the folder does not exist")
+    if min(options.units, options.batch_size, options.latent, options.chunk) < 1 or not options.checkpoints:
+        raise ValueError("--units, --batch-size, --latent and --chunk must be at least 1, --checkpoints not empty")
     given = problems.PROBLEMS[problem](options)
     table = problems.estimators_of(given)
     for name in (*options.estimators, *([options.reference] if options.reference else [])):
@@ -396,6 +428,8 @@ def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Optio
             raise ValueError(f"{name!r} does not serve the problem {problem}; {', '.join(table)} do")
     if min(options.num_samples, default=1) < 1 or options.num_draws < 2:
         raise ValueError("--num-samples must be at least 1 and --num-draws at least 2")
+    if options.reference is not None and not table[options.reference].unbiased:
+        raise ValueError(f"--reference {options.reference} is biased, and cannot stand for the true gradient")
     if given.train is None and options.checkpoints != (0,):
         raise ValueError(f"--checkpoints belong to the problem vae; {problem} is not trained")
     found: dict[int, list[dict[str, Any]]] = {}
@@ -421,11 +455,11 @@ def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Optio
             "problem": problem,
             "options": {k: v if not isinstance(v, Path) else str(v) for k, v in dataclasses.asdict(options).items()},
             "versions": packages | machine,
-            "keys": f"draw r of unit u: fold_in(fold_in(key({options.seed}), u), r), threefry",
+            "keys": "draw r of unit u: fold_in(fold_in(key(seed), u), r); control variates: key(seed + 2^20)",
             "checkpoints": {str(step): rows for step, rows in found.items()},
             "exponents": exponents,
         }
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        options.json.write_text(json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
         print(f"written: {options.json}")
     if options.plot is not None:
         draw(options.plot, problem, found)

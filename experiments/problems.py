@@ -7,6 +7,7 @@ its settings from ``Settings``; those with data have units of examples, batches 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class Settings:
     rate: float = 1.0
     """k of (x - k)^2, exp(-k x^2) and cos(k x) (square, exponential, cosine)."""
     latent: int = 20
-    """Dimensions (linear_gaussian) or bits (binary_vae)."""
+    """Dimensions (linear_gaussian) or bits (binary_vae; 3 and --batch-size 1 are exact)."""
     units: int = 8
     """Batches of examples whose gradients are estimated (those with data)."""
     batch_size: int = 50
@@ -55,8 +56,8 @@ class Settings:
     """Folder of prepared tensorflow-datasets (vae)."""
     preset: str = "binary"
     """Preset of train.py (vae)."""
-    arguments: tuple[str, ...] = ()
-    """More settings of train.py, such as --hidden 200 200 or --posterior categorical (vae)."""
+    arguments: str = ""
+    """More settings of train.py, as one word: "--hidden 200 200 --posterior categorical" (vae)."""
     seed: int = 0
     """Seed of the problem's own random numbers."""
 
@@ -125,14 +126,13 @@ def linear_gaussian(settings: Settings) -> Problem:
         q = Normal(jnp.matmul(p["weight"], x, precision="float32") + p["bias"], np.sqrt(2 / 3) * one)
         return q, lambda z: Normal(z, one).log_prob(x) + prior(p).log_prob(z)
 
-    rows = rng.permutation(1024)[: settings.units * settings.batch_size] % 1024
-    units = jnp.asarray(np.resize(x[rows], (settings.units, settings.batch_size, d)), float)
+    units = jnp.asarray(x[rng.choice(1024, (settings.units, settings.batch_size))], float)
     return Problem("continuous", params, make, True, units, prior)
 
 
 def binary_vae(settings: Settings) -> Problem:
     """A VAE small enough to enumerate: bits z, linear posterior and likelihood of x in {0, 1}^4."""
-    d, rng = min(settings.latent, 3), np.random.default_rng(settings.seed)
+    d, rng = settings.latent, np.random.default_rng(settings.seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), float)
     params = {"encoder": {"w": draw(d, 4), "b": draw(d)}, "decoder": {"w": draw(4, d), "b": draw(4)}}
 
@@ -168,7 +168,7 @@ def logistic_regression(settings: Settings) -> Problem:
 
 def vae(settings: Settings) -> Problem:
     """The VAE of a preset of train.py, on its data; it is trained by the estimator that its arguments name."""
-    arguments = [settings.preset, *settings.arguments]
+    arguments = [settings.preset, *shlex.split(settings.arguments)]
     if settings.data_dir is not None:
         arguments += ["--data-dir", settings.data_dir]
     run = setup.build(setup.parse(arguments)[1])
@@ -217,8 +217,8 @@ def context(x: Any) -> Array:
 def wired(problem: Problem, name: str, control: Any = None) -> Callable[[Any, Any], tuple[Any, Callable, dict]]:
     """(params, x) -> q, f and settings, as an estimator takes them.
 
-    An expectation of a bound's problem is that of log p(x, z) - log q(z), where log q carries no gradient for discrete
-    latents, as its mean is zero.
+    An expectation of a bound's problem is that of log p(x, z) - log q(z), where log q carries no gradient of its own,
+    which has mean zero, but where the estimator differentiates through z alone.
     """
     own = estimators_of(problem)[name]
 
@@ -234,7 +234,7 @@ def wired(problem: Problem, name: str, control: Any = None) -> Callable[[Any, An
             more["prior"] = prior
             return q, lambda z: f(z) - prior.log_prob(z) + stop_gradient(prior).log_prob(z), more
         if problem.joint and not own.of:
-            density = q if problem.latents == "continuous" else stop_gradient(q)
+            density = q if own.latents == expectations.contract.CONTINUOUS else stop_gradient(q)
             return q, lambda z: f(z) - density.log_prob(z), more
         return q, f, more
 

@@ -1,4 +1,4 @@
-"""Lower bounds on log p(x) for one example, ``(key, q, log_joint, num_samples) -> scalar``, in nats.
+"""Bounds on log p(x) for one example, ``(key, q, log_joint, num_samples) -> scalar``, in nats.
 
 ``q`` is the posterior q(z|x) and ``log_joint(z) = log p(x|z) + log p(z)``; x is inside the closure. A bound is an
 ``expectations.Estimator``: its value estimates the bound that ``of`` names, its gradient that bound's gradient, without
@@ -203,8 +203,8 @@ def _replaced(log_w: Array, values: Array) -> Array:
 
 @_bound(many_samples, ANY, _each, of="elbo", least=2)
 def elbo_rloo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """The ELBO by ``expectations.rloo``."""
-    return expectations.rloo.estimate(noise, q, lambda z: log_joint(z) - q.log_prob(z))
+    """The ELBO by ``expectations.rloo``; log q carries no gradient of its own, whose mean is zero."""
+    return expectations.rloo.estimate(noise, q, lambda z: log_joint(z) - stop_gradient(q).log_prob(z))
 
 
 @_bound(many_samples, ANY, _each, of="iwae")

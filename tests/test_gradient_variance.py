@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -73,16 +74,16 @@ def test_gradients_of_problems_in_closed_form_are_those_of_autodiff_through_draw
 def test_a_vae_small_enough_to_enumerate(tmp_path: Path) -> None:
     """Bounds and expectations side by side, all exact, in order: DisARM ahead of leave-one-out ahead of REINFORCE."""
     names = ("score_function", "rloo", "disarm", "vimco", "ovis_gamma1", "enumeration")
-    found = rows("binary_vae", tmp_path, estimators=names, units=2, batch_size=1, num_samples=(2,))
+    found = rows("binary_vae", tmp_path, estimators=names, units=2, batch_size=1, latent=3)
     assert {row["mode"] for row in found.values()} == {"exact"}
     traces = {name: row["trace"][0] for name, row in found.items()}
     assert traces["disarm"] < traces["rloo"] < traces["score_function"]
-    assert found["ovis_gamma1"]["largest_bias"] > 1e-4 and found["ovis_gamma1"]["reference"] == "vimco"
+    assert found["ovis_gamma1"]["largest_bias"] > 1e-4 and found["ovis_gamma1"]["truth"] == "vimco"
 
 
 @pytest.mark.slow
 def test_a_vae_on_data_along_its_training(tmp_path: Path, data_dir: Path) -> None:
-    arguments = ("--dataset", "digits", "--pixels", "static", "--latent", "6", "--hidden", "8", "--batch-size", "16")
+    arguments = "--dataset digits --pixels static --latent 6 --hidden 8 --batch-size 16"
     more = {"data_dir": str(data_dir), "arguments": arguments, "units": 2, "batch_size": 4, "checkpoints": (0, 30)}
     found = rows(
         "vae", tmp_path, estimators=("rloo", "rodeo", "vimco"), num_draws=64, plot=tmp_path / "vae.png", **more
@@ -104,12 +105,26 @@ def test_the_table_of_estimators_is_made(data_dir: Path, tmp_path: Path, capsys:
     assert "train ELBO" in capsys.readouterr().out
 
 
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    """More draws than there are states: refused where it was named."""
+    options = gradient_variance.Options(num_draws=16, timings=0, control_steps=1)
+    given = problems.toy(options)
+    named = dataclasses.replace(options, estimators=("unordered_set", "rloo"))
+    with pytest.raises(ValueError, match="4 draws without replacement of 2"):
+        gradient_variance.compare(given, given.params, 4, named)
+    assert {row["estimator"] for row in gradient_variance.compare(given, given.params, None, named)} == set(
+        named.estimators
+    )
+
+
 MISTAKES = {
     "problem": (["toys"], "no problem 'toys'; there are toy, titsias_shi"),
     "estimator": (["square", "--estimators", "disarm"], "'disarm' does not serve the problem square"),
     "draws": (["toy", "--num-draws", "1"], "--num-draws at least 2"),
     "folder": (["toy", "--json", "nowhere/out.json"], "the folder does not exist"),
     "checkpoints": (["toy", "--checkpoints", "5"], "toy is not trained"),
+    "biased reference": (["toy", "--reference", "reinmax"], "is biased, and cannot stand"),
+    "units": (["binary_vae", "--units", "0"], "must be at least 1"),
     "exact": (["titsias_shi", "--mode", "exact", "--estimators", "rloo"], "at most 65536 states"),
 }
 

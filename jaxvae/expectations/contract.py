@@ -33,9 +33,11 @@ class Noise(NamedTuple):
     """What is drawn."""
 
     draw: Callable[[Array, Any, int], Any]  # (key, q, num_samples) -> noise
-    # (q, num_samples) -> (noise [M, ...], probabilities [M]): the law of the noise, exact for what is estimated with
-    # it, in float64. ValueError where it is not known or too large.
+    # (q, num_samples) -> (noise [M, ...], probabilities [M]): the law of the noise in float64, by enumeration or by
+    # quadrature. ValueError where it is not known or too large.
     law: Callable[[Any, int], tuple[Any, Any]] = _unknown
+    # The same with fewer nodes, or None where nothing is left to converge.
+    coarse: Callable[[Any, int], tuple[Any, Any] | None] = lambda q, num_samples: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,8 +138,3 @@ def steered(value: Array, direction: Any, at: Any) -> Array:
     """``value``, whose gradient is its own and ``direction`` times that of ``at``, trees of the same structure."""
     inner = lambda d, a: jnp.sum(lax.stop_gradient(d) * (a - lax.stop_gradient(a)))
     return value + jnp.stack(jax.tree.leaves(jax.tree.map(inner, direction, at))).sum()
-
-
-def straight(value: Array, slope_of: Array) -> Array:
-    """``value``, whose gradient is that of ``slope_of``."""
-    return lax.stop_gradient(value) + slope_of - lax.stop_gradient(slope_of)

@@ -1,4 +1,4 @@
-"""Estimators for Bernoulli and one-hot latents: exact sums, antithetic draws, draws without replacement."""
+"""Estimators for Bernoulli and one-hot latents: exact sums and antithetic draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.lax import stop_gradient
 from jaxvae.distributions import Bernoulli, Categorical, OneHotCategorical, uniform
 from jaxvae.expectations.contract import BINARY, DISCRETE, Function, Noise, estimator, steered
 from jaxvae.expectations.general import one_replaced, replaced
-from jaxvae.expectations.noises import hardened, one_sample, perturbation, product, states
+from jaxvae.expectations.noises import NODES, hardened, one_sample, perturbation, product, states
 
 Array = jax.Array
 _one, _two, _each = (lambda k, d, c: k), (lambda k, d, c: 2 * k), (lambda k, d, c: k)
@@ -85,6 +85,9 @@ def _together(q: Bernoulli, k: int, m: int) -> np.ndarray:
 
 def _bits_law(q: Bernoulli, k: int) -> tuple[Any, Any]:
     """Of all K bits of every latent, by inclusion and exclusion."""
+    size = int(np.prod(q.event_shape))
+    if 2.0 ** (k * size) > NODES:
+        raise ValueError(f"an exact law would have 2^{k * size} nodes; the most is {NODES}")
     patterns = np.array(list(itertools.product((0, 1), repeat=k)))  # 1 is the rarer value
     together = np.stack([_together(q, k, m).ravel() for m in range(k + 1)])  # [K + 1, D]
     ones = patterns.sum(1)

@@ -11,7 +11,7 @@ import optax
 from jax.lax import stop_gradient
 
 from jaxvae import networks
-from jaxvae.distributions import Bernoulli, Normal
+from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical
 from jaxvae.expectations.contract import ANY, BINARY, CONTINUOUS, Function, Noise, controlled, estimator, steered
 from jaxvae.expectations.noises import many_samples, one_sample, product, realized, sample_law
 
@@ -122,7 +122,7 @@ def pathwise(noise: Array, q: Any, f: Function) -> Array:
     return f(z[0]) if len(z) == 1 else jax.vmap(f)(z).mean()
 
 
-@estimator(one_sample, CONTINUOUS, _each, lambda k, d, c: k * (2 + d))
+@estimator(one_sample, CONTINUOUS, _each, lambda k, d, c: 2 * k + 1 + d)
 def linearized_pathwise(noise: Array, q: Normal, f: Function) -> Array:
     """The pathwise gradient less that of f's second-order expansion, whose mean is known.
 
@@ -130,6 +130,8 @@ def linearized_pathwise(noise: Array, q: Normal, f: Function) -> Array:
     f'(z) - H (z - m) in m, and (f'(z) - f'(m) - H (z - m)) e + diag(H) s in s. A Hessian-vector product counts as a
     gradient.
     """
+    if not isinstance(q, Normal):
+        raise ValueError(f"linearized_pathwise serves the diagonal Gaussian Normal; q is a {type(q).__name__}")
     mean, scale = (stop_gradient(jnp.broadcast_to(a, q.event_shape)) for a in (q.loc, q.scale))
     z = mean + scale * noise
     value, slope = jax.value_and_grad(f)(z)
@@ -171,6 +173,9 @@ def lax(noise: Array, q: Any, f: Function, control: Any, context: Array) -> tupl
 
 def _measures_draw(coupled: bool) -> Any:
     def draw(key: Array, q: Any, num_samples: int) -> tuple:
+        if not isinstance(q, Normal | Bernoulli | OneHotCategorical):
+            served = "Normal, Bernoulli and OneHotCategorical"
+            raise ValueError(f"measure-valued derivatives are those of {served}; q is a {type(q).__name__}")
         keys = jax.random.split(key, 6)
         if not isinstance(q, Normal):
             z = q.sample(keys[0])
@@ -187,17 +192,17 @@ def _measures_draw(coupled: bool) -> Any:
     return draw
 
 
-def _measures_law(coupled: bool) -> Any:
+def _measures_law(coupled: bool, nodes: tuple[int, int] = (14, 28)) -> Any:
     def law(q: Any, num_samples: int) -> Any:
         if not isinstance(q, Normal):
             z, weights = sample_law(q, 1)
             return ((z, z), weights) if coupled else product((z, weights), (z, weights))
         if q.mean.size != 1:
             raise ValueError("the exact law of measure-valued derivatives of a Gaussian is there for one latent only")
-        x, weights = np.polynomial.hermite_e.hermegauss(12)
+        x, weights = np.polynomial.hermite_e.hermegauss(nodes[0])
         normal = x, weights / weights.sum()
         maxwell = x, normal[1] * x**2
-        x, weights = np.polynomial.legendre.leggauss(32)
+        x, weights = np.polynomial.legendre.leggauss(nodes[1])
         rayleigh = 5 * (x + 1), 5 * weights * (5 * (x + 1)) * np.exp(-((5 * (x + 1)) ** 2) / 2)
         uniform = (x + 1) / 2, weights / 2
         if coupled:
@@ -208,6 +213,12 @@ def _measures_law(coupled: bool) -> Any:
         return tuple(a.reshape(-1, *q.event_shape) for a in noise), weights
 
     return law
+
+
+def _measures_noise(coupled: bool) -> Noise:
+    fewer = _measures_law(coupled, (10, 22))
+    coarse = lambda q, num_samples: fewer(q, num_samples) if isinstance(q, Normal) else None
+    return Noise(_measures_draw(coupled), _measures_law(coupled), coarse)
 
 
 def _measure_valued(noise: Any, q: Any, f: Function) -> Array:
@@ -243,7 +254,7 @@ def one_replaced(z: Array) -> Array:
 
 
 @estimator(
-    Noise(_measures_draw(True), _measures_law(True)),
+    _measures_noise(True),
     ANY,
     lambda k, d, c: k * ((c or 4) * d + 1),
 )
@@ -258,10 +269,11 @@ def measure_valued(noise: Any, q: Any, f: Function) -> Array:
 
 
 @estimator(
-    Noise(_measures_draw(False), _measures_law(False)),
+    _measures_noise(False),
     ANY,
     lambda k, d, c: k * (4 * d + 1 if c == 0 else 2 * d + 1 if c == 2 else c * d + 2),
 )
 def measure_valued_independent(noise: Any, q: Any, f: Function) -> Array:
-    """``measure_valued`` with z+ and z- independent, which is better only where f is steep: (a/s)^2 > 2 / (4 - pi)."""
+    """``measure_valued`` with z+ and z- independent, better only where f is steep: for (x - k)^2 in the mean m where
+    ((m - k) / s)^2 > 2 / (4 - pi)."""
     return _measure_valued(noise, q, f)

@@ -64,16 +64,19 @@ def _draw_samples(key: Array, q: Any, num_samples: int) -> Array:
     return getattr(q, "noise", q.sample)(key, (num_samples,))
 
 
-def _samples_law(q: Any, num_samples: int) -> tuple[Any, Any]:
+def _samples_law(q: Any, num_samples: int, share: float = 1.0) -> tuple[Any, Any]:
     if isinstance(q, Normal | MultivariateNormal):
-        x, weights = np.polynomial.hermite_e.hermegauss(HERMITE)
-        noise, weights = power((x, weights / weights.sum()), num_samples * int(np.prod(q.event_shape)))
+        dimensions = num_samples * int(np.prod(q.event_shape))
+        count = max(int(share * min(100, NODES ** (1 / (2 * dimensions)) + 16)), 2)
+        x, weights = np.polynomial.hermite_e.hermegauss(count)
+        noise, weights = power((x, weights / weights.sum()), dimensions)
         return noise.reshape(-1, num_samples, *q.event_shape), weights
     z = states(q)
     return power((z, np.exp(np.asarray(jax.vmap(q.log_prob)(z), np.float64))), num_samples)
 
 
-HERMITE = 32  # nodes in each dimension: exact for polynomials up to degree 63
+def _coarse_samples(q: Any, num_samples: int) -> tuple[Any, Any] | None:
+    return _samples_law(q, num_samples, 0.7) if isinstance(q, Normal | MultivariateNormal) else None
 
 
 def sample_law(q: Any, num_samples: int) -> tuple[Any, Any]:
@@ -81,8 +84,13 @@ def sample_law(q: Any, num_samples: int) -> tuple[Any, Any]:
     return noise[:, 0], weights
 
 
-many_samples = Noise(_draw_samples, _samples_law)
-one_sample = Noise(lambda key, q, k: _draw_samples(key, q, 1)[0], sample_law)
+def _coarse_sample(q: Any, num_samples: int) -> tuple[Any, Any] | None:
+    law = _coarse_samples(q, 1)
+    return law and (law[0][:, 0], law[1])
+
+
+many_samples = Noise(_draw_samples, _samples_law, _coarse_samples)
+one_sample = Noise(lambda key, q, k: _draw_samples(key, q, 1)[0], sample_law, _coarse_sample)
 
 
 def realized(q: Any, noise: Array) -> Array:

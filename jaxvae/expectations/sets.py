@@ -71,6 +71,8 @@ def _ordered_law(q: Any, k: int) -> tuple[Any, Any]:
     """All k states one after the other, without replacement."""
     z = states(q)
     p = np.exp(np.asarray(jax.vmap(q.log_prob)(z), np.float64))
+    if k > len(p):
+        raise ValueError(f"{k} draws without replacement of {len(p)} states")
     if np.prod(np.arange(len(p) - k + 1, len(p) + 1, dtype=float)) > NODES:
         raise ValueError(f"there are more than {NODES} ways to draw {k} of {len(p)} states")
     index = np.array(list(itertools.permutations(range(len(p)), k)))
@@ -156,6 +158,9 @@ def sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) 
 
 @estimator(without_replacement, DISCRETE, _each, joint=True, least=2)
 def stochastic_sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """K draws without replacement, the first K - 1 summed and the last one weighted for the rest of the mass."""
+    """K draws without replacement, the first K - 1 summed and the last one weighted for the rest of the mass.
+
+    Its mean over the orders of the draws is ``unordered_set`` (Kool et al. 2020, arXiv:2002.06043).
+    """
     p = jnp.exp(jax.vmap(q.log_prob)(noise[:-1]))
     return _summed(q, f, noise, jnp.append(p, 1 - p.sum()))

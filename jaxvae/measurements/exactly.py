@@ -14,6 +14,9 @@ from jaxvae.expectations.contract import Estimator
 Array = jax.Array
 
 
+CONVERGED = 1e-8  # what fewer nodes may change, of the largest moment or of one
+
+
 class Moments(NamedTuple):
     """Of an estimator's gradient, trees like the parameters."""
 
@@ -38,20 +41,39 @@ def exact(
       batch: nodes that are evaluated at a time.
       settings: the estimator's.
 
-    Needs 64-bit numbers (``jax.enable_x64``). Raises ValueError where there is no law or it has too many nodes.
+    Continuous noise is integrated by quadrature, which is compared with one of fewer nodes. Needs 64-bit numbers
+    (``jax.enable_x64``). Raises ValueError where there is no law, it has too many nodes, or too few to converge.
     """
     if not jax.config.read("jax_enable_x64"):
         raise ValueError("exact moments are sums of 64-bit numbers: run within jax.enable_x64(True)")
     k = estimator.least if num_samples is None else num_samples
-    noise, weights = estimator.noise.law(make(params)[0], k if estimator.joint else 1)
+    of_noise = make(params)[0], k if estimator.joint else 1
 
     def estimate(params: Any, noise: Any) -> Array:
         q, f, *more = make(params)
         return estimator.estimate(noise, q, f, **settings, **(more[0] if more else {}))
 
     one = lambda noise: jax.grad(estimate)(params, noise)
-    gradients = jax.jit(lambda noise: jax.lax.map(one, noise, batch_size=batch))(jax.tree.map(jnp.asarray, noise))
-    over = lambda g: np.tensordot(weights, g, 1)
-    mean = jax.tree.map(over, gradients)
-    variance = jax.tree.map(lambda g, m: over((np.asarray(g) - m) ** 2), gradients, mean)
-    return Moments(mean, jax.tree.map(lambda v: v / (1 if estimator.joint else k), variance))
+    many = jax.jit(lambda noise: jax.lax.map(one, noise, batch_size=batch))
+
+    def over(noise: Any, weights: Any) -> Moments:
+        gradients = many(jax.tree.map(jnp.asarray, noise))
+        mean = jax.tree.map(lambda g: np.tensordot(weights, g, 1), gradients)
+        square = lambda g, m: np.tensordot(weights, (np.asarray(g) - m) ** 2, 1)
+        return Moments(mean, jax.tree.map(square, gradients, mean))
+
+    found, coarse = over(*estimator.noise.law(*of_noise)), estimator.noise.coarse(*of_noise)
+    if coarse is not None:
+        _check_converged(estimator.__name__, found, over(*coarse))
+    return Moments(found.mean, jax.tree.map(lambda v: v / (1 if estimator.joint else k), found.variance))
+
+
+def _check_converged(name: str, found: Moments, coarse: Moments) -> None:
+    sizes = jax.tree.leaves(jax.tree.map(np.abs, found))
+    largest = max(1.0, *(float(size.max(initial=0.0)) for size in sizes))
+    off = max(
+        float(np.abs(a - b).max(initial=0.0))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(coarse), strict=True)
+    )
+    if off > CONVERGED * largest:
+        raise ValueError(f"quadrature has not converged for {name} (it moves by {off:.0e}): use Monte Carlo")

@@ -30,8 +30,8 @@ def invariances(
 
     * ``constant``: the largest change of a gradient when 8 is added to f, over the root mean square of the gradients.
       The mean must not change; that no draw does is what leave-one-out baselines and antithetic pairs are for.
-    * ``relabeled``: the change of the variance when values are renamed, z -> 1 - z or classes in the opposite order, in
-      q and f alike, over the variance (by the exact law, where there is one).
+    * ``relabeled``: the change of the variance when values are renamed, z -> 1 - z or classes moved on by one, in q and
+      f alike, over the variance (by the exact law, where there is one).
     * ``saturated``: the largest gradient at logits of +-30, where the true one is below 1e-12 times the range of f.
     * ``float32``: the largest difference of float32 from float64 gradients of the same noise, over their root
       mean square.
@@ -77,12 +77,12 @@ def _relabeled(estimator: Estimator, q: Any, f: Callable, k: int, settings: dict
     if estimator.init is not None:
         return None  # the control variate would have to be renamed as well
     bits = isinstance(q, Bernoulli)
-    rename: Callable[[Array], Array] = (lambda z: 1 - z) if bits else (lambda z: z[..., ::-1])
+    rename: Callable[[Array], Array] = (lambda z: 1 - z) if bits else (lambda z: jnp.roll(z, -1, -1))
     logits = np.asarray(q.logits, np.float64)
     with jax.enable_x64(True):
         try:
             of = lambda l, f: exact(estimator, lambda l: (type(q)(l), f), jnp.asarray(l), k, **settings)
-            one, other = of(logits, f), of(-logits if bits else logits[..., ::-1], lambda z: f(rename(z)))
+            one, other = of(logits, f), of(-logits if bits else np.roll(logits, 1, -1), lambda z: f(rename(z)))
         except ValueError:
             return None
     total = one.variance.sum()

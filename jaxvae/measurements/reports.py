@@ -84,16 +84,30 @@ class Bias(NamedTuple):
     squared: Interval  # |bias|^2 without the part that sampling noise makes; the jackknife's interval
 
 
-def bias(sampled: Sampled, truth: np.ndarray, truth_error: np.ndarray | float = 0.0, block: str = "all") -> Bias:
-    """Of a mean against the true gradient [P], which may have a standard error of its own."""
+def bias(sampled: Sampled, truth: np.ndarray | Sampled, block: str = "all") -> Bias:
+    """Of a mean against the true gradient [P], or against an unbiased estimate that was sampled with the same keys.
+
+    Coordinates that never moved, or of which a few draws make up the variance (a kurtosis above a thirtieth of the
+    number of draws), are left out: nothing is known of rare events that did not happen.
+    """
     span = sampled.spans[_block(sampled, block)]
-    error = np.sqrt(sampled.error**2 + np.asarray(truth_error) ** 2 * np.ones_like(sampled.mean))[span]
-    off = (sampled.mean - truth)[span]
-    rounding = 1e-6 * (1e-6 * np.abs(truth).max() + np.abs(truth[span]))  # of gradients in float32
+    sure = truth.mean if isinstance(truth, Sampled) else truth
+    error, reference = sampled.error[span], sure[span]
+    groups = sampled.groups[:, span] - reference
+    if isinstance(truth, Sampled):
+        error = error + truth.error[span]  # whatever their correlation
+        paired = len(truth.groups) == len(sampled.groups)
+        groups = sampled.groups[:, span] - truth.groups[:, span] if paired else groups[:0]
+    off = sampled.mean[span] - reference
+    rounding = 1e-6 * (1e-6 * np.abs(sure).max() + np.abs(reference))  # of gradients in float32
+    constant = (sampled.variance[span] == 0) & (np.abs(off) <= 1e-4 * np.abs(reference) + 1e-12)
+    known = (sampled.kurtosis[span] < sampled.num_draws / 30) | constant
+    if not known.any():
+        return Bias(0.0, math.inf, False, math.inf, _squared(groups))
+    off, error, rounding = off[known], error[known], rounding[known]
     z = np.abs(off) / np.maximum(np.maximum(error, rounding), 1e-300)
     bound = -NORMAL.inv_cdf(-math.expm1(math.log1p(-UNLIKELY) / z.size) / 2)
     visible = float((bound + NORMAL.inv_cdf(0.9)) * error.max())
-    groups = sampled.groups[:, span] - truth[span]
     return Bias(float(z.max()), bound, bool(z.max() > bound), visible, _squared(groups))
 
 
@@ -119,7 +133,7 @@ class Signal(NamedTuple):
     """How good the draws are as directions of descent."""
 
     snr: float  # |mean| / sd, averaged over the coordinates that have noise
-    dsnr: float | None  # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537)
+    dsnr: float | None  # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537), of several
     cosine: float | None  # mean cosine to the true gradient
     gain: float | None  # <g, E g^>^2 / (|g|^2 E |g^|^2): what a step gains, of what the true gradient would
 
@@ -139,7 +153,7 @@ def signal(sampled: Sampled, block: str = "all") -> Signal:
     along, norms = sampled.along[i], sampled.norms[i]
     across = np.sqrt(np.maximum(norms - along**2, 0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        dsnr = float(np.mean(np.abs(along) / across))
+        dsnr = float(np.mean(np.abs(along) / across)) if span.stop - span.start > 1 else None
         cosine = float(np.nanmean(along / np.sqrt(norms)))
     gain = float(along.mean() ** 2 / norms.mean()) if norms.mean() else math.nan
     return Signal(snr, dsnr, cosine, gain)

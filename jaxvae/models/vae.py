@@ -116,12 +116,13 @@ def negative_elbo(
 def negative_sampled_elbo(vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise) -> Loss:
     """-E_q [log p(x, z) - log q(z|x)] by an estimator of ``expectations``, with the KL term inside the expectation.
 
-    For discrete latents log q carries no gradient, which would have mean zero.
+    log q carries no gradient of its own, which has mean zero, but where the estimator differentiates through z alone.
     """
+    through = getattr(estimator, "latents", expectations.contract.CONTINUOUS) == expectations.contract.CONTINUOUS
 
     def f(params: Params, z: Array, x: Any) -> Array:
         q = vae.encode(params, x)
-        density = q if hasattr(q, "at") else lax.stop_gradient(q)
+        density = q if through else lax.stop_gradient(q)
         return vae.decode(params, z).log_prob(x) + vae.prior(params).log_prob(z) - density.log_prob(z)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
