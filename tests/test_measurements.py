@@ -37,6 +37,8 @@ def moments(name: str, make: Callable, params: Any, k: int | None = None, **sett
 
 def of_a_bit(p: float, f0: float, f1: float) -> dict[str, float]:
     v, d, q = p * (1 - p), f1 - f0, min(p, 1 - p)
+    middle = lambda b: (b + p) / 2 * (1 - (b + p) / 2)
+    trapezoid = lambda b: 2 * (b - (1 - d) / 2) * (2 * middle(b) - v / 2)  # t = (1 - d) / 2
     loo = lambda k: d**2 * (v * (1 - 3 * v) / k - v**2 * (k - 3) / (k * (k - 1)))
     return {
         "score_function": v * ((1 - p) * f1 + p * f0) ** 2,
@@ -46,6 +48,8 @@ def of_a_bit(p: float, f0: float, f1: float) -> dict[str, float]:
         "arm": d**2 * ((1 - (1 - 2 * q) ** 3) / 12 - q**2 * (1 - q) ** 2),
         "disarm": d**2 * q * (1 - q) ** 2 * (1 - 2 * q) / 2,
         "muprop": v * ((1 - p) ** 3 + p**3) ** 2,
+        "straight_through": 4 * v**3,
+        "reinmax": v * (trapezoid(1) - trapezoid(0)) ** 2,
         "local_expectation": 0.0,
         "measure_valued": 0.0,
         "unordered_set_baseline": 0.0,
