@@ -123,6 +123,7 @@ LIU_KOOL = {
     "unordered_set 2": ("0.1879", "0.00121"),
     "unordered_set_baseline": ("0.006112", "2.978e-05"),
     "unordered_set_baseline 4": ("0.001131", "1.055e-06"),
+    "unordered_set_baseline 8": ("0", "0"),
 }
 """Variances of the gradient in the logit that three bits share, 0 and -4, by enumeration of all subsets."""
 
