@@ -76,13 +76,12 @@ def rodeo(noise: Array, q: Bernoulli, f: Function, control: Any, context: Array)
     values, _, slopes = _at_samples(z, f)
     flat, slope = z.reshape(k, -1), slopes.reshape(k, -1)
     flipped = jnp.where(flat > 0, 1 - mean.ravel(), mean.ravel())  # q of the other value, [K, D]
-    linear = flat @ slope.T - jnp.sum(flat * slope, -1)  # f'(z_j) (z_k - z_j), [k, j]
-    of_flips = linear[..., None] + (slope * (1 - 2 * flat[:, None])).reshape(k, k, -1)  # [k, j, D]
-    value = jnp.broadcast_to(values[:, None], of_flips.shape)
+    others = (jnp.arange(k)[:, None] + jnp.arange(1, k)) % k  # j != k, [K, K - 1]
+    of, value = slope[others], values[others]
+    linear = jnp.einsum("kd,kjd->kj", flat, of, precision="float32") - jnp.sum(flat * slope, -1)[others]
+    of_flips = linear[..., None] + of * (1 - 2 * flat[:, None])  # f'(z_j) (z_k flipped - z_j), [K, K - 1, D]
     h = jnp.vectorize(lambda x, v: _STEIN.apply(control["network"], jnp.stack([x, v])), signature="(),()->(o)")
-    others = (1 - jnp.eye(k)) / (k - 1)
-    at_flips = jnp.einsum("kj,kjdo->kdo", others, h(of_flips, value), precision="float32")
-    here = jnp.einsum("kj,kjo->ko", others, h(linear, value[..., 0]), precision="float32")
+    at_flips, here = h(of_flips, value[..., None]).mean(1), h(linear, value).mean(1)  # [K, D, 2], [K, 2]
     stein = jnp.mean(flipped[..., None] * (at_flips - here[:, None]), 1)  # [K, 2]
     left = values - _left_out(values + control["baseline"] * stein[:, 0])
     centred = flat - mean.ravel()
