@@ -17,13 +17,14 @@ class Posterior(NamedTuple):
     """A posterior family."""
 
     size: int  # numbers that the encoder gives for one example
-    make: Callable[[Array], Any]  # raw [size] -> q(z|x)
+    make: Callable[[Any, Array], Any]  # (params, raw [size]) -> q(z|x)
+    init: Callable[[Array], Any] = lambda key: {}  # key -> params that all examples share
 
 
 def normal(latent: int) -> Posterior:
     """Diagonal Gaussian, N(z; m, diag(s^2)) with raw = [m, log s] (Kingma & Welling 2013, arXiv:1312.6114, eq. 9)."""
 
-    def make(raw: Array) -> Normal:
+    def make(params: Any, raw: Array) -> Normal:
         loc, log_scale = jnp.split(raw, 2)
         return Normal(loc, jnp.exp(log_scale))
 
@@ -37,7 +38,7 @@ def multivariate_normal(latent: int) -> Posterior:
     """
     below = jnp.tril_indices(latent, -1)
 
-    def make(raw: Array) -> MultivariateNormal:
+    def make(params: Any, raw: Array) -> MultivariateNormal:
         loc, log_diagonal, rest = jnp.split(raw, [latent, 2 * latent])
         return MultivariateNormal(loc, jnp.diag(jnp.exp(log_diagonal)).at[below].set(rest))
 
@@ -46,12 +47,12 @@ def multivariate_normal(latent: int) -> Posterior:
 
 def bernoulli(latent: int) -> Posterior:
     """Independent bits; raw is their log-odds."""
-    return Posterior(latent, Bernoulli)
+    return Posterior(latent, lambda params, raw: Bernoulli(raw))
 
 
 def categorical(latent: int, classes: int = 10) -> Posterior:
     """One of C classes for every latent, one-hot, z [D, C]; raw holds their logits."""
-    return Posterior(latent * classes, lambda raw: OneHotCategorical(raw.reshape(latent, classes)))
+    return Posterior(latent * classes, lambda params, raw: OneHotCategorical(raw.reshape(latent, classes)))
 
 
 # name -> function of the number of latents, and of the classes where latents have them

@@ -96,6 +96,7 @@ class Linear:
         bias = np.concatenate([-project @ self.mean, rest])
         params = {
             "encoder": {"Dense_0": {"kernel": kernel, "bias": bias}},
+            "posterior": {},
             "decoder": {"Dense_0": {"kernel": w.T, "bias": self.mean}},
             "likelihood": {"log_scale": 0.5 * np.log(self.s2)},
             "prior": {},

@@ -914,7 +914,7 @@ gaussians = pytest.mark.parametrize("name", ["normal", "multivariate_normal"])
 @gaussians
 def test_posterior_of_zeros_is_standard_normal(name, latent):
     family = POSTERIORS[name](latent)
-    d = family.make(jnp.zeros(family.size))
+    d = family.make({}, jnp.zeros(family.size))
     assert d.event_shape == (latent,)
     assert jax.eval_shape(lambda d: d.sample(KEY, (7,)), d).shape == (7, latent)
     z = np.random.default_rng(0).normal(size=(7, latent))
@@ -925,7 +925,7 @@ def test_posterior_of_zeros_is_standard_normal(name, latent):
 @pytest.mark.parametrize("name, classes", [("bernoulli", 2), ("categorical", 10)])
 def test_discrete_posterior_of_zeros_is_uniform(name, classes, latent):
     family = POSTERIORS[name](latent)
-    d = family.make(jnp.zeros(family.size))
+    d = family.make({}, jnp.zeros(family.size))
     z = np.eye(classes)[:latent] if name == "categorical" else np.eye(latent)[0]
     np.testing.assert_allclose(log_prob(d, z), -latent * np.log(classes), rtol=1e-5)
 
@@ -934,7 +934,7 @@ def test_discrete_posterior_of_zeros_is_uniform(name, classes, latent):
 @posteriors
 def test_posterior_uses_every_number_once(posterior, latent):
     family = posterior(latent)
-    leaves = lambda raw: ravel_pytree(family.make(raw))[0]
+    leaves = lambda raw: ravel_pytree(family.make({}, raw))[0]
     jacobian = jax.jit(jax.jacfwd(leaves))(np.random.default_rng(0).normal(0, 0.3, family.size))
     assert np.linalg.matrix_rank(jacobian) == family.size
     assert int((jacobian != 0).sum()) == family.size
@@ -947,7 +947,7 @@ def test_multivariate_normal_posterior_has_a_cholesky_factor(latent):
     loc, log_diagonal, rest = np.split(raw, [latent, 2 * latent])
     factor = np.diag(np.exp(log_diagonal))
     factor[np.tril_indices(latent, -1)] = rest
-    d = family.make(jnp.asarray(raw, jnp.float32))
+    d = family.make({}, jnp.asarray(raw, jnp.float32))
     np.testing.assert_allclose(d.scale_tril, factor, rtol=1e-5)
     assert np.all(np.diag(d.scale_tril) > 0)
     residual = np.asarray(many(d, KEY)) - loc

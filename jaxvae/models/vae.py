@@ -41,11 +41,12 @@ def vae(encoder: Network, decoder: Network, posterior: Posterior, likelihood: Li
 
     The encoder maps x to ``[posterior.size]``; the decoder maps z to an array whose last axis holds
     ``likelihood.size`` numbers for each channel of x: ``[H, W, C * size]``, or ``[D * size]`` for a vector.
-    Parameters are ``{"encoder", "decoder", "likelihood", "prior"}``. ``init`` raises ValueError when shapes disagree.
+    Parameters are ``{"encoder", "posterior", "decoder", "likelihood", "prior"}``. ``init`` raises ValueError when
+    shapes disagree.
     """
 
     def encode(params: Params, x: Array) -> Any:
-        return posterior.make(encoder.apply(params["encoder"], x))
+        return posterior.make(params["posterior"], encoder.apply(params["encoder"], x))
 
     def decode(params: Params, z: Array) -> Any:
         raw = decoder.apply(params["decoder"], z)
@@ -53,13 +54,14 @@ def vae(encoder: Network, decoder: Network, posterior: Posterior, likelihood: Li
         return likelihood.make(params["likelihood"], raw)
 
     def init(key: Array, x: Array) -> Params:
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         encoder_params = encoder.init(keys[0], x)
         raw = jax.eval_shape(encoder.apply, encoder_params, x)
         if raw.shape != (posterior.size,):
             raise ValueError(f"the encoder returned shape {raw.shape}; the posterior needs ({posterior.size},)")
-        z = posterior.make(jnp.zeros(raw.shape)).mean
-        decoder_params = decoder.init(keys[1], z)
+        posterior_params = posterior.init(keys[4])
+        z = jax.eval_shape(lambda: posterior.make(posterior_params, jnp.zeros(raw.shape)).sample(key))
+        decoder_params = decoder.init(keys[1], jnp.zeros(z.shape, z.dtype))
         shape = jax.eval_shape(decoder.apply, decoder_params, z).shape
         expected = (*jnp.shape(x)[:-1], jnp.shape(x)[-1] * likelihood.size)
         if shape != expected:
@@ -69,6 +71,7 @@ def vae(encoder: Network, decoder: Network, posterior: Posterior, likelihood: Li
             )
         return {
             "encoder": encoder_params,
+            "posterior": posterior_params,
             "decoder": decoder_params,
             "likelihood": likelihood.init(keys[2]),
             "prior": prior.init(keys[3]),
