@@ -10,22 +10,19 @@ interval, and the gradient's variance at common parameters: those of the first s
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import shlex
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import config as setup
+import cells
+import commands
 import gradient_variance
 import jax
 import numpy as np
 import problems
 import tyro
-from scipy import stats
 
-from jaxvae import evaluation, training
+from jaxvae import evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Options:
     """File for everything that was found."""
 
 
-def arguments(options: Options, name: str, seed: int) -> list[str]:
+def arguments(options: Options, name: str) -> list[str]:
     """The command line of train.py that a cell stands for."""
     least = problems.expectations.ESTIMATORS[name].least
     given = {
@@ -70,31 +67,10 @@ def arguments(options: Options, name: str, seed: int) -> list[str]:
         "--steps": options.steps,
         "--batch-size": options.batch_size,
         "--learning-rate": options.learning_rate,
-        "--seed": seed,
     }
     own = [str(part) for pair in given.items() for part in pair]
     own += ["--hidden", *map(str, options.hidden)] if options.hidden else []
     return ["binary", *own, *(["--data-dir", options.data_dir] if options.data_dir else [])]
-
-
-def trained(options: Options, name: str, seed: int) -> tuple[Any, dict[str, float]]:
-    """Parameters after training, and the ELBO of training examples."""
-    run = setup.build(setup.parse(arguments(options, name, seed))[1])
-    start = time.perf_counter()
-    counts = {"num_steps": options.steps, "batch_size": options.batch_size, "seed": seed}
-    state = training.fit(run.algorithm, run.train, state=run.init_state(), **counts)
-    params = jax.block_until_ready(training.trained(state))
-    seconds = time.perf_counter() - start
-    images = run.train[: options.examples]
-    judged = evaluation.evaluate(run.vae, params, images, jax.random.key(0), treat=run.treat)
-    return params, {"elbo": judged.elbo, "seconds": seconds}
-
-
-def interval(values: list[float]) -> float:
-    """Half the width of the 95 % interval of a mean over seeds."""
-    if len(values) < 2:
-        return math.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def compare(options: Options) -> None:
@@ -105,32 +81,30 @@ def compare(options: Options) -> None:
             raise ValueError(f"{name!r} is no estimator for bits")
     if options.seeds < 1 or options.examples < 1 or options.draws == 1 or not options.estimators:
         raise ValueError("--seeds and --examples must be at least 1, --draws 0 or at least 2, --estimators not empty")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ValueError(f"{options.json}: the folder does not exist")
-    cells: dict[str, list[dict[str, float]]] = {}
-    common = None
-    for name in options.estimators:
-        for seed in range(options.seeds):
-            params, cell = trained(options, name, seed)
-            common = params if common is None else common
-            cells.setdefault(name, []).append(cell)
-            print(f"{name} seed {seed}: ELBO {cell['elbo']:.2f}, {cell['seconds']:.0f} s", flush=True)
+    cells.check_place(options.json)
+    first: list[Any] = []
+
+    def measure(run: Any, params: Any) -> dict[str, float]:
+        if not first:
+            first.append(params)
+        images = run.train[: options.examples]
+        return {"elbo": evaluation.evaluate(run.vae, params, images, jax.random.key(0), treat=run.treat).elbo}
+
+    found = cells.measured({name: arguments(options, name) for name in options.estimators}, options.seeds, measure)
     variances: dict[str, dict[str, Any]] = {}
     if options.draws:
         own = {"estimators": options.estimators, "num_draws": options.draws, "mode": "sampled", "timings": 0}
-        wanted = gradient_variance.Options(arguments=shlex.join(arguments(options, "disarm", 0)[1:]), **own)
-        strip = {part: value for part, value in common.items() if part != "control"}
+        wanted = gradient_variance.Options(arguments=shlex.join(arguments(options, "disarm")[1:]), **own)
+        strip = {part: value for part, value in first[0].items() if part != "control"}
         rows = gradient_variance.compare(problems.vae(wanted), strip, None, wanted)
         variances = {row["estimator"]: row for row in rows}
     print(f"{'estimator':20s}  train ELBO (± 95 %)   seconds  variance of the gradient")
-    for name, own in sorted(cells.items(), key=lambda item: -np.mean([cell["elbo"] for cell in item[1]])):
+    for name, own in sorted(found.items(), key=lambda item: -np.mean([cell["elbo"] for cell in item[1]])):
         elbos = [cell["elbo"] for cell in own]
         trace = gradient_variance.with_ends(variances[name]["trace"]) if variances else ""
         seconds = np.mean([cell["seconds"] for cell in own])
-        print(f"{name:20s}  {np.mean(elbos):8.2f} ± {interval(elbos):.2f}      {seconds:6.0f}  {trace}")
-    if options.json is not None:
-        given = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
-        options.json.write_text(json.dumps({"options": given, "cells": cells, "variances": variances}, indent=1) + "\n")
+        print(f"{name:20s}  {cells.written(np.mean(elbos), cells.interval(elbos)):18s}  {seconds:6.0f}  {trace}")
+    cells.save(options.json, dataclasses.asdict(options), found, variances=variances)
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
@@ -139,4 +113,4 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 
 
 if __name__ == "__main__":
-    setup.command(main)
+    commands.command(main)

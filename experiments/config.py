@@ -1,42 +1,25 @@
-"""What a run is made of: the Config that the command line fills, presets, and the wiring of both scripts' objects."""
+"""What a run is made of: the Config that the command line fills, its presets, and what cannot go together."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import inspect
-import logging
-import os
-import sys
-import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import numpy as np
-import optax
-from jax.experimental.compilation_cache import compilation_cache
+from commands import fail
 
-from jaxvae import (
-    bounds,
-    datasets,
-    expectations,
-    likelihoods,
-    models,
-    networks,
-    posteriors,
-    priors,
-    processes,
-    schedules,
-    training,
-)
+from jaxvae import bounds, datasets, divergences, expectations, likelihoods, networks, posteriors, priors, training
 
+VAMPPRIORS = ("vampprior", "vampprior_data")  # pseudo-inputs that start from noise, or from examples
 BOUNDS = ("elbo", "sampled_elbo", *(name for name in bounds.BOUNDS if name != "elbo"))
-LATENTS = {"bernoulli": "binary", "categorical": "categorical"}  # of a posterior; any other is continuous
-NATURAL = {"continuous": "pathwise", "binary": "disarm", "categorical": "disarm_sb"}  # estimators
+LATENTS = {"bernoulli": "binary", "categorical": "categorical", "joint": "mixed"}  # of a posterior, else continuous
+NATURAL = {"continuous": "pathwise", "binary": "disarm", "categorical": "disarm_sb", "mixed": "concrete"}  # estimators
+CRITICS = ("density_ratio", "adversarial")  # divergences that a critic learns
+STATISTICS = ("total_correlation", "stratified_total_correlation", "dip_i", "dip_ii")  # of codes, without a prior
+PENALTIES = ("none", *divergences.DIVERGENCES, *STATISTICS, *CRITICS)
 IDENTITY_FREE = (  # a run stays the same one when these change
     *("workdir", "data_dir", "stream", "devices", "mapping", "profile"),
     *("distributed", "coordinator", "num_processes", "process_id", "heartbeat"),
@@ -81,11 +64,31 @@ class Config:
     latent: int = 10
     """Dimensions of z."""
     posterior: Literal[tuple(posteriors.POSTERIORS)] = "normal"  # type: ignore[valid-type]
-    """Family of q(z|x): diagonal or full-covariance Gaussian, bits, or one of several classes for each latent."""
+    """Family of q(z|x): Gaussians, what a flow makes of one, on a sphere, sparse, bits, classes, Gaussian and one class
+    (joint), or a point."""
     classes: int = 10
-    """Classes of each latent (categorical only)."""
+    """Classes of each latent (categorical), or of the only one (joint)."""
+    flow_steps: int = 4
+    """Steps of the posterior's or the prior's flow."""
+    prior: Literal[("auto", *priors.PRIORS, *VAMPPRIORS)] = "auto"  # type: ignore[valid-type]
+    """Family of p(z); auto is the posterior's natural one without parameters."""
+    components: int = 10
+    """Components of the prior (mixture, hierarchical_mixture, vampprior)."""
+    upper_latent: int = 5
+    """Dimensions of w, of which the components are functions (hierarchical_mixture); they come on top of z's."""
     likelihood: Literal[tuple(likelihoods.LIKELIHOODS)] = "bernoulli"  # type: ignore[valid-type]
     """Family of p(x|z)."""
+    condition: Literal["none", "labels", "quadrants"] = "none"
+    """What the model is conditioned on, encoder, decoder and prior: the label, or quadrants of the image, of which it
+    models the rest (mlp only)."""
+    quadrants: int = 1
+    """Quadrants that are given: 1 is the lower left one, 2 the left half, 3 all but the upper right one."""
+    cvae_weight: float = 1.0
+    """Weight of the conditional VAE's objective; the rest is its Gaussian stochastic network's (conditions only)."""
+    corruption: Literal[("none", *datasets.CORRUPTIONS)] = "none"  # type: ignore[valid-type]
+    """What is done to the examples that the encoder sees in training; the likelihood is of the clean ones."""
+    corruption_level: float = 0.3
+    """Standard deviation of the noise, or share of the pixels."""
 
     bound: Literal[BOUNDS] = "elbo"  # type: ignore[valid-type]
     """Objective: ELBO with KL in closed form, ELBO with sampled KL, or a member of jaxvae.bounds, such as iwae, dreg
@@ -115,6 +118,29 @@ class Config:
     """Nats that each group of latents may use for free (elbo only); 0 is off."""
     free_bits_groups: int = 1
     """Groups of latents for the free bits."""
+    kl_capacity: float = 0.0
+    """Nats C that KL is held at, by KL weight |KL - C| (elbo only); 0 is off. Of a joint posterior, that of the
+    continuous latents."""
+    class_capacity: float = 0.0
+    """Nats that KL of the class is held at (joint only)."""
+    capacity_steps: int = 1000
+    """Steps in which the capacities rise from 0."""
+
+    divergence: Literal[PENALTIES] = "none"  # type: ignore[valid-type]
+    """Penalty on the codes of a batch: a member of jaxvae.divergences between q(z) and p(z), a statistic of q(z), or
+    what a critic has learned of it, density_ratio (TC) or adversarial. With --kl-weight 0 it takes the KL's place."""
+    divergence_weight: float = 1.0
+    """Its weight."""
+    critic_hidden: tuple[int, ...] = (256, 256, 256)
+    """Widths of the critic's hidden layers."""
+    critic_learning_rate: float = 1e-4
+    """Learning rate of the critic's Adam (betas 0.5 and 0.9)."""
+    code_penalty: float = 0.0
+    """Weight of |z|^2 / 2, of regularized autoencoders."""
+    decoder_decay: float = 0.0
+    """Weight of the squared norm of the decoder's parameters."""
+    decoder_gradient: float = 0.0
+    """Weight of the squared norm of the decoder's Jacobian."""
 
     steps: int = 5000
     """Training steps."""
@@ -170,10 +196,7 @@ class Config:
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
-    "digits": (
-        "scikit-learn's 8x8 digits, needs no network: under two minutes on two cores",
-        Config(),
-    ),
+    "digits": ("scikit-learn's 8x8 digits, needs no network: under two minutes on two cores", Config()),
     "mnist-vae": (
         "784-200-200-50 on dynamically binarized MNIST (Burda et al. 2015): published 86.76 nats",
         Config(
@@ -210,6 +233,94 @@ PRESETS: dict[str, tuple[str, Config]] = {
     ),
 }
 
+# The family: every member is the digits' Config with a few fields of its own, and runs on any data set.
+FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "beta-vae": ("KL weighted with beta (Higgins et al. 2017)", {"kl_weight": 4.0}),
+    "annealed-vae": (
+        "KL held at a capacity that rises (Burgess et al. 2018)",
+        {"kl_weight": 100.0, "kl_capacity": 10.0, "capacity_steps": 3000},
+    ),
+    "beta-tcvae": (
+        "total correlation weighted with beta = 6 (Chen et al. 2018)",
+        {"divergence": "total_correlation", "divergence_weight": 5.0},
+    ),
+    "factor-vae": (
+        "total correlation by a critic (Kim & Mnih 2018)",
+        {"divergence": "density_ratio", "divergence_weight": 6.0},
+    ),
+    "dip-vae-i": ("covariance of the means (Kumar et al. 2017)", {"divergence": "dip_i", "divergence_weight": 5.0}),
+    "dip-vae-ii": ("covariance of q(z) (Kumar et al. 2017)", {"divergence": "dip_ii", "divergence_weight": 5.0}),
+    "joint-vae": (
+        "Gaussian latents and a class, each with its capacity (Dupont 2018)",
+        {"posterior": "joint", "kl_weight": 30.0, "kl_capacity": 5.0, "class_capacity": 2.3, "temperature": 0.67},
+    ),
+    "wae-mmd": (
+        "MMD between q(z) and p(z) in KL's place (Tolstikhin et al. 2018)",
+        {"posterior": "point", "kl_weight": 0.0, "divergence": "mmd_imq_sum", "divergence_weight": 10.0},
+    ),
+    "wae-gan": (
+        "a critic between q(z) and p(z) in KL's place (arXiv:1711.01558; Makhzani et al. 2015)",
+        {"posterior": "point", "kl_weight": 0.0, "divergence": "adversarial", "divergence_weight": 10.0},
+    ),
+    "info-vae": (
+        "MMD in KL's place, with a stochastic encoder (Zhao et al. 2017)",
+        {"kl_weight": 0.0, "divergence": "mmd_rbf", "divergence_weight": 100.0},
+    ),
+    "swae": (
+        "sliced Wasserstein distance in KL's place (Kolouri et al. 2018)",
+        {"posterior": "point", "kl_weight": 0.0, "divergence": "sliced_wasserstein", "divergence_weight": 10.0},
+    ),
+    "radon-sobolev": (
+        "energy distance to N(0, I) in KL's place (Turinici 2019)",
+        {"posterior": "point", "kl_weight": 0.0, "divergence": "radon_sobolev", "divergence_weight": 100.0},
+    ),
+    "cramer-wold": (
+        "Cramer-Wold distance in KL's place (Knop et al. 2018)",
+        {"posterior": "point", "kl_weight": 0.0, "divergence": "cramer_wold", "divergence_weight": 100.0},
+    ),
+    "cvae": ("conditioned on the label (Sohn et al. 2015)", {"condition": "labels"}),
+    "gsnn": ("its Gaussian stochastic network (Sohn et al. 2015)", {"condition": "labels", "cvae_weight": 0.0}),
+    "vampprior": ("a mixture of posteriors as prior (Tomczak & Welling 2017)", {"prior": "vampprior"}),
+    "coupling-prior": ("affine couplings as prior (Dinh et al. 2017)", {"prior": "coupling"}),
+    "autoregressive-prior": ("a masked autoregressive flow as prior (arXiv:1705.07057)", {"prior": "autoregressive"}),
+    "gmvae": (
+        "components of the prior that are functions of w (Dilokthanakul et al. 2016)",
+        {"prior": "hierarchical_mixture"},
+    ),
+    "vade": ("a mixture as prior, one component a cluster (Jiang et al. 2016)", {"prior": "mixture"}),
+    "planar": ("planar flows as posterior (Rezende & Mohamed 2015)", {"posterior": "planar"}),
+    "radial": ("radial flows as posterior (Rezende & Mohamed 2015)", {"posterior": "radial"}),
+    "householder": ("Householder flows as posterior (Tomczak & Welling 2016)", {"posterior": "householder"}),
+    "sylvester": ("orthogonal Sylvester flows as posterior (van den Berg et al. 2018)", {"posterior": "sylvester"}),
+    "triangular-sylvester": ("triangular Sylvester flows (ibid.)", {"posterior": "triangular_sylvester"}),
+    "iaf": ("inverse autoregressive flows (Kingma et al. 2016)", {"posterior": "inverse_autoregressive"}),
+    "full-covariance": ("a full-covariance Gaussian posterior", {"posterior": "multivariate_normal"}),
+    "power-spherical": ("latents on a sphere (De Cao & Aziz 2020)", {"posterior": "power_spherical"}),
+    "von-mises-fisher": ("latents on a sphere (Davidson et al. 2018)", {"posterior": "von_mises_fisher"}),
+    "spike-and-slab": ("sparse latents (Tonolini et al. 2019)", {"posterior": "spike_and_slab"}),
+    "learned-variance": ("one learned noise variance (Dai & Wipf 2019)", {"likelihood": "normal_learned"}),
+    "structured-residuals": ("residuals with a banded precision (Dorta et al. 2018)", {"likelihood": "normal_banded"}),
+    "autoencoder": ("no noise and no prior", {"posterior": "point", "kl_weight": 0.0}),
+    "rae-l2": (
+        "a regularized autoencoder, decoder decayed (Ghosh et al. 2020)",
+        {"posterior": "point", "kl_weight": 0.0, "code_penalty": 1e-2, "decoder_decay": 1e-4},
+    ),
+    "rae-gp": (
+        "a regularized autoencoder, decoder smoothed (Ghosh et al. 2020)",
+        {"posterior": "point", "kl_weight": 0.0, "code_penalty": 1e-2, "decoder_gradient": 1e-2},
+    ),
+    "denoising-autoencoder": (
+        "an autoencoder of corrupted inputs (Vincent et al. 2008)",
+        {"posterior": "point", "kl_weight": 0.0, "corruption": "masking"},
+    ),
+    "denoising-vae": ("a VAE of corrupted inputs (Im et al. 2015)", {"corruption": "masking"}),
+    "iwae": ("the importance-weighted bound (Burda et al. 2015)", {"bound": "iwae", "num_samples": 5}),
+    "miwae": ("means of such bounds (Rainforth et al. 2018)", {"bound": "miwae", "num_samples": 6, "groups": 2}),
+    "piwae": ("IWAE for the decoder, MIWAE for the encoder (ibid.)", {"bound": "piwae", "num_samples": 6, "groups": 2}),
+    "ciwae": ("IWAE and ELBO, mixed (ibid.)", {"bound": "ciwae", "num_samples": 5}),
+}
+PRESETS |= {name: (text, Config(**fields)) for name, (text, fields) in FAMILY.items()}
+
 
 def parse(arguments: list[str]) -> tuple[str, Config]:
     """The preset's name and the Config of a command line: ``[PRESET] [--field value ...]``."""
@@ -231,99 +342,80 @@ def parse(arguments: list[str]) -> tuple[str, Config]:
     )
 
 
-def fail(error: Exception | str, place: Any = None) -> Any:
-    """Ends the script with one sentence and exit code 2; ``place`` is where an error of the file system happened.
-
-    In a job of several processes none waits for the others, but process 0 stays a moment longer, because the others are
-    aborted when it is gone.
-    """
-    if isinstance(error, OSError) and error.strerror:
-        error = f"{error.filename or place}: {error.strerror}"
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    if jax.process_count() > 1:
-        time.sleep(2.0 if processes.is_first() else 0.0)
-        os._exit(2)
-    raise SystemExit(2)
-
-
-def one_voice() -> None:
-    """Leaves failures to the main thread, which says them in a sentence.
-
-    On a full disk TensorBoard's writer would print tracebacks from its thread and at the end, and TensorStore one for
-    each write that Orbax has given up on, or asyncio's log would.
-    """
-    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
-    of_threads, at_end, of_all = threading.excepthook, sys.unraisablehook, sys.excepthook
-    given_up = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    quiet = lambda error: isinstance(error, OSError) or given_up(error)
-    threading.excepthook = lambda args: None if quiet(args.exc_value) else of_threads(args)
-    sys.unraisablehook = lambda args: None if quiet(args.exc_value) else at_end(args)
-    sys.excepthook = lambda kind, error, trace: None if given_up(error) else of_all(kind, error, trace)
-
-
-def keep_programs() -> None:
-    """Keeps compiled programs in ~/.cache/jaxvae, or where JAX_COMPILATION_CACHE_DIR says."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if jax.config.jax_compilation_cache_dir is None and caches.is_absolute():  # not where nobody's home is known
-        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        compilation_cache.reset_cache()  # what was compiled at import has settled that there is none
-
-
-def command(function: Callable) -> None:
-    """Runs a script's function on the command line; what cannot work ends in one sentence and exit code 2."""
-    import tyro
-
-    keep_programs()
-    try:
-        tyro.cli(function)
-    except (ValueError, OSError) as error:
-        fail(error)
-
-
-def join(config: Config) -> None:
-    """Joins the job of several processes that the config describes, if it does."""
-    if config.distributed:
-        processes.initialize(config.coordinator, config.num_processes, config.process_id, config.heartbeat)
-    elif (config.coordinator, config.num_processes, config.process_id) != (None, None, None):
-        raise ValueError("--coordinator, --num-processes and --process-id belong to --distributed")
-
-
-class Run(NamedTuple):
-    """Everything that the scripts need, made of a Config."""
-
-    config: Config
-    dataset: datasets.Dataset
-    train: Any  # [N, ...] stored examples, or the stream of them
-    test: datasets.Split
-    monitored: datasets.Split  # what checkpoints are judged by
-    treat: Callable  # (key, pixels) -> x
-    vae: models.VAE
-    algorithm: training.Algorithm
-    dimensions: int
-    bits_offset: float  # of bits per dimension
-    white: float  # the value of x that pictures show as white
-
-    @property
-    def key(self) -> jax.Array:
-        """The key of all that is drawn after training."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), 1)
-
-    def init_state(self) -> training.State:
-        """A fresh state of the algorithm."""
-        return jax.jit(self.algorithm.init)(jax.random.key(self.config.seed), self.train[0])
-
-
 COUNTS = (
     *("latent", "blocks", "num_samples", "batch_size", "accumulate", "devices", "heartbeat", "levels"),
     *("report_every", "checkpoint_every", "kl_warmup_steps", "free_bits_groups", "test_samples", "test_examples"),
-    *("classes", "groups"),
+    *("classes", "groups", "flow_steps", "components", "upper_latent", "capacity_steps", "quadrants"),
 )
-JUDGED = 10_000  # examples of the test and validation splits of a stream, which are held in memory
 AMOUNTS = (
     *("steps", "warmup_steps", "learning_rate", "kl_weight", "free_bits", "clip_norm", "ema_decay", "virtual_shards"),
-    *("control_learning_rate", "elbo_weight"),
+    *("control_learning_rate", "kl_capacity", "class_capacity", "divergence_weight", "critic_learning_rate"),
+    *("corruption_level", "code_penalty", "decoder_decay", "decoder_gradient"),
 )
+
+
+SHARES = ("elbo_weight", "cvae_weight")
+
+
+def takes_temperature(config: Config) -> bool:
+    """Whether the objective's estimator has a temperature that is not learned."""
+    return estimates(config) and "temperature" in inspect.signature(estimator_of(config).estimate).parameters
+
+
+def estimates(config: Config) -> bool:
+    """Whether the objective is an expectation that an estimator is chosen for."""
+    return config.bound in ("elbo", "sampled_elbo")
+
+
+def latents(config: Config) -> str:
+    """The kind of latents, as estimators name them."""
+    return LATENTS.get(config.posterior, "continuous")
+
+
+def estimator_of(config: Config) -> expectations.Estimator:
+    """The one that is chosen, or the natural one."""
+    name = NATURAL[latents(config)] if config.estimator == "auto" else config.estimator
+    return expectations.ESTIMATORS[name]
+
+
+_penalized = lambda config: config.divergence != "none"
+_flowing = lambda config: config.posterior in posteriors.FLOWS or config.prior in ("coupling", "autoregressive")
+# fields that mean something only beside others: what they belong to, and whether it is there
+BELONGS: dict[str, tuple[str, Callable[[Config], bool]]] = {
+    **{name: ("--network residual", lambda config: config.network == "residual") for name in ("blocks", "remat")},
+    "classes": ("--posterior categorical or joint", lambda config: config.posterior in ("categorical", "joint")),
+    "flow_steps": ("posteriors and priors that are flows", _flowing),
+    "components": (
+        "priors that are mixtures",
+        lambda config: config.prior in ("mixture", "hierarchical_mixture", *VAMPPRIORS),
+    ),
+    "upper_latent": ("--prior hierarchical_mixture", lambda config: config.prior == "hierarchical_mixture"),
+    "estimator": ("--bound elbo and sampled_elbo; other bounds have gradients of their own", estimates),
+    "temperature": ("estimators that have one and do not learn it", takes_temperature),
+    "control_learning_rate": (
+        "estimators that learn",
+        lambda config: estimates(config) and estimator_of(config).init is not None,
+    ),
+    "groups": ("--bound miwae and piwae", lambda config: config.bound in ("miwae", "piwae")),
+    "elbo_weight": ("--bound ciwae", lambda config: config.bound == "ciwae"),
+    "renyi_order": ("--bound renyi", lambda config: config.bound == "renyi"),
+    **{
+        name: ("--bound elbo", lambda config: config.bound == "elbo")
+        for name in ("kl_weight", "kl_warmup", "free_bits", "kl_capacity")
+    },
+    "kl_warmup_steps": ("--kl-warmup", lambda config: config.kl_warmup != "none"),
+    "free_bits_groups": ("--free-bits", lambda config: config.free_bits > 0),
+    "class_capacity": ("--posterior joint", lambda config: config.posterior == "joint"),
+    "capacity_steps": ("--kl-capacity", lambda config: config.kl_capacity + config.class_capacity > 0),
+    "divergence_weight": ("--divergence", _penalized),
+    **{
+        name: (f"--divergence {' and '.join(CRITICS)}", lambda config: config.divergence in CRITICS)
+        for name in ("critic_hidden", "critic_learning_rate")
+    },
+    "corruption_level": ("--corruption", lambda config: config.corruption != "none"),
+    "quadrants": ("--condition quadrants", lambda config: config.condition == "quadrants"),
+    "cvae_weight": ("--condition labels and quadrants", lambda config: config.condition != "none"),
+}
 
 
 def check(config: Config) -> None:
@@ -337,6 +429,19 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if not 0 <= value < np.inf:
             raise ValueError(f"{flag(name)} must be finite and not negative; it was {value}")
+    for name in SHARES:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{flag(name)} must be between 0 and 1; it was {value}")
+    if not np.isfinite(config.renyi_order):
+        raise ValueError(f"--renyi-order must be finite; it was {config.renyi_order}")
+    if config.classes < 2:
+        raise ValueError(f"--classes must be at least 2; it was {config.classes}")
+    if config.quadrants > 3:
+        raise ValueError(f"--quadrants must be 1, 2 or 3; it was {config.quadrants}")
+    for name, (owner, there) in BELONGS.items():
+        if getattr(config, name) != getattr(Config, name) and not there(config):
+            raise ValueError(f"{flag(name)} belongs to {owner}, which this run has not")
     if config.virtual_shards and config.batch_size % config.virtual_shards:
         raise ValueError(
             f"--batch-size {config.batch_size} does not divide into --virtual-shards {config.virtual_shards}"
@@ -345,186 +450,8 @@ def check(config: Config) -> None:
         raise ValueError(f"--temperature must be above 0; it was {config.temperature}")
     if config.ema_decay >= 1:
         raise ValueError(f"--ema-decay must be below 1; it was {config.ema_decay}")
-    if min(config.hidden, default=1) < 1:
-        raise ValueError(f"--hidden must be widths of at least 1; they were {config.hidden}")
+    for name in ("hidden", "critic_hidden"):
+        if min(getattr(config, name), default=1) < 1:
+            raise ValueError(f"{flag(name)} must be widths of at least 1; they were {getattr(config, name)}")
     if config.network != "mlp" and not config.hidden:
         raise ValueError(f"--network {config.network} needs at least one width in --hidden")
-
-
-def build(config: Config) -> Run:
-    """Loads the data and wires model, objective and optimizer. Raises ValueError for what does not go together."""
-    check(config)
-    dataset = (datasets.stream if config.stream else datasets.load)(config.dataset, config.data_dir, config.levels)
-    likelihood = likelihoods.LIKELIHOODS[config.likelihood](dataset.levels)
-    pixels = _pixels(config, likelihood, dataset)
-    prepare = lambda split: datasets.prepared(split, pixels, dataset.levels, config.seed)
-    held = lambda split: datasets.Split(split[:JUDGED]) if config.stream else split
-    train = prepare(datasets.select(dataset, config.train_split))
-    test = prepare(held(datasets.select(dataset, config.test_split)))
-    monitored = prepare(held(dataset.splits["validation"])) if "validation" in dataset.splits else test
-    treat = datasets.treatment(pixels, dataset.levels)
-    shape = train.shape
-    vae = _vae(config, likelihood, shape, dataset.levels if pixels == "counts" else 2)
-    vae = models.with_control(vae, _estimator(config)) if _estimates(config) else vae
-    algorithm = training.gradient_descent(
-        lambda key, x: vae.init(key, treat(key, x)),
-        _loss(config, vae, treat),
-        _optimizer(config),
-        accumulate=config.accumulate,
-        virtual_shards=config.virtual_shards,
-        ema_decay=config.ema_decay,
-    )
-    density = not likelihood.discrete and pixels != "none"
-    offset = float(np.log2(dataset.levels)) if density else 0.0
-    white = {"counts": dataset.levels - 1.0, "none": float(test.images.max())}.get(pixels, 1.0)
-    dimensions = int(np.prod(shape))
-    train = train if config.stream else train.images
-    return Run(config, dataset, train, test, monitored, treat, vae, algorithm, dimensions, offset, white)
-
-
-def _pixels(config: Config, likelihood: likelihoods.Likelihood, dataset: datasets.Dataset) -> str:
-    if config.pixels == "auto":
-        floating = any(np.issubdtype(split.dtype, np.floating) for split in dataset.splits.values())
-        natural = (
-            [name for name in likelihood.support if name in ("dynamic", "scale", "none")]
-            if floating
-            else likelihood.support
-        )
-        if natural:
-            return natural[0]
-        raise ValueError(f"the likelihood {config.likelihood} needs integer pixels; {dataset.name} holds real values")
-    if config.pixels not in likelihood.support:
-        takes = " or ".join(likelihood.support)
-        others = ", ".join(name for name, make in likelihoods.LIKELIHOODS.items() if config.pixels in make(2).support)
-        raise ValueError(
-            f"the likelihood {config.likelihood} is no density of pixels={config.pixels!r}: use --pixels {takes}, "
-            f"or a likelihood that takes them ({others})"
-        )
-    return config.pixels
-
-
-def _vae(config: Config, likelihood: likelihoods.Likelihood, shape: tuple[int, ...], levels: int) -> models.VAE:
-    sizes = (config.latent, config.classes) if config.posterior == "categorical" else (config.latent,)
-    posterior = posteriors.POSTERIORS[config.posterior](*sizes)
-    output = (*shape[:-1], shape[-1] * likelihood.size)
-    activation = networks.ACTIVATIONS[config.activation]
-    mirrored = config.hidden[::-1]
-    if config.network != "residual" and (config.blocks, config.remat) != (Config.blocks, Config.remat):
-        raise ValueError(f"--blocks and --remat belong to --network residual, not to {config.network}")
-    if config.network == "mlp":
-        encoder = networks.mlp(config.hidden, posterior.size, activation)
-        decoder = networks.mlp(mirrored, output, activation)
-    elif len(shape) != 3:
-        raise ValueError(f"--network {config.network} needs images [H, W, C]; the examples have shape {shape}")
-    elif config.network == "conv":
-        encoder = networks.convolutional_encoder(config.hidden, posterior.size, activation)
-        decoder = networks.convolutional_decoder(mirrored, output, activation)
-    else:
-        encoder = networks.residual_encoder(config.hidden, posterior.size, config.blocks, activation, config.remat)
-        decoder = networks.residual_decoder(mirrored, output, config.blocks, activation, config.remat)
-    encoder, decoder = (networks.computed_in(network, config.precision) for network in (encoder, decoder))
-    encoder = networks.scaled_input(encoder, 1 / (levels - 1))
-    return models.vae(encoder, decoder, posterior, likelihood, priors.NATURAL[config.posterior](*sizes))
-
-
-def _estimates(config: Config) -> bool:
-    """Whether the objective is an expectation that an estimator is chosen for."""
-    return config.bound in ("elbo", "sampled_elbo")
-
-
-def _latents(config: Config) -> str:
-    return LATENTS.get(config.posterior, "continuous")
-
-
-def _refuse(config: Config, kind: str, name: str, table: dict[str, expectations.Estimator]) -> None:
-    """Raises ValueError where an estimator does not serve the posterior's latents, or has too few samples."""
-    latents, own = _latents(config), table[name]
-    if latents not in own.latents:
-        others = ", ".join(other for other, more in table.items() if latents in more.latents)
-        raise ValueError(
-            f"--{kind} {name} serves {' and '.join(sorted(own.latents))} latents; --posterior {config.posterior} has "
-            f"{latents} ones, which are served by {others}"
-        )
-    if config.num_samples < own.least:
-        raise ValueError(f"--{kind} {name} needs --num-samples {own.least} at least; it was {config.num_samples}")
-
-
-def _estimator(config: Config) -> expectations.Estimator:
-    name = NATURAL[_latents(config)] if config.estimator == "auto" else config.estimator
-    _refuse(config, "estimator", name, expectations.ESTIMATORS)
-    estimator = expectations.ESTIMATORS[name]
-    if "temperature" not in inspect.signature(estimator.estimate).parameters:
-        return estimator
-    estimate = functools.partial(estimator.estimate, temperature=config.temperature)
-    return dataclasses.replace(estimator, estimate=functools.wraps(estimator.estimate)(estimate))
-
-
-def _loss(config: Config, vae: models.VAE, treat: Callable) -> training.BatchLoss:
-    """The objective of a batch of stored examples: the pixel treatment, then the bound, each with a key of its own."""
-    ramps: dict[str, Callable[[int, float], optax.Schedule]] = {
-        "linear": schedules.linear_warmup,
-        "sigmoid": schedules.sigmoid_warmup,
-        "cyclical": lambda steps, end: schedules.cyclical(steps, end=end),
-    }
-    plain = config.kl_weight == 1.0 and config.kl_warmup == "none" and not config.free_bits
-    if config.bound != "elbo" and not plain:
-        raise ValueError(f"KL weight, warm-up and free bits belong to --bound elbo, not to {config.bound}")
-    if config.kl_warmup == "none":
-        weight: optax.Schedule = lambda step: config.kl_weight
-    else:
-        weight = ramps[config.kl_warmup](config.kl_warmup_steps, config.kl_weight)
-    if not _estimates(config) and config.estimator != "auto":
-        raise ValueError(f"--estimator belongs to --bound elbo and sampled_elbo; {config.bound} has its own gradient")
-    if config.free_bits:
-        if config.accumulate > 1 or config.virtual_shards:
-            raise ValueError(
-                "free bits take their maximum over the whole batch: --accumulate must be 1, --virtual-shards 0"
-            )
-        estimator = _estimator(config)
-        if estimator.init is not None:
-            raise ValueError(f"--free-bits cannot be used with --estimator {config.estimator}, which learns")
-        counts = config.free_bits_groups, config.num_samples
-        batch_loss = models.free_bits(vae, config.free_bits, *counts, weight, estimator)
-    elif config.bound == "elbo":
-        loss = models.negative_elbo(vae, config.num_samples, weight, _estimator(config))
-        batch_loss = training.batch_mean(loss)
-    elif config.bound == "sampled_elbo":
-        batch_loss = training.batch_mean(models.negative_sampled_elbo(vae, config.num_samples, _estimator(config)))
-    else:
-        batch_loss = training.batch_mean(models.negative(_bound(config), vae, config.num_samples))
-    return training.treated(treat, batch_loss)
-
-
-def _bound(config: Config) -> expectations.Estimator:
-    _refuse(config, "bound", config.bound, bounds.BOUNDS)
-    bound = bounds.BOUNDS[config.bound]
-    own: dict[str, Any] = {"ciwae": {"elbo_weight": config.elbo_weight}, "renyi": {"order": config.renyi_order}}
-    own |= {name: {"groups": config.groups} for name in ("miwae", "piwae")}
-    if config.bound == "renyi" and config.renyi_order == 1:
-        raise ValueError("--renyi-order 1 is the ELBO: use --bound sampled_elbo")
-    if config.num_samples % config.groups:
-        raise ValueError(f"--num-samples {config.num_samples} do not divide into --groups {config.groups}")
-    estimate = functools.partial(bound.estimate, **own.get(config.bound, {}))
-    return dataclasses.replace(bound, estimate=functools.wraps(bound.estimate)(estimate))
-
-
-def _optimizer(config: Config) -> optax.GradientTransformation:
-    if config.warmup_steps >= config.steps and config.warmup_steps:
-        raise ValueError(f"--warmup-steps {config.warmup_steps} must be fewer than --steps {config.steps}")
-    peak, after = config.learning_rate, max(config.steps - config.warmup_steps, 1)
-    course = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, after),
-        "linear": optax.linear_schedule(peak, 0.0, after),
-    }[config.schedule]
-    if config.warmup_steps:
-        rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
-        course = optax.join_schedules([rise, course], [config.warmup_steps])
-    makers: dict[str, Callable] = {"adam": optax.adam, "adamw": optax.adamw, "adamax": optax.adamax, "sgd": optax.sgd}
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    whole = optax.chain(*clip, makers[config.optimizer](course))
-    estimator = _estimator(config) if _estimates(config) else None
-    if estimator is None or estimator.init is None:
-        return whole
-    parts = {"model": whole, "control": estimator.optimizer(config.control_learning_rate)}
-    return optax.partition(parts, lambda params: {name: "control" if name == "control" else "model" for name in params})

@@ -10,12 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import config as setup
+import commands
 import folders
 import outcomes
 import tyro
-
-from jaxvae import datasets
+import wiring
 
 
 def evaluate(
@@ -40,9 +39,9 @@ def evaluate(
     """
     config = folders.load_config(workdir)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, test_split=split or config.test_split)
-    run = setup.build(config)
+    run = wiring.build(config)
     step, params = folders.restore(run, workdir, checkpoint)
-    test = datasets.Split(run.test.images[:num_examples], None)
+    test = run.test.take(slice(num_examples))
     judged = outcomes.judge(run, params, test, num_samples, batch_size)
     settings = {"split": config.test_split, "checkpoint": step}
     folders.write_json(workdir / "evaluation.json", settings | judged)
@@ -54,4 +53,4 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    setup.command(evaluate)
+    commands.command(evaluate)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from config import IDENTITY_FREE, Config, Run
+from config import IDENTITY_FREE, Config
+from wiring import Run
 
 from jaxvae import checkpoints, training
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import config as setup
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +36,7 @@ from jaxvae.measurements import reports
 Array = jax.Array
 LEARNING = 2**20  # what is added to the seed for the keys that control variates are trained with
 ZERO = 1e-25  # a variance below it is rounding
+OFTEN = 30  # times that a value must have been drawn for a mean to say anything of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,12 +216,42 @@ def compare(problem: problems.Problem, params: Any, k: int | None, options: Opti
         row["evaluations"] = table[name].evaluations(counts[name], *size)
         row["slopes"] = table[name].slopes(counts[name], *size)
     _judge(rows, measured, truth, table, options)
+    rare, drawn = rarest(problem, params), options.num_draws * _units(problem)
+    for name in measured:
+        if table[name].unbiased and rare * drawn < OFTEN:
+            rows[name]["warnings"] = [_or_rare(warning, rare) for warning in rows[name]["warnings"]]
     if options.invariances:
         x = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
         for name, row in rows.items():
             q, f, more = problems.wired(problem, name, controls[name])(params, x)
             row["invariances"] = measurements.invariances(table[name], q, f, key, counts[name], **more)
     return list(rows.values())
+
+
+def _units(problem: problems.Problem) -> int:
+    return 1 if problem.examples is None else jax.tree.leaves(problem.examples)[0].shape[0]
+
+
+def rarest(problem: problems.Problem, params: Any) -> float:
+    """The probability of the least likely value that a discrete latent has in any example; 1 for continuous ones."""
+    if problem.latents == "continuous":
+        return 1.0
+
+    def least(x: Any) -> Array:
+        logits = problem.make(params, x)[0].logits
+        log_p = -jax.nn.softplus(jnp.abs(logits)) if problem.latents == "binary" else jax.nn.log_softmax(logits)
+        return log_p.min()
+
+    if problem.examples is None:
+        return math.exp(least(None))
+    return math.exp(jax.jit(jax.vmap(jax.vmap(least)))(problem.examples).min())
+
+
+def _or_rare(warning: str, rare: float) -> str:
+    """A bias that is seen in draws may be values that were too rare to be drawn: then it is no bias."""
+    if not warning.startswith("biased"):
+        return warning
+    return f"{warning.removeprefix('biased: ')}: values of latents with probability {rare:.0e} were hardly drawn"
 
 
 def _of_k(own: Any) -> bool:
@@ -467,4 +498,4 @@ def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Optio
 
 
 if __name__ == "__main__":
-    setup.command(main)
+    commands.command(main)

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from config import Run
+from wiring import Run
 
 from jaxvae import datasets, divergences, evaluation, figures, processes
-from jaxvae.distributions import Bernoulli, OneHotCategorical
+from jaxvae.distributions import Bernoulli, OneHotCategorical, PowerSpherical, VonMisesFisher, mean_of
 
 SPEEDS: dict[str, Callable[[float], str]] = {  # what the lines of metrics.jsonl say of speed, and how it is printed
     "images_per_second": lambda value: f"{value:,.0f} images/s",
@@ -99,34 +99,41 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def judge(run: Run, params: Any, split: datasets.Split, num_samples: int, batch_size: int = 50) -> dict[str, Any]:
-    """ELBO and its terms, log-likelihood with its error and diagnostics, and bits/dim of one split."""
+    """ELBO and its terms, log-likelihood with its error and diagnostics, and bits/dim of one split.
+
+    A model whose encoder is deterministic has none of them but the reconstruction.
+    """
     from tqdm import tqdm
 
-    treat = run.treat
-    summary = evaluation.evaluate(run.vae, params, split.images, run.key, treat=treat)
-    title, quiet = f"log p(x), K = {num_samples}", not processes.is_first()
-    with tqdm(total=len(split.images), unit="image", desc=title, leave=False, disable=quiet) as bar:
-        estimate = evaluation.estimate_log_likelihood(
-            run.vae,
-            params,
-            split.images,
-            run.key,
-            treat=treat,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            progress=lambda done: bar.update(done - bar.n),
-        )
-    return {
+    examples, treat = run.stored(split), run.treat
+    summary = evaluation.evaluate(run.vae, params, examples, run.key, treat=treat)
+    judged = {
         "elbo": summary.elbo,
         "elbo_standard_error": summary.standard_error,
         "reconstruction": summary.reconstruction,
         "kl": summary.kl,
         "kl_per_latent": summary.kl_per_latent,
         "active_units": summary.active_units,
+        "num_examples": summary.num_examples,
+    }
+    if summary.elbo is None:
+        return judged | {"log_likelihood": None}
+    title, quiet = f"log p(x), K = {num_samples}", not processes.is_first()
+    with tqdm(total=len(split.images), unit="image", desc=title, leave=False, disable=quiet) as bar:
+        estimate = evaluation.estimate_log_likelihood(
+            run.vae,
+            params,
+            examples,
+            run.key,
+            treat=treat,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    return judged | {
         "log_likelihood": estimate.log_likelihood,
         "standard_error": estimate.standard_error,
         "num_samples": estimate.num_samples,
-        "num_examples": estimate.num_examples,
         "effective_samples": estimate.effective_samples,
         "pareto_k": estimate.pareto_k,
         "pareto_k_above_0.7": estimate.pareto_k_above,
@@ -142,6 +149,8 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 
 def judgement_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines that both scripts print of a judgement."""
+    if judged["elbo"] is None:
+        return [("reconstruction", f"{judged['reconstruction']:.3f} nats, {judged['active_units']} active units")]
     k = judged["pareto_k"]
     tail = (
         "unknown, too few samples"
@@ -166,42 +175,47 @@ def judgement_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
 def draw(run: Run, params: Any, folder: Path, reports: Sequence[dict[str, Any]], count: int = 10) -> list[str]:
     """Draws all figures of a run into ``folder`` and returns their names."""
     folder.mkdir(exist_ok=True)
-    split, vae = run.test, run.vae
-    rows = np.arange(2 * count) % len(split.images)
+    split, vae, side = run.test, run.vae, 8
+    rows = np.arange(max(2 * count, side * side)) % len(split.images)
     keys = jax.vmap(lambda i: jax.random.fold_in(run.key, i))(rows)
-    x = jax.jit(jax.vmap(run.treat))(keys, split.images[rows])
+    stored = jax.tree.map(lambda a: a[rows], run.stored(split))
+    examples = jax.jit(jax.vmap(run.treat))(keys, stored)
+    some = lambda part: jax.tree.map(lambda a: a[part], examples)
     drawn = []
 
     def grid(name: str, images: np.ndarray, *labels: Any, **more: Any) -> None:
         figures.grid(folder / f"{name}.png", images / run.white, *labels, **more)
         drawn.append(f"{name}.png")
 
-    inputs, outputs = figures.reconstructions(vae, params, x[:count])
+    inputs, outputs = (run.pictures(x, examples) for x in figures.reconstructions(vae, params, examples))
     grid(
         "reconstructions",
-        np.stack([inputs, outputs]),
+        np.stack([inputs[:count], outputs[:count]]),
         "Test images and their reconstructions",
         rows=["input", "decoded"],
     )
-    side = 8
-    samples = figures.prior_samples(vae, params, run.key, side * side)
+    samples = run.pictures(figures.prior_samples(vae, params, run.key, examples), examples)[: side * side]
     grid("samples", samples.reshape(side, side, *samples.shape[1:]), "Decoder means at samples of the prior")
-    lines = figures.interpolations(vae, params, x[: count // 2], x[count : count + count // 2], count)
-    grid("interpolations", lines, "Straight lines between the posterior means of two test images")
-
-    q = jax.jit(lambda params, x: _mean_and_kl(vae, params, x))
-    mean, kl = jax.vmap(q, (None, 0))(params, x)
-    center, strongest = mean[0], np.argsort(-np.asarray(kl.mean(0)))[:count]
-    values, columns = _values(jax.tree.map(lambda a: a[0], jax.vmap(lambda x: vae.encode(params, x))(x[:1])))
-    grid(
-        "traversals",
-        figures.traversals(vae, params, center, strongest, values),
-        "One latent at a time, from the posterior mean of a test image",
-        rows=[f"$z_{{{i + 1}}}$" for i in strongest],
-        columns=columns,
-    )
+    here, _ = vae.at(some(0))  # of a conditional model, all that follows is at the first one's condition
+    x = jax.vmap(lambda example: vae.at(example)[1])(examples)
+    q = here.encode(params, x[0])
+    if not isinstance(q, PowerSpherical | VonMisesFisher):  # straight lines leave the sphere
+        lines = figures.interpolations(here, params, x[: count // 2], x[count : count + count // 2], count)
+        title = "Straight lines between the posterior means of two test images"
+        grid("interpolations", run.pictures(lines, some(0)), title)
+        mean, kl = jax.jit(jax.vmap(lambda x: _mean_and_kl(here, params, x)))(x[: 2 * count])
+        strongest = np.argsort(-np.asarray(kl.mean(0)))[:count]
+        values, columns = _values(q)
+        moved = figures.traversals(here, params, mean[0], strongest, values)
+        grid(
+            "traversals",
+            run.pictures(moved, some(0)),
+            "One latent at a time, from the posterior mean of a test image",
+            rows=[f"$z_{{{i + 1}}}$" for i in strongest],
+            columns=columns,
+        )
     shown = datasets.Split(split.images[:2000], None if split.labels is None else split.labels[:2000])
-    means = evaluation.encode_split(vae, params, shown.images, run.key, treat=run.treat)
+    means = evaluation.encode_split(vae, params, run.stored(shown), run.key, treat=run.treat)
     means = means.reshape(len(means), -1)
     figures.latent_scatter(folder / "latents.png", means, shown.labels, "Posterior means of test images")
     terms = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "validation_elbo": "validation ELBO"}
@@ -221,5 +235,5 @@ def _values(q: Any) -> tuple[jax.Array, list[str]]:
 def _mean_and_kl(vae: Any, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and KL per latent; where KL has no closed form per latent, the squared mean orders the latents."""
     q = vae.encode(params, x)
-    kl = divergences.kl_per_latent(q, vae.prior(params))
-    return q.mean, q.mean**2 if kl is None else kl
+    kl, mean = divergences.kl_per_latent(q, vae.prior(params)), mean_of(q)
+    return mean, mean**2 if kl is None or kl.shape != mean.shape[: kl.ndim] else kl

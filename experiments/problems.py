@@ -15,6 +15,7 @@ import config as setup
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wiring
 from jax.lax import stop_gradient
 
 from jaxvae import bounds, expectations, training
@@ -171,7 +172,7 @@ def vae(settings: Settings) -> Problem:
     arguments = [settings.preset, *shlex.split(settings.arguments)]
     if settings.data_dir is not None:
         arguments += ["--data-dir", settings.data_dir]
-    run = setup.build(setup.parse(arguments)[1])
+    run = wiring.build(setup.parse(arguments)[1])
     config = run.config
     rng = np.random.default_rng(settings.seed)
     rows = rng.choice(len(run.train), (settings.units, settings.batch_size))
@@ -190,7 +191,7 @@ def vae(settings: Settings) -> Problem:
         state = training.fit(run.algorithm, run.train, state=run.init_state(), **counts)
         return strip(training.trained(state))
 
-    latents = setup.LATENTS.get(config.posterior, "continuous")
+    latents = setup.latents(config)
     return Problem(latents, train(0), make, True, units, run.vae.prior, train=train)
 
 

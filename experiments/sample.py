@@ -1,4 +1,4 @@
-"""Samples from a trained model: ``python experiments/sample.py WORKDIR [--num 64]``.
+"""Samples from a trained model: ``python experiments/sample.py WORKDIR [--num 64] [--temperature 0.8]``.
 
 Writes ``figures/samples.png`` and ``samples.npz``: latents z, decoder means and samples x ~ p(x|z).
 """
@@ -8,15 +8,36 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-import config as setup
+import commands
 import folders
 import jax
 import numpy as np
 import tyro
+import wiring
 
-from jaxvae import figures
+from jaxvae import datasets, distributions, evaluation, figures, fitted, priors
+
+SOURCES = ("model", "aggregate", "gaussian_mixture", "coupling")
+
+
+def source(run: wiring.Run, params: Any, kind: str, components: int, rows: int) -> Any:
+    """p(z): the model's prior; the posteriors of training examples; or a density fitted to their means."""
+    if kind == "model":
+        return run.vae.prior(params)
+    if run.config.condition != "none":
+        raise ValueError(f"--prior {kind} is of all conditions at once; a conditional model draws from its own prior")
+    if run.config.stream:
+        raise ValueError(f"--prior {kind} needs the training examples in memory, without --stream")
+    examples = jax.tree.map(lambda a: a[:rows], run.train)
+    if kind == "aggregate":
+        treated = jax.vmap(run.treat)(jax.random.split(run.key, datasets.num_examples(examples)), examples)
+        return evaluation.decompositions.aggregated_posterior(jax.vmap(lambda x: run.vae.encode(params, x))(treated))
+    means = evaluation.encode_split(run.vae, params, examples, run.key, treat=run.treat)
+    if kind == "gaussian_mixture":
+        return fitted.gaussian_mixture(means, components, run.key)
+    return fitted.density_by_gradient(priors.coupling(means.shape[1]), means, run.key).distribution
 
 
 def sample(
@@ -25,34 +46,53 @@ def sample(
     seed: int = 0,
     checkpoint: str = "latest",
     data_dir: str | None = None,
+    prior: Literal[SOURCES] = "model",  # type: ignore[valid-type]
+    temperature: float = 1.0,
+    components: int = 10,
+    encodings: int = 10_000,
 ) -> None:
     """Draws images from a trained model.
 
     Args:
         workdir: the run folder.
-        num: images to draw.
+        num: images to draw; a conditional model draws at the conditions of the first test examples.
         seed: of the draws.
         checkpoint: latest, best, or a step.
         data_dir: folder of prepared sets, where it has moved since the training.
+        prior: what z is drawn from: the model's prior, the aggregated posterior, or a density that is fitted to
+            encodings now, a Gaussian mixture or a coupling flow.
+        temperature: factor of the standard deviations of p(z).
+        components: of the Gaussian mixture.
+        encodings: training examples that the last three are made of, from the first.
     """
-    if num < 1:
-        raise ValueError(f"--num must be at least 1; it was {num}")
+    if num < 1 or encodings < 1 or components < 1:
+        raise ValueError("--num, --encodings and --components must be at least 1")
     config = folders.load_config(workdir)
-    run = setup.build(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
+    run = wiring.build(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
     step, params = folders.restore(run, workdir, checkpoint)
-    key_z, key_x = jax.random.split(jax.random.key(seed))
-    z = run.vae.prior(params).sample(key_z, (num,))
-    means = figures.decoded(run.vae, params, z)
-    draw = lambda z, key: run.vae.decode(params, z).sample(key)
-    x = np.asarray(jax.jit(jax.vmap(draw))(z, jax.random.split(key_x, num)))
+    key_z, key_x, key_treat = jax.random.split(jax.random.key(seed), 3)
+    rows = np.arange(num) % len(run.test.images)
+    stored = jax.tree.map(lambda a: a[rows], run.stored(run.test))
+    examples = jax.vmap(run.treat)(jax.random.split(key_treat, num), stored)
+    here = lambda example: run.vae.at(example)[0]
+    if config.condition == "none" or prior != "model":
+        z = distributions.tempered(source(run, params, prior, components, encodings), temperature).sample(key_z, (num,))
+    else:
+        of = lambda key, example: distributions.tempered(here(example).prior(params), temperature).sample(key)
+        z = jax.jit(jax.vmap(of))(jax.random.split(key_z, num), examples)
+    decoded = lambda z, example: here(example).decode(params, z)
+    means = jax.jit(jax.vmap(lambda *args: decoded(*args).mean))(z, examples)
+    x = jax.jit(jax.vmap(lambda key, *args: decoded(*args).sample(key)))(jax.random.split(key_x, num), z, examples)
+    images = run.pictures(np.asarray(means), examples) / run.white
     columns = min(math.ceil(math.sqrt(num)), 16)
-    blank = np.ones((-num % columns, *means.shape[1:]), means.dtype)
-    sheet = np.concatenate([means / run.white, blank]).reshape(-1, columns, *means.shape[1:])
+    blank = np.ones((-num % columns, *images.shape[1:]), images.dtype)
+    sheet = np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
     (workdir / "figures").mkdir(exist_ok=True)
-    figures.grid(workdir / "figures" / "samples.png", sheet, f"{num} samples of the prior, decoder means (step {step})")
-    np.savez(workdir / "samples.npz", z=np.asarray(z), means=means, x=x)
+    origin = {"model": "the prior", "aggregate": "the aggregated posterior"}.get(prior, f"a fitted {prior}")
+    figures.grid(workdir / "figures" / "samples.png", sheet, f"{num} samples of {origin}, decoder means (step {step})")
+    np.savez(workdir / "samples.npz", z=np.asarray(z), means=np.asarray(means), x=np.asarray(x))
     print(f"{num} samples of step {step}: {workdir / 'figures' / 'samples.png'}, {workdir / 'samples.npz'}")
 
 
 if __name__ == "__main__":
-    setup.command(sample)
+    commands.command(sample)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import commands
 import config as setup
 import folders
 import jax
@@ -27,6 +28,7 @@ import numpy as np
 import optax
 import train
 import tyro
+import wiring
 from jax.sharding import PartitionSpec
 
 from jaxvae import costs, datasets, likelihoods, models, networks, posteriors, priors, processes, training
@@ -499,7 +501,7 @@ def started(settings: Settings) -> Settings:
     simulated = max(settings.devices or (SIMULATED,))
     if jax.config.jax_num_cpu_devices < simulated:
         jax.config.update("jax_num_cpu_devices", simulated)
-    setup.join(settings)
+    wiring.join(settings)
     doubled = (jax.process_count() * 2**i for i in itertools.count())
     there = itertools.takewhile(lambda n: n <= jax.device_count(), doubled)
     counts = tuple(sorted(set(settings.devices or there)))
@@ -541,4 +543,4 @@ def scale(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
 
 
 if __name__ == "__main__":
-    setup.command(scale)
+    commands.command(scale)

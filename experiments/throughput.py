@@ -249,6 +249,6 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
 
 
 if __name__ == "__main__":
-    import config as setup
+    import commands
 
-    setup.command(main)
+    commands.command(main)

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import config as setup
 import folders
 import jax
 import jax.numpy as jnp
 import outcomes
 import stopping
+import wiring
 
 from jaxvae import checkpoints, costs, evaluation, processes, training
 
@@ -35,7 +37,7 @@ def devices_of(config: setup.Config) -> list[jax.Device]:
     return [device for own in every for device in own[:each]]
 
 
-def train(run: setup.Run, workdir: Path, stop: stopping.Stop) -> Any:
+def train(run: wiring.Run, workdir: Path, stop: stopping.Stop) -> Any:
     """Trains to the last step, from the newest good checkpoint where there is one, and returns the state."""
     config, devices = run.config, devices_of(run.config)
     state, totals = training.everywhere(run.init_state(), devices), None
@@ -53,9 +55,11 @@ def train(run: setup.Run, workdir: Path, stop: stopping.Stop) -> Any:
                 saved.save(moment.step, moment.state, moment.totals)
                 return
             params = processes.local(training.trained(moment.state))
-            summary = evaluation.evaluate(run.vae, params, run.monitored.images, run.key, treat=run.treat)
-            metrics.validate(moment.step, summary.elbo)
-            saved.save(moment.step, moment.state, moment.totals, metric=summary.elbo)
+            examples = run.stored(run.monitored)
+            summary = evaluation.evaluate(run.vae, params, examples, run.key, treat=run.treat)
+            score = summary.reconstruction if summary.elbo is None else summary.elbo
+            metrics.validate(moment.step, score)
+            saved.save(moment.step, moment.state, moment.totals, metric=score)
 
         hooks = [training.Hook(config.checkpoint_every, save)]
         try:
@@ -74,7 +78,7 @@ def train(run: setup.Run, workdir: Path, stop: stopping.Stop) -> Any:
             metrics.close()
 
 
-def fit(run: setup.Run, devices: list[jax.Device], **settings: Any) -> Any:
+def fit(run: wiring.Run, devices: list[jax.Device], **settings: Any) -> Any:
     """``training.fit`` of a run."""
     config = run.config
     return training.fit(
@@ -88,7 +92,7 @@ def fit(run: setup.Run, devices: list[jax.Device], **settings: Any) -> Any:
     )
 
 
-def profile(run: setup.Run, devices: list[jax.Device], workdir: Path) -> None:
+def profile(run: wiring.Run, devices: list[jax.Device], workdir: Path) -> None:
     """Traces the second ten of twenty steps of a training that is thrown away."""
 
     def turn(moment: training.Moment) -> None:
@@ -102,12 +106,12 @@ def profile(run: setup.Run, devices: list[jax.Device], workdir: Path) -> None:
     outcomes.say(f"profile of ten steps: {workdir / 'profile'}")
 
 
-def step_cost(run: setup.Run, devices: list[jax.Device]) -> Callable[[float], dict[str, float]]:
+def step_cost(run: wiring.Run, devices: list[jax.Device]) -> Callable[[float], dict[str, float]]:
     """From images/s to the model's operations per second, and their share of the devices' peak where it is known."""
     config = run.config
     shaped = lambda shape, dtype: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
-    example = run.train[0]
-    batch = training.Batch(shaped(example.shape, example.dtype), shaped((), jnp.int32), shaped((), jnp.float32))
+    x = jax.tree.map(lambda a: shaped(a[0].shape, a[0].dtype), run.train)
+    batch = training.Batch(x, shaped((), jnp.int32), shaped((), jnp.float32))
     flops = costs.step_flops(run.algorithm, jax.eval_shape(run.init_state), batch)
     peak = costs.peak_flops(devices[0], config.precision)
 
@@ -120,10 +124,10 @@ def step_cost(run: setup.Run, devices: list[jax.Device]) -> Callable[[float], di
     return of_speed
 
 
-def finish(run: setup.Run, params: Any, workdir: Path) -> None:
+def finish(run: wiring.Run, params: Any, workdir: Path) -> None:
     """Judges the parameters on the test split, draws the figures, and prints the closing table."""
     config = run.config
-    test = run.test._replace(images=run.test.images[: config.test_examples])
+    test = run.test.take(slice(config.test_examples))
     judged = outcomes.judge(run, params, test, config.test_samples)
     if not processes.is_first():
         return
@@ -155,10 +159,10 @@ def main() -> None:
     config = dataclasses.replace(config, workdir=str(workdir))
     try:
         with stopping.Stop() as stop, contextlib.ExitStack() as locked:
-            setup.join(config)
+            wiring.join(config)
             if jax.process_count() > 1:
-                processes.on_first(lambda: setup.build(config))  # prepares the data once
-            run = setup.build(config)
+                processes.on_first(lambda: wiring.build(config))  # prepares the data once
+            run = wiring.build(config)
             processes.on_first(lambda: locked.enter_context(folders.claim(workdir)))
             processes.on_first(lambda: folders.save_config(workdir, config))
             state = processes.local(train(run, workdir, stop))
@@ -168,10 +172,10 @@ def main() -> None:
             else:
                 finish(run, training.trained(state), workdir)
     except (ValueError, OSError, training.NotFiniteError) as error:
-        setup.fail(error, workdir)
+        commands.fail(error, workdir)
 
 
 if __name__ == "__main__":
-    setup.one_voice()
-    setup.keep_programs()
+    commands.one_voice()
+    commands.keep_programs()
     main()

@@ -12,6 +12,8 @@ from jaxvae import (
     divergences,
     evaluation,
     expectations,
+    fitted,
+    flows,
     likelihoods,
     measurements,
     models,
@@ -19,6 +21,7 @@ from jaxvae import (
     posteriors,
     priors,
     processes,
+    rates,
     schedules,
     training,
 )
@@ -33,6 +36,8 @@ __all__ = [
     "divergences",
     "evaluation",
     "expectations",
+    "fitted",
+    "flows",
     "likelihoods",
     "measurements",
     "models",
@@ -40,6 +45,7 @@ __all__ = [
     "posteriors",
     "priors",
     "processes",
+    "rates",
     "schedules",
     "training",
 ]

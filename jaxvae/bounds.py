@@ -17,10 +17,10 @@ from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
 from jaxvae import divergences, expectations
-from jaxvae.distributions import Bernoulli, Normal
+from jaxvae.distributions import Bernoulli, Normal, drawn, noise_of, realized
 from jaxvae.expectations.contract import ANY, BINARY, CONTINUOUS, Estimator, Noise, estimator, steered
 from jaxvae.expectations.discrete import antithetic_pair
-from jaxvae.expectations.noises import many_samples, power, realized
+from jaxvae.expectations.noises import many_samples, power
 
 Array = jax.Array
 LogJoint = Callable[[Array], Array]
@@ -32,7 +32,12 @@ _each = lambda k, d, c: k
 
 def log_weights(key: Array, q: Any, log_joint: LogJoint, num_samples: int) -> Array:
     """Importance weights log w_k = log p(x, z_k) - log q(z_k|x), z_k ~ q: [K], in nats."""
-    return _log_weights(q.sample(key, (num_samples,)), q, log_joint)
+    return _drawn_weights(noise_of(q, key, (num_samples,)), q, log_joint)
+
+
+def _drawn_weights(noise: Array, q: Any, log_joint: LogJoint) -> Array:
+    z, log_q = drawn(q, noise)
+    return jax.vmap(log_joint)(z) - log_q
 
 
 def _log_weights(z: Array, q: Any, log_joint: LogJoint) -> Array:
@@ -49,7 +54,7 @@ def _log_mean(log_w: Array) -> Array:
 @_bound(many_samples, CONTINUOUS, _each, _each, of="elbo")
 def elbo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """Evidence lower bound with sampled KL, 1/K sum_k log w_k (Kingma & Welling 2013, arXiv:1312.6114, eq. 6)."""
-    return _log_weights(realized(q, noise), q, log_joint).mean()
+    return _drawn_weights(noise, q, log_joint).mean()
 
 
 @_bound(many_samples, CONTINUOUS, _each, _each, of="elbo", takes_prior=True)
@@ -69,7 +74,7 @@ def iwae(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
     Its expectation rises with K towards log p(x).
     """
-    return _log_mean(_log_weights(realized(q, noise), q, log_joint))
+    return _log_mean(_drawn_weights(noise, q, log_joint))
 
 
 def _pathwise(noise: Array, q: Any, log_joint: LogJoint, weights: Callable[[Array], Array]) -> tuple[Array, Array]:
@@ -149,7 +154,7 @@ def _groups(log_w: Array, groups: int) -> Array:
 @_bound(many_samples, CONTINUOUS, _each, _each, of="miwae")
 def miwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
     """The mean of M = ``groups`` bounds L_K of the K M samples (Rainforth et al. 2018, arXiv:1802.04537)."""
-    return _log_mean(_groups(_log_weights(realized(q, noise), q, log_joint), groups)).mean()
+    return _log_mean(_groups(_drawn_weights(noise, q, log_joint), groups)).mean()
 
 
 @_bound(many_samples, CONTINUOUS, _each, _each, of="iwae", unbiased=False)
@@ -168,7 +173,7 @@ def piwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
 @_bound(many_samples, CONTINUOUS, _each, _each, of="ciwae")
 def ciwae(noise: Array, q: Any, log_joint: LogJoint, elbo_weight: float = 0.5) -> Array:
     """b ELBO + (1 - b) L_K, b = ``elbo_weight`` (Rainforth et al. 2018, arXiv:1802.04537)."""
-    log_w = _log_weights(realized(q, noise), q, log_joint)
+    log_w = _drawn_weights(noise, q, log_joint)
     return elbo_weight * log_w.mean() + (1 - elbo_weight) * _log_mean(log_w)
 
 
@@ -177,7 +182,7 @@ def renyi(noise: Array, q: Any, log_joint: LogJoint, order: float = 0.5) -> Arra
     """1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``order`` (Li & Turner 2016, arXiv:1602.02311): a = 0 is L_K."""
     if order == 1:
         raise ValueError("the Renyi bound of order 1 is the elbo")
-    return _log_mean((1 - order) * _log_weights(realized(q, noise), q, log_joint)) / (1 - order)
+    return _log_mean((1 - order) * _drawn_weights(noise, q, log_joint)) / (1 - order)
 
 
 # For any latents: the gradient of L_K is that of log w at the draws and sum_k (L_K - c_k) grad log q(z_k).

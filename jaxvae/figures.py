@@ -14,20 +14,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvae.distributions import mean_of
 from jaxvae.models.vae import VAE
 
 Array = jax.Array
 
 
-def reconstructions(vae: VAE, params: Any, x: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs x [N, H, W, C] and the decoder's mean at the posterior's mean, both [N, H, W, C]."""
-    one = lambda x: vae.decode(params, vae.encode(params, x).mean).mean
-    return np.asarray(x), np.asarray(jax.jit(jax.vmap(one))(x))
+def reconstructions(vae: Any, params: Any, examples: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The examples' x [N, H, W, C] and the decoder's mean at the posterior's mean, both [N, H, W, C]."""
+
+    def one(example: Any) -> tuple[Array, Array]:
+        here, x = vae.at(example)
+        return x, here.decode(params, mean_of(here.encode(params, x))).mean
+
+    inputs, outputs = jax.jit(jax.vmap(one))(examples)
+    return np.asarray(inputs), np.asarray(outputs)
 
 
-def prior_samples(vae: VAE, params: Any, key: Array, count: int) -> np.ndarray:
-    """The decoder's mean at ``count`` draws from the prior: [count, H, W, C]."""
-    return decoded(vae, params, vae.prior(params).sample(key, (count,)))
+def prior_samples(vae: Any, params: Any, key: Array, examples: Any) -> np.ndarray:
+    """The decoder's mean at a draw from the prior, one for each example and at its condition: [N, H, W, C]."""
+
+    def one(key: Array, example: Any) -> Array:
+        here, _ = vae.at(example)
+        return here.decode(params, here.prior(params).sample(key)).mean
+
+    count = jax.tree.leaves(examples)[0].shape[0]
+    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(key, count), examples))
 
 
 def decoded(vae: VAE, params: Any, z: Array) -> np.ndarray:
@@ -46,7 +58,7 @@ def traversals(vae: VAE, params: Any, center: Array, latents: Sequence[int], val
 
 def interpolations(vae: VAE, params: Any, x: Array, y: Array, steps: int) -> np.ndarray:
     """Decodes straight lines between the posterior means of x and y [N, H, W, C]: [N, steps, H, W, C]."""
-    mean = jax.jit(jax.vmap(lambda x: vae.encode(params, x).mean))
+    mean = jax.jit(jax.vmap(lambda x: mean_of(vae.encode(params, x))))
     lines = jax.vmap(lambda t: (1 - t) * mean(x) + t * mean(y), out_axes=1)(jnp.linspace(0.0, 1.0, steps))
     return decoded(vae, params, lines)
 

@@ -211,6 +211,11 @@ def residual_decoder(
     return from_linen(Decoder())
 
 
+def of_part(network: Network, part: slice) -> Network:
+    """``network`` of a part of its input [D]: the decoder of a latent vector whose rest belongs to the prior."""
+    return Network(lambda key, x: network.init(key, x[part]), lambda params, x: network.apply(params, x[part]))
+
+
 def scaled_input(network: Network, factor: float) -> Network:
     """The same network, fed with ``factor * x``."""
     return network._replace(

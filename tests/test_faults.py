@@ -134,10 +134,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, flags: Call
 def test_stopped_at_the_step_of_a_checkpoint_it_is_judged_as_ever(tmp_path: Path, flags: Callable) -> None:
     import config
     import train
+    import wiring
 
     every_step = ["--report-every", "1", "--checkpoint-every", "1"]
     _, settings = config.parse([*map(str, flags(tmp_path, 4)), *every_step])
-    run, step = config.build(settings), 0
+    run, step = wiring.build(settings), 0
     for asked in ("SIGTERM", "SIGTERM", ""):
         state = train.train(run, tmp_path, SimpleNamespace(asked=asked, awaited=contextlib.nullcontext))
         assert step < int(state.step)

@@ -24,7 +24,7 @@ def test_decoded_images(small_vae: models.VAE, digits: datasets.Dataset) -> None
     inputs, outputs = figures.reconstructions(small_vae, params, x)
     np.testing.assert_array_equal(inputs, x)
     assert outputs.shape == x.shape
-    assert figures.prior_samples(small_vae, params, jax.random.key(1), 5).shape == (5, 8, 8, 1)
+    assert figures.prior_samples(small_vae, params, jax.random.key(1), x).shape == x.shape
     swept = figures.traversals(small_vae, params, jnp.zeros(2), [1, 0], jnp.array([-1.0, 0.0, 1.0]))
     assert swept.shape == (2, 3, 8, 8, 1)
     np.testing.assert_allclose(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import binary_estimators
-import config
+import commands
 import gradient_variance
 import jax
 import jax.numpy as jnp
@@ -136,5 +136,5 @@ def test_mistakes_are_answered_in_a_sentence(
     arguments, answer = MISTAKES[mistake]
     monkeypatch.setattr(sys, "argv", ["gradient_variance.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        config.command(gradient_variance.main)
+        commands.command(gradient_variance.main)
     assert answer in capsys.readouterr().err

@@ -360,7 +360,7 @@ def test_objectives_between_bounds_are_those_bounds_at_their_ends() -> None:
 
 def undetached(noise: Any, q: Any, log_joint: Callable) -> jax.Array:
     """IWAE as sum of weighted ELBOs whose weights carry a gradient."""
-    log_w = bounds._log_weights(noises.realized(q, noise), q, log_joint)
+    log_w = bounds._drawn_weights(noise, q, log_joint)
     return jnp.sum(jax.nn.softmax(log_w) * log_w)
 
 

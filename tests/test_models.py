@@ -26,6 +26,7 @@ from jaxvae import (
     networks,
     posteriors,
     priors,
+    rates,
     training,
 )
 
@@ -239,9 +240,12 @@ def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(digit
 def test_densities_of_bfloat16_networks_are_float32(posterior: str) -> None:
     vae, x = in_precision("bfloat16", posterior), jnp.ones((8, 8, 1))
     params = jax.eval_shape(vae.init, jax.random.key(0), x)
-    z = jnp.ones(jax.eval_shape(vae.encode, params, x).event_shape)
-    terms = lambda params: models.elbo_terms(vae, params, jax.random.key(1), x, 2)
-    of = lambda params: (vae.encode(params, x), vae.decode(params, z), vae.encode(params, x).log_prob(z), terms(params))
+
+    def of(params: dict) -> tuple:
+        q, key = vae.encode(params, x), jax.random.key(1)
+        draws = distributions.drawn(q, distributions.noise_of(q, key, (2,)))
+        return q, vae.decode(params, draws[0][0]), draws, models.elbo_terms(vae, params, key, x, 2)
+
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(of, params))} == {jnp.dtype(jnp.float32)}
 
 
@@ -365,7 +369,7 @@ def test_kl_weight_multiplies_kl_alone(small_vae: models.VAE) -> None:
 
 def test_free_bits_need_latents_that_divide(small_vae: models.VAE) -> None:
     params = small_vae.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
-    loss = models.free_bits(small_vae, nats=0.1, groups=3)
+    loss = models.rated(small_vae, rates.free_bits(0.1, groups=3))
     keys = jax.random.split(jax.random.key(1), 4)
     with pytest.raises(ValueError, match="2 latents do not divide into 3 groups"):
         loss(params, keys, jnp.zeros((4, 8, 8, 1)), jnp.full(4, 0.25), jnp.int32(0), None)

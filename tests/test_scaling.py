@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import config as setup
+import commands
 import jax
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> dict[str, 
     """Runs the script in this process and returns its JSON."""
     files = ["--json", str(folder / "new" / "scaling.json"), "--plot", str(folder / "scaling.png")]
     monkeypatch.setattr(sys, "argv", ["scaling.py", *QUICK, *files, *more])
-    setup.command(scaling.scale)
+    commands.command(scaling.scale)
     return json.loads((folder / "new" / "scaling.json").read_text())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae import datasets, models, training
+from jaxvae import datasets, models, rates, training
 from jaxvae.training import loop
 
 CENTERS = np.random.default_rng(0).normal(size=(23, 3)).astype(np.float32)
@@ -339,6 +339,26 @@ def test_players_descend_their_own_losses_in_their_own_parameters() -> None:
         training.players(lambda key, x: {"a": 0.0}, members).init(jax.random.key(0), CENTERS[0])
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_sweep_is_its_members_trained_alone(devices: int) -> None:
+    """Learning rates of gradient descent, and as many seeds of a loss whose noise is the member's own."""
+    noisy = lambda params, key, x, step: (0.5 * jnp.sum((params["w"] - x - jax.random.normal(key, (3,))) ** 2), {})
+    rates = jnp.array([0.1, 0.4, 0.7])
+    make = lambda rate: quadratic(optax.sgd(rate), noisy)
+    settings = {"num_steps": 7, "batch_size": 6, "devices": jax.local_devices()[:devices]}
+    reports: list[dict] = []
+    swept = training.fit(
+        training.swept(make, rates), CENTERS, report=lambda step, r: reports.append(r), report_every=7, **settings
+    )
+    keys = jax.random.split(jax.random.key(0), 3)
+    for s, rate in enumerate(rates):
+        alone = training.fit(make(rate), CENTERS, state=make(rate).init(keys[s], CENTERS[0]), **settings)
+        found = training.trained(training.member(swept, s))["w"]
+        np.testing.assert_allclose(found, training.trained(alone)["w"], rtol=1e-5)
+    each = [reports[0][f"loss[{s}]"] for s in range(3)]
+    assert reports[0]["loss"] == pytest.approx(np.mean(each), rel=1e-6) and len(set(each)) == 3
+
+
 def test_the_moving_average_is_the_closed_form() -> None:
     algorithm = quadratic(optax.sgd(0.2), ema_decay=0.99)
     state = algorithm.init(jax.random.key(0), CENTERS[0])
@@ -370,7 +390,7 @@ def test_free_bits_take_the_maximum_after_the_mean_over_all_devices(
     examples = digits.splits["train"].images[:37]
     losses = {}
     for devices in (1, 4):
-        loss = training.treated(treat, models.free_bits(small_vae, nats=0.02, groups=2))
+        loss = training.treated(treat, models.rated(small_vae, rates.free_bits(0.02, groups=2)))
         init = lambda key, x: small_vae.init(key, treat(key, x))
         algorithm = training.gradient_descent(init, loss, optax.sgd(1e-2))
         reports: list[dict] = []

@@ -1,8 +1,9 @@
 """Data sets addressed by index, in memory or streamed: from tensorflow-datasets, from files, from arrays.
 
 A split in memory is ``images [N, H, W, C]`` (uint8, or float32 for values that are no pixels) and, where there are any,
-``labels [N]``. A batch is a pure function of (seed, step), so the iterator's state is the step. Pixels become what a
-likelihood needs inside the training step, one example at a time, by a named treatment.
+``labels [N]``; those of ``shapes`` are kept as their factors and rendered inside the training step. A batch is a pure
+function of (seed, step), so the iterator's state is the step. Pixels become what a likelihood needs inside the training
+step, one example at a time, by a named treatment.
 
 tensorflow-datasets is imported only when one of its sets is asked for, Grain only to stream, and TensorFlow never.
 """
@@ -17,14 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxvae.datasets import shapes
 from jaxvae.datasets.batches import batch_rows, num_examples
 from jaxvae.datasets.catalog import from_tfds, held
 from jaxvae.datasets.files import from_arrays, load_path
-from jaxvae.datasets.pixels import TREATMENTS, prepared, treatment
+from jaxvae.datasets.pixels import CORRUPTIONS, TREATMENTS, prepared, treatment
 from jaxvae.datasets.splits import DataError, Dataset, S, Split
 from jaxvae.datasets.streams import Stream, of_objects, of_path, of_records, require_grain
 
 __all__ = [
+    "CORRUPTIONS",
     "TREATMENTS",
     "DataError",
     "Dataset",
@@ -36,11 +39,13 @@ __all__ = [
     "num_examples",
     "prepared",
     "select",
+    "shapes",
     "stream",
     "treatment",
 ]
 HELD_OUT = 10  # one example in this many is held out where a set has no split to test on
-KNOWN_LEVELS = {"digits": 17}
+KNOWN_LEVELS = {"digits": 17, "shapes": 2}
+RENDERED = {"shapes": shapes.splits}
 
 
 def load(
@@ -50,15 +55,15 @@ def load(
 
     Args:
       source: the name of a tensorflow-datasets set (``"mnist"``, ``"cmaterdb/bangla"``, and ``"digits"``, which needs
-        no network); or a ``.npy`` or ``.npz`` file; or a folder of images; or arrays, ``{split: images}`` or
-        ``{split: (images, labels)}``, or one array of images.
+        no network); or ``"shapes"``, which are rendered; or a ``.npy`` or ``.npz`` file; or a folder of images; or
+        arrays, ``{split: images}`` or ``{split: (images, labels)}``, or one array of images.
       data_dir: where prepared sets are and new ones go; None is tensorflow-datasets' own default.
       levels: values that a pixel can take; None infers 2 where no pixel exceeds 1, else 256.
 
     A set with one split only gets a ``test`` split of a tenth of its examples, chosen by a fixed permutation.
     Raises DataError with what is missing and the command that mends it.
     """
-    of_name = lambda name: from_tfds(name, data_dir, held)
+    of_name = lambda name: RENDERED[name]() if name in RENDERED else from_tfds(name, data_dir, held)
     name, splits, known = _found(source, from_arrays, load_path, of_name)
     return _dataset(name, _numbered(splits), known if levels is None else levels)
 
@@ -76,7 +81,7 @@ def stream(source: Any, data_dir: str | os.PathLike | None = None, levels: int |
     Splits have no labels. Raises DataError with what is missing and the command that mends it.
     """
     require_grain()
-    of_name = lambda name: from_tfds(name, data_dir, of_records)
+    of_name = lambda name: of_objects(_images(name)) if name in RENDERED else from_tfds(name, data_dir, of_records)
     name, splits, known = _found(source, of_objects, of_path, of_name)
     return _dataset(name, splits, known if levels is None else levels)
 
@@ -106,6 +111,10 @@ def looks_like_path(source: str | os.PathLike) -> bool:
         next(Path(text).glob(depth), None) for depth in ("*/dataset_info.json", "*/*/dataset_info.json")
     )
     return bool(text) and Path(text).is_dir() and not prepared_set()
+
+
+def _images(name: str) -> dict[str, Any]:
+    return {part: split.images for part, split in RENDERED[name]().items()}
 
 
 def _found(

@@ -110,7 +110,7 @@ def held(records: Any, image: str, label: str | None, name: str, chunk: int = 40
 
 
 def _near(tfds: Any, name: str) -> str:
-    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+    known = [*tfds.list_builders(with_community_datasets=False), "digits", "shapes"]
     near = difflib.get_close_matches(name.lower().replace("-", "_"), known, 3)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 

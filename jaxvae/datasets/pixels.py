@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvae.datasets.shapes import Images
 from jaxvae.datasets.splits import DataError, S, Split
 from jaxvae.datasets.streams import Stream
 
@@ -38,6 +39,20 @@ TREATMENTS: dict[str, Callable[[Array, Array, int], Array]] = {
 }
 
 
+def _salt_and_pepper(key: Array, x: Array, level: float) -> Array:
+    key_where, key_what = jax.random.split(key)
+    what = jax.random.bernoulli(key_what, 0.5, x.shape).astype(x.dtype)
+    return jnp.where(jax.random.bernoulli(key_where, level, x.shape), what, x)
+
+
+# name -> (key, x, level) -> what a denoising model's encoder sees (Vincent et al. 2010, JMLR 11)
+CORRUPTIONS: dict[str, Callable[[Array, Array, float], Array]] = {
+    "gaussian": lambda key, x, level: x + level * jax.random.normal(key, x.shape),
+    "masking": lambda key, x, level: jnp.where(jax.random.bernoulli(key, level, x.shape), 0.0, x),
+    "salt_and_pepper": _salt_and_pepper,
+}
+
+
 def treatment(name: str, levels: int) -> Callable[[Array, Array], Array]:
     """The pixel treatment ``(key, pixels) -> x`` of one example.
 
@@ -59,7 +74,8 @@ def prepared(split: S, name: str, levels: int, seed: int = 0) -> S:
     ``static`` binarization draws Bernoulli(pixel / (levels - 1)) with a generator keyed by ``seed`` and the number of
     examples. Values that are no pixels are refused by the treatments that need pixels.
 
-    A stream stays as it is: ``static`` is refused, and a thousand of its examples are checked.
+    A stream stays as it is: ``static`` is refused, and a thousand of its examples are checked. So do images that are
+    rendered, which are binary, and ``static`` as they are.
     """
     if isinstance(split, Stream):
         if name == "static":
@@ -67,6 +83,9 @@ def prepared(split: S, name: str, levels: int, seed: int = 0) -> S:
         any_fits = split.dtype == np.uint8 and levels > 255
         for part in () if any_fits else split.glimpse():
             _once(part, name, levels, seed)
+        return split
+    if isinstance(split.images, Images):
+        _once(Split(np.asarray(split.images[:1])), name, levels, seed)
         return split
     return _once(split, name, levels, seed)
 

@@ -18,7 +18,7 @@ class DataError(ValueError):
 class Split(NamedTuple):
     """Part of a data set."""
 
-    images: np.ndarray  # [N, H, W, C] uint8, or float32
+    images: np.ndarray  # [N, H, W, C] uint8, or float32; shapes.Images where they are rendered
     labels: np.ndarray | None = None  # [N] int
 
     @property

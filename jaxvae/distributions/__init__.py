@@ -7,7 +7,7 @@ front of the event, and ``log_prob`` accepts what ``sample`` returns: ``x [*shap
 NumPyro's distributions satisfy the same contract (with ``to_event`` so that ``batch_shape`` is empty).
 """
 
-from jaxvae.distributions.compositions import Independent, Mixture
+from jaxvae.distributions.compositions import Hierarchy, Independent, Joint, Mixture, tempered
 from jaxvae.distributions.continuous import (
     Beta,
     ContinuousBernoulli,
@@ -16,9 +16,10 @@ from jaxvae.distributions.continuous import (
     Laplace,
     MultivariateNormal,
     Normal,
+    Point,
     StudentT,
 )
-from jaxvae.distributions.contract import LOG_2PI, Distribution, pytree
+from jaxvae.distributions.contract import LOG_2PI, Distribution, drawn, mean_of, noise_of, pytree, realized
 from jaxvae.distributions.discrete import (
     Bernoulli,
     Categorical,
@@ -30,9 +31,14 @@ from jaxvae.distributions.discrete import (
     logistic,
     uniform,
 )
+from jaxvae.distributions.sparse import SpikeAndSlab
+from jaxvae.distributions.spherical import PowerSpherical, SphericalUniform, VonMisesFisher
+from jaxvae.distributions.structured import BandedNormal
+from jaxvae.distributions.transformed import Transformed
 
 __all__ = [
     "LOG_2PI",
+    "BandedNormal",
     "Bernoulli",
     "Beta",
     "Categorical",
@@ -41,17 +47,30 @@ __all__ = [
     "DiscretizedLogistic",
     "Distribution",
     "Gamma",
+    "Hierarchy",
     "Independent",
+    "Joint",
     "Laplace",
     "Mixture",
     "MultivariateNormal",
     "NegativeBinomial",
     "Normal",
     "OneHotCategorical",
+    "Point",
+    "PowerSpherical",
+    "SphericalUniform",
+    "SpikeAndSlab",
     "StudentT",
+    "Transformed",
+    "VonMisesFisher",
     "ZeroInflatedNegativeBinomial",
     "bernoulli_log_prob",
+    "drawn",
     "logistic",
+    "mean_of",
+    "noise_of",
     "pytree",
+    "realized",
+    "tempered",
     "uniform",
 ]

@@ -39,6 +39,29 @@ class Normal(Factorized):
 
 
 @pytree
+class Point:
+    """All mass at ``loc``: the posterior of a deterministic encoder, whose density there, and KL, is infinite."""
+
+    loc: Array
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return jnp.shape(self.loc)
+
+    @property
+    def mean(self) -> Array:
+        return self.loc
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        return jnp.broadcast_to(self.loc, shape + self.event_shape)
+
+    def log_prob(self, x: Array) -> Array:
+        lead = check_event(self, x)
+        there = jnp.all((x == self.loc).reshape(*lead, -1), -1)
+        return jnp.where(there, jnp.inf, -jnp.inf)
+
+
+@pytree
 class MultivariateNormal:
     """Gaussian with full covariance L L^T: ``loc [D]``, ``scale_tril`` L [D, D] lower triangular."""
 

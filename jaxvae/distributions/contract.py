@@ -97,3 +97,33 @@ class Factorized:
 
     def _full(self, value: Array) -> Array:
         return jnp.broadcast_to(value, self.event_shape)
+
+
+def mean_of(distribution: Any, draws: int = 64) -> Array:
+    """The mean; of a family that has none in closed form, that of some draws with a fixed key."""
+    known = getattr(distribution, "mean", None)
+    return distribution.sample(jax.random.key(0), (draws,)).mean(0) if known is None else known
+
+
+# What is drawn and what becomes of it: z is a function of noise where the family has ``noise`` and ``at``, and comes
+# with its log-density by one pass where it has ``at_and_log_prob``.
+
+
+def noise_of(distribution: Any, key: Array, shape: tuple[int, ...] = ()) -> Array:
+    """What ``realized`` makes samples of: the samples themselves where the family has no noise."""
+    return getattr(distribution, "noise", distribution.sample)(key, shape)
+
+
+def realized(distribution: Any, noise: Array) -> Array:
+    """Samples as differentiable functions of the parameters, where the family has them so; [*event] or [K, *event]."""
+    at = getattr(distribution, "at", None)
+    return noise if at is None else (jax.vmap(at) if noise.ndim > len(distribution.event_shape) else at)(noise)
+
+
+def drawn(distribution: Any, noise: Array) -> tuple[Array, Array]:
+    """Samples [K, *event] of noises [K, *event], and their log-densities [K]."""
+    both = getattr(distribution, "at_and_log_prob", None)
+    if both is not None:
+        return jax.vmap(both)(noise)
+    z = realized(distribution, noise)
+    return z, jax.vmap(distribution.log_prob)(z)

@@ -17,10 +17,17 @@ from jaxvae.distributions import (
     Categorical,
     ContinuousBernoulli,
     Independent,
+    Joint,
     Laplace,
     MultivariateNormal,
     Normal,
     OneHotCategorical,
+    PowerSpherical,
+    SphericalUniform,
+    SpikeAndSlab,
+    VonMisesFisher,
+    drawn,
+    noise_of,
 )
 
 Array = jax.Array
@@ -72,8 +79,8 @@ def kl(q: Any, p: Any, key: Array | None = None, num_samples: int = 1) -> Array:
 
 def sampled_kl(key: Array, q: Any, p: Any, num_samples: int = 1) -> Array:
     """KL(q || p) estimated by mean_k [log q(z_k) - log p(z_k)], z_k ~ q: unbiased, in nats, for any pair."""
-    z = q.sample(key, (num_samples,))
-    return jnp.mean(jax.vmap(lambda z: q.log_prob(z) - p.log_prob(z))(z))
+    z, log_q = drawn(q, noise_of(q, key, (num_samples,)))
+    return jnp.mean(log_q - jax.vmap(p.log_prob)(z))
 
 
 def kl_per_latent(q: Any, p: Any) -> Array | None:
@@ -107,8 +114,10 @@ def _check_same_event(q: Any, p: Any) -> None:
 
 
 def _coordinates(q: Any, p: Any) -> Array:
-    shape = q.event_shape[:-1] if isinstance(q, OneHotCategorical) else q.event_shape
-    return jnp.broadcast_to(FACTORIZED_KL[type(q), type(p)](q, p), shape)
+    terms = FACTORIZED_KL[type(q), type(p)](q, p)
+    if isinstance(q, Joint):
+        return terms
+    return jnp.broadcast_to(terms, q.event_shape[:-1] if isinstance(q, OneHotCategorical) else q.event_shape)
 
 
 def _marginals(distribution: Any) -> Any:
@@ -168,6 +177,34 @@ def _continuous_bernoulli(q: ContinuousBernoulli, p: ContinuousBernoulli) -> Arr
     """An exponential family in l with log-partition log(1 + e^l) - log C(l): A(l_p) - A(l_q) + E_q[x] (l_q - l_p)."""
     partition = lambda d: softplus(d.logits) - d.log_normalizer
     return partition(p) - partition(q) + q.mean * (q.logits - p.logits)
+
+
+@register_kl(SpikeAndSlab, SpikeAndSlab, factorized=True)
+def _spike_and_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Array:
+    """KL of the gates, and that of the slabs with the probability that q's gate is open (arXiv:1905.10185)."""
+    gates = _bernoulli_bernoulli(Bernoulli(q.logits), Bernoulli(p.logits))
+    return gates + sigmoid(q.logits) * _normal_normal(Normal(q.loc, q.scale), Normal(p.loc, p.scale))
+
+
+@register_kl(PowerSpherical, SphericalUniform)
+@register_kl(VonMisesFisher, SphericalUniform)
+def _to_uniform_sphere(q: PowerSpherical | VonMisesFisher, p: SphericalUniform) -> Array:
+    """log area - H[q] (De Cao & Aziz 2020, arXiv:2006.04437; Davidson et al. 2018, arXiv:1804.00891)."""
+    return q.kl_to_uniform
+
+
+@register_kl(PowerSpherical, VonMisesFisher)
+@register_kl(VonMisesFisher, VonMisesFisher)
+def _to_von_mises_fisher(q: PowerSpherical | VonMisesFisher, p: VonMisesFisher) -> Array:
+    """KL(q || u) + A_p(k_p) + k_p (1 - E_q m_p^T x), u uniform (De Cao & Aziz 2020, arXiv:2006.04437)."""
+    short = q.shortfall + (1 - q.shortfall) * 0.5 * ((q.loc - p.loc) ** 2).sum()
+    return q.kl_to_uniform + p.log_partition(p.concentration) + p.concentration * short
+
+
+@register_kl(Joint, Joint, factorized=True)
+def _joint(q: Joint, p: Joint) -> Array:
+    """The terms of all parts, one after the other."""
+    return jnp.concatenate([jnp.ravel(_coordinates(a, b)) for a, b in zip(q.parts, p.parts, strict=True)])
 
 
 @register_kl(MultivariateNormal, MultivariateNormal)

@@ -1,5 +1,6 @@
 """How good a model is: the ELBO and its terms, log-likelihoods with their error bars, active units. All in nats."""
 
+from jaxvae.evaluation import decompositions, disentanglement, samples
 from jaxvae.evaluation.likelihoods import (
     ACTIVE_VARIANCE,
     Likelihoods,
@@ -21,11 +22,14 @@ __all__ = [
     "LogLikelihood",
     "Summary",
     "bits_per_dim",
+    "decompositions",
+    "disentanglement",
     "encode_split",
     "estimate_log_likelihood",
     "evaluate",
     "log_likelihood",
     "pareto_shape",
     "same",
+    "samples",
     "tail_length",
 ]

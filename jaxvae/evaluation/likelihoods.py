@@ -19,6 +19,7 @@ from jax.scipy.special import logsumexp
 
 from jaxvae import bounds, divergences, processes
 from jaxvae.datasets import num_examples
+from jaxvae.distributions import mean_of
 from jaxvae.models.vae import VAE, elbo_terms
 
 Array = jax.Array
@@ -52,6 +53,7 @@ def log_likelihood(
     chunk = min(chunk, num_samples)
     chunks = -(-num_samples // chunk)
     tail = tail_length(num_samples)
+    vae, x = vae.at(x)
     q, prior = vae.encode(params, x), vae.prior(params)
     log_joint = lambda z: vae.decode(params, z).log_prob(x) + prior.log_prob(z)
 
@@ -99,10 +101,10 @@ def pareto_shape(largest: Array) -> Array:
 class Summary(NamedTuple):
     """The ELBO of a split."""
 
-    elbo: float
-    standard_error: float  # of the ELBO, over the examples
+    elbo: float | None  # None where KL is infinite, as a deterministic encoder's
+    standard_error: float | None  # of the ELBO, over the examples
     reconstruction: float
-    kl: float
+    kl: float | None
     kl_per_latent: list[float] | None  # None where no closed form is known
     active_units: int
     num_samples: int
@@ -127,13 +129,14 @@ def evaluate(
 
     columns = _over_split(_elbo_columns(vae, treat, num_samples), params, examples, key, batch_size)
     elbo = columns["reconstruction"] - columns["kl"]
+    bounded = bool(np.isfinite(elbo).all())
     variance = columns["mean"].var(0)
     per_latent = columns.get("kl_per_latent")
     return Summary(
-        elbo=float(elbo.mean()),
-        standard_error=_standard_error(elbo),
+        elbo=float(elbo.mean()) if bounded else None,
+        standard_error=_standard_error(elbo) if bounded else None,
         reconstruction=float(columns["reconstruction"].mean()),
-        kl=float(columns["kl"].mean()),
+        kl=float(columns["kl"].mean()) if bounded else None,
         kl_per_latent=None if per_latent is None else per_latent.mean(0).tolist(),
         active_units=int((variance > ACTIVE_VARIANCE).reshape(len(variance), -1).any(-1).sum()),
         num_samples=num_samples,
@@ -210,11 +213,11 @@ def encode_split(
 def _elbo_columns(vae: VAE, treat: Treatment, num_samples: int) -> Callable:
     def one(params: Any, key: Array, stored: Any) -> dict[str, Array]:
         key_x, key_z = jax.random.split(key)
-        x = treat(key_x, stored)
-        q = vae.encode(params, x)
-        per_latent = divergences.kl_per_latent(q, vae.prior(params))
+        here, x = vae.at(treat(key_x, stored))
+        q = here.encode(params, x)
+        per_latent = divergences.kl_per_latent(q, here.prior(params))
         rest = {} if per_latent is None else {"kl_per_latent": per_latent}
-        return elbo_terms(vae, params, key_z, x, num_samples) | {"mean": q.mean} | rest
+        return elbo_terms(here, params, key_z, x, num_samples) | {"mean": mean_of(q)} | rest
 
     return _batched(one)
 
@@ -230,9 +233,11 @@ def _likelihood_columns(vae: VAE, treat: Treatment, num_samples: int, chunk: int
 
 @functools.lru_cache(maxsize=32)
 def _mean_columns(vae: VAE, treat: Treatment) -> Callable:
-    return _batched(
-        lambda params, key, stored: {"mean": vae.encode(params, treat(jax.random.split(key)[0], stored)).mean}
-    )
+    def one(params: Any, key: Array, stored: Any) -> dict[str, Array]:
+        here, x = vae.at(treat(jax.random.split(key)[0], stored))
+        return {"mean": mean_of(here.encode(params, x))}
+
+    return _batched(one)
 
 
 def _batched(one: Callable) -> Callable:

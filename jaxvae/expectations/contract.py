@@ -22,6 +22,7 @@ Cost = Callable[[int, int, int], int]  # K samples, D latents, C classes -> how 
 
 CONTINUOUS, BINARY, CATEGORICAL = (frozenset({name}) for name in ("continuous", "binary", "categorical"))
 DISCRETE = BINARY | CATEGORICAL
+MIXED = frozenset({"mixed"})  # some parts continuous and some discrete
 ANY = CONTINUOUS | DISCRETE
 
 

@@ -16,7 +16,7 @@ from jaxvae.expectations.general import one_replaced, replaced
 from jaxvae.expectations.noises import NODES, hardened, one_sample, perturbation, product, states
 
 Array = jax.Array
-_one, _two, _each = (lambda k, d, c: k), (lambda k, d, c: 2 * k), (lambda k, d, c: k)
+_two, _each = (lambda k, d, c: 2 * k), (lambda k, d, c: k)
 
 
 @estimator(
@@ -44,7 +44,7 @@ def local_expectation(noise: Array, q: Bernoulli | OneHotCategorical, f: Functio
 # Binary latents: z = 1[phi + l > 0] with l logistic, whose tails are exact; s is the logistic function.
 
 
-@estimator(perturbation, BINARY, _one)
+@estimator(perturbation, BINARY, _each)
 def ar(noise: Array, q: Bernoulli, f: Function) -> Array:
     """Augment-REINFORCE, f(1[u < s(phi)]) (1 - 2u), u uniform (Yin & Zhou 2018, arXiv:1807.11143)."""
     value = f(hardened(q, q.logits + noise))

@@ -11,9 +11,9 @@ import optax
 from jax.lax import stop_gradient
 
 from jaxvae import networks
-from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical
+from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical, realized
 from jaxvae.expectations.contract import ANY, BINARY, CONTINUOUS, Function, Noise, controlled, estimator, steered
-from jaxvae.expectations.noises import many_samples, one_sample, product, realized, sample_law
+from jaxvae.expectations.noises import many_samples, one_sample, product, sample_law
 
 Array = jax.Array
 _each = lambda k, d, c: k

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxvae.distributions import Bernoulli, Categorical, MultivariateNormal, Normal, OneHotCategorical, logistic
+from jaxvae.distributions import (
+    Bernoulli,
+    Categorical,
+    MultivariateNormal,
+    Normal,
+    OneHotCategorical,
+    logistic,
+    noise_of,
+)
 from jaxvae.expectations.contract import Noise
 
 Array = jax.Array
@@ -60,10 +68,6 @@ def power(one: tuple[Any, Any], times: int) -> tuple[Any, Any]:
 # Samples
 
 
-def _draw_samples(key: Array, q: Any, num_samples: int) -> Array:
-    return getattr(q, "noise", q.sample)(key, (num_samples,))
-
-
 def _samples_law(q: Any, num_samples: int, share: float = 1.0) -> tuple[Any, Any]:
     if isinstance(q, Normal | MultivariateNormal):
         dimensions = num_samples * int(np.prod(q.event_shape))
@@ -89,14 +93,8 @@ def _coarse_sample(q: Any, num_samples: int) -> tuple[Any, Any] | None:
     return law and (law[0][:, 0], law[1])
 
 
-many_samples = Noise(_draw_samples, _samples_law, _coarse_samples)
-one_sample = Noise(lambda key, q, k: _draw_samples(key, q, 1)[0], sample_law, _coarse_sample)
-
-
-def realized(q: Any, noise: Array) -> Array:
-    """z as a differentiable function of the parameters, where q has it so."""
-    at = getattr(q, "at", None)
-    return noise if at is None else (jax.vmap(at) if noise.ndim > len(q.event_shape) else at)(noise)
+many_samples = Noise(lambda key, q, k: noise_of(q, key, (k,)), _samples_law, _coarse_samples)
+one_sample = Noise(lambda key, q, k: noise_of(q, key, (1,))[0], sample_law, _coarse_sample)
 
 
 # What is added to logits: the sign or the largest is a sample.

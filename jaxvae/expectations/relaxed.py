@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxvae.distributions import Bernoulli, OneHotCategorical
-from jaxvae.expectations.contract import DISCRETE, Function, Noise, estimator, steered
+from jaxvae.distributions import Bernoulli, Joint, OneHotCategorical, noise_of, realized
+from jaxvae.expectations.contract import DISCRETE, MIXED, Function, Noise, estimator, steered
 from jaxvae.expectations.control import conditional
 from jaxvae.expectations.noises import hardened, one_sample, perturb, smooth_perturbation, softened
 
@@ -21,14 +23,29 @@ def straight(value: Array, slope_of: Array) -> Array:
     return stop_gradient(value) + slope_of - stop_gradient(slope_of)
 
 
-@estimator(smooth_perturbation, DISCRETE, _each, _each, unbiased=False)
-def concrete(noise: Array, q: Discrete, f: Function, temperature: float = 0.5) -> Array:
+def _perturbations(key: Array, q: Any, k: int) -> Any:
+    """What ``_relaxed`` takes: of a Joint, one noise for each part."""
+    if isinstance(q, Joint):
+        parts = zip(jax.random.split(key, len(q.parts)), q.parts, strict=True)
+        return tuple(_perturbations(key, part, k) for key, part in parts)
+    return smooth_perturbation.draw(key, q, k) if isinstance(q, Discrete) else noise_of(q, key)
+
+
+def _relaxed(q: Any, noise: Any, temperature: float) -> Array:
+    if isinstance(q, Joint):
+        parts = zip(q.parts, noise, strict=True)
+        return jnp.concatenate([jnp.ravel(_relaxed(part, own, temperature)) for part, own in parts])
+    return softened(q, q.logits + noise, temperature) if isinstance(q, Discrete) else realized(q, noise)
+
+
+@estimator(Noise(_perturbations, smooth_perturbation.law), DISCRETE | MIXED, _each, _each, unbiased=False)
+def concrete(noise: Any, q: Any, f: Function, temperature: float = 0.5) -> Array:
     """f(s((phi + noise) / temperature)), s the logistic function or softmax.
 
     Maddison et al. 2016, arXiv:1611.00712; as Gumbel-softmax, Jang et al. 2016, arXiv:1611.01144. Its value is that of
-    the relaxed f too.
+    the relaxed f too. The continuous parts of a Joint are reparameterized.
     """
-    return f(softened(q, q.logits + noise, temperature))
+    return f(_relaxed(q, noise, temperature))
 
 
 @estimator(one_sample, DISCRETE, _each, _each, unbiased=False)

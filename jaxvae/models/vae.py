@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from jaxvae import divergences, expectations
+from jaxvae.distributions import Mixture, drawn, noise_of
 from jaxvae.likelihoods import Likelihood
 from jaxvae.networks import Network
 from jaxvae.posteriors import Posterior
@@ -28,12 +29,20 @@ Expectation = Callable[..., Array]  # (key, q, f, num_samples) -> scalar
 
 
 class VAE(NamedTuple):
-    """A variational autoencoder: four pure functions of one example."""
+    """A variational autoencoder: four pure functions of one example.
+
+    Objectives and evaluations ask a model for its VAE ``at`` an example and for the x that its likelihood is of: a
+    conditional model gives the VAE at the example's condition.
+    """
 
     init: Callable[[Array, Any], Params]  # (key, x)    -> params
     encode: Callable[[Params, Any], Any]  # (params, x) -> q(z|x)
     decode: Callable[[Params, Array], Any]  # (params, z) -> p(x|z)
     prior: Callable[[Params], Any]  # (params,)   -> p(z)
+
+    def at(self, example: Any) -> tuple[VAE, Any]:
+        """This, and the example."""
+        return self, example
 
 
 def vae(encoder: Network, decoder: Network, posterior: Posterior, likelihood: Likelihood, prior: Prior) -> VAE:
@@ -80,17 +89,44 @@ def vae(encoder: Network, decoder: Network, posterior: Posterior, likelihood: Li
     return VAE(init, encode, decode, lambda params: prior.make(params["prior"]))
 
 
+def with_vampprior(
+    vae: VAE, pseudo_inputs: Callable[[Array, Any], Array], bounded: Callable[[Array], Array] = lambda u: u
+) -> VAE:
+    """The same model with the prior 1/K sum_k q(z | u_k), u_k learned (Tomczak & Welling 2017, arXiv:1705.07120).
+
+    ``pseudo_inputs(key, x) -> [K, *x.shape]`` are those it starts from: noise, or examples. ``bounded`` brings what has
+    been learned back to where inputs lie, such as ``lambda u: jnp.clip(u, 0, 1)``.
+    """
+
+    def init(key: Array, x: Any) -> Params:
+        key_model, key_inputs = jax.random.split(key)
+        return vae.init(key_model, x) | {"prior": {"pseudo_inputs": pseudo_inputs(key_inputs, x)}}
+
+    def prior(params: Params) -> Mixture:
+        inputs = bounded(params["prior"]["pseudo_inputs"])
+        return Mixture(jnp.zeros(len(inputs)), jax.vmap(lambda u: vae.encode(params, u))(inputs))
+
+    return vae._replace(init=init, prior=prior)
+
+
 def elbo_terms(
     vae: VAE, params: Params, key: Array, x: Any, num_samples: int, estimator: Expectation = expectations.pathwise
 ) -> Terms:
     """The terms of the ELBO of one example, E_q log p(x|z) over ``num_samples`` draws and KL(q(z|x) || p(z)), nats.
 
-    ``estimator`` decides on the gradient of the first.
+    ``estimator`` decides on the gradient of the first. A KL without closed form is that of the same draws.
     """
     key_z, key_kl = jax.random.split(key)
-    q = vae.encode(params, x)
-    reconstruction = estimator(key_z, q, lambda z: vae.decode(params, z).log_prob(x), num_samples)
-    divergence = divergences.kl(q, vae.prior(params), key_kl)
+    vae, x = vae.at(x)
+    q, p = vae.encode(params, x), vae.prior(params)
+    f = lambda z: vae.decode(params, z).log_prob(x)
+    if estimator is expectations.pathwise and not divergences.has_closed_form(q, p):
+        z, log_q = drawn(q, noise_of(q, key_z, (num_samples,)))
+        reconstruction, log_p = jax.vmap(f)(z).mean(), jax.vmap(p.log_prob)(z)
+        divergence = jnp.mean(log_q - log_p)
+    else:
+        reconstruction = estimator(key_z, q, f, num_samples)
+        divergence = divergences.kl(q, p, key_kl)
     chex.assert_shape([reconstruction, divergence], ())
     return {"reconstruction": reconstruction, "kl": divergence}
 
@@ -108,10 +144,11 @@ def negative_elbo(
     """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        terms = elbo_terms(vae, params, key, x, num_samples, _given(estimator, params, x))
+        terms = elbo_terms(vae, params, key, x, num_samples, _given(estimator, params, vae.at(x)[1]))
         total = kl_weight(step) * terms["kl"] - terms["reconstruction"]
-        f = lambda still, z: vae.decode(still, z).log_prob(x)
-        return total + _learning(estimator, vae, params, jax.random.split(key)[0], x, f, num_samples), terms
+        here, x = vae.at(x)
+        f = lambda still, z: here.decode(still, z).log_prob(x)
+        return total + _learning(estimator, here, params, jax.random.split(key)[0], x, f, num_samples), terms
 
     return loss
 
@@ -123,18 +160,19 @@ def negative_sampled_elbo(vae: VAE, num_samples: int = 1, estimator: Expectation
     """
     through = getattr(estimator, "latents", expectations.contract.CONTINUOUS) == expectations.contract.CONTINUOUS
 
-    def f(params: Params, z: Array, x: Any) -> Array:
-        q = vae.encode(params, x)
-        density = q if through else lax.stop_gradient(q)
-        return vae.decode(params, z).log_prob(x) + vae.prior(params).log_prob(z) - density.log_prob(z)
-
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        estimate = _given(estimator, params, x)
-        value = estimate(key_bound, vae.encode(params, x), lambda z: f(params, z, x), num_samples)
         terms = elbo_terms(vae, lax.stop_gradient(params), key_terms, x, 1)
-        learning = _learning(estimator, vae, params, key_bound, x, lambda still, z: f(still, z, x), num_samples)
-        return learning - value, terms
+        here, x = vae.at(x)
+
+        def f(params: Params, z: Array) -> Array:
+            q = here.encode(params, x)
+            density = q if through else lax.stop_gradient(q)
+            return here.decode(params, z).log_prob(x) + here.prior(params).log_prob(z) - density.log_prob(z)
+
+        estimate = _given(estimator, params, x)
+        value = estimate(key_bound, here.encode(params, x), lambda z: f(params, z), num_samples)
+        return _learning(estimator, here, params, key_bound, x, f, num_samples) - value, terms
 
     return loss
 
@@ -148,12 +186,13 @@ def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        prior = vae.prior(params)
-        density = lax.stop_gradient(prior) if takes_prior else prior
-        log_joint = lambda z: vae.decode(params, z).log_prob(x) + density.log_prob(z)
         terms = elbo_terms(vae, lax.stop_gradient(params), key_terms, x, 1)
+        here, x = vae.at(x)
+        prior = here.prior(params)
+        density = lax.stop_gradient(prior) if takes_prior else prior
+        log_joint = lambda z: here.decode(params, z).log_prob(x) + density.log_prob(z)
         more = {"prior": prior} if takes_prior else {}
-        return -bound(key_bound, vae.encode(params, x), log_joint, num_samples, **more), terms
+        return -bound(key_bound, here.encode(params, x), log_joint, num_samples, **more), terms
 
     return loss
 
@@ -170,7 +209,8 @@ def with_control(vae: VAE, estimator: expectations.Estimator) -> VAE:
     def init(key: Array, x: Any) -> Params:
         key_model, key_control = jax.random.split(key)
         params = vae.init(key_model, x)
-        return params | {"control": make(key_control, vae.encode(params, x), jnp.ravel(x) * 1.0)}
+        here, x = vae.at(x)
+        return params | {"control": make(key_control, here.encode(params, x), jnp.ravel(x) * 1.0)}
 
     return vae._replace(init=init)
 
@@ -195,41 +235,3 @@ def _learning(
     settings = {"control": params["control"], "context": jnp.ravel(x) * 1.0}
     value = estimator.learn(key, vae.encode(still, x), lambda z: f(still, z), num_samples, **settings)
     return value - lax.stop_gradient(value)
-
-
-def free_bits(
-    vae: VAE,
-    nats: float,
-    groups: int,
-    num_samples: int = 1,
-    kl_weight: optax.Schedule = lambda step: 1.0,
-    estimator: Expectation = expectations.pathwise,
-) -> Callable:
-    """-E_q log p(x|z) + w(step) sum_g max(nats, E_x KL_g), g over equal groups of consecutive latents.
-
-    Kingma et al. 2016, arXiv:1606.04934, eq. 15: the maximum is taken after the mean over the batch, so this is a
-    loss of the batch (``training.BatchLoss``) and not of an example. It needs q and p that factorize.
-    """
-
-    def loss(
-        params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
-    ) -> tuple[Array, Terms]:
-        def example(key: Array, x: Any) -> tuple[Array, Array]:
-            q, p = vae.encode(params, x), vae.prior(params)
-            kl = divergences.kl_per_latent(q, p)
-            if kl is None or not divergences.has_closed_form(q, p):
-                raise ValueError(f"free bits need KL per latent; {type(q).__name__} || {type(p).__name__} has none")
-            if kl.size % groups:
-                raise ValueError(f"{kl.size} latents do not divide into {groups} groups of free bits")
-            reconstruction = estimator(key, q, lambda z: vae.decode(params, z).log_prob(x), num_samples)
-            return reconstruction, kl.reshape(groups, -1).sum(-1)
-
-        reconstruction, kl = jax.tree.map(
-            lambda v: jnp.tensordot(weight, v, 1, precision="float32"), jax.vmap(example)(keys, x)
-        )
-        if axis_name is not None:
-            reconstruction, kl = lax.psum((reconstruction, kl), axis_name)
-        rate = jnp.maximum(kl, nats).sum()
-        return kl_weight(step) * rate - reconstruction, {"reconstruction": reconstruction, "kl": kl.sum()}
-
-    return loss

@@ -14,6 +14,7 @@ from jaxvae.training.algorithms import (
 )
 from jaxvae.training.devices import MAPPINGS, everywhere, run_steps
 from jaxvae.training.loop import Hook, Moment, NotFiniteError, Totals, fit
+from jaxvae.training.sweeps import Sweep, member, swept
 
 __all__ = [
     "MAPPINGS",
@@ -25,13 +26,16 @@ __all__ = [
     "NotFiniteError",
     "Player",
     "State",
+    "Sweep",
     "Totals",
     "batch_mean",
     "everywhere",
     "fit",
     "gradient_descent",
+    "member",
     "players",
     "run_steps",
+    "swept",
     "trained",
     "treated",
 ]

@@ -1,0 +1,248 @@
+"""Losses of a batch that are no means over examples: rates of its KL, penalties on its codes, adversaries.
+
+Each is a ``training.BatchLoss`` and sees the global batch: what it needs of the examples is gathered from all devices
+first, because the mean of a divergence over devices is not the divergence of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxvae import divergences, expectations
+from jaxvae.models.vae import VAE, Expectation, Loss, Params, Terms
+from jaxvae.networks import Network
+from jaxvae.rates import Rate
+
+Array = jax.Array
+BatchLoss = Callable[..., tuple[Array, Terms]]
+
+
+class Codes(NamedTuple):
+    """What is known of the codes of a whole batch; the rows of padding have weight zero."""
+
+    key: Array  # the same on all devices
+    q: Any  # the posteriors q(z|x_i), stacked [B]
+    z: Array  # [B, *event], one draw of each
+    other: Array  # [B, *event], draws of the prior
+    weight: Array  # [B], sums to one
+
+
+Penalty = Callable[[Codes], Array]  # -> nats
+
+
+def codes(vae: VAE, params: Params, keys: Array, x: Any, weight: Array, axis_name: str | None) -> Codes:
+    """The codes of the global batch, of which x [B, ...] is this device's part."""
+
+    def example(key: Array, x: Any) -> tuple[Any, Array, Array]:
+        key_z, key_other = jax.random.split(key)
+        here, x = vae.at(x)
+        q = here.encode(params, x)
+        return q, q.sample(key_z), here.prior(params).sample(key_other)
+
+    pairs = jax.vmap(jax.random.split)(keys)  # [B, 2]
+    rows = (*jax.vmap(example)(pairs[:, 0], x), weight, jax.random.key_data(pairs[:, 1]))
+    if axis_name is not None:
+        rows = jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), rows)
+    q, z, other, weight, words = rows
+    return Codes(jax.random.wrap_key_data(words[0]), q, z, other, weight)
+
+
+def negative_reconstruction(vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise) -> Loss:
+    """-E_q log p(x|z): what an autoencoder descends, and a Wasserstein one beside its penalty."""
+
+    def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
+        here, x = vae.at(x)
+        f = lambda z: here.decode(params, z).log_prob(x)
+        reconstruction = estimator(key, here.encode(params, x), f, num_samples)
+        return -reconstruction, {"reconstruction": reconstruction}
+
+    return loss
+
+
+def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> Loss:
+    """sum_i w_i loss_i of an example, all with the same key; the terms that are reported are the first one's."""
+
+    def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
+        found = [(weight, *own(params, key, x, step)) for weight, own in parts]
+        return jnp.stack([weight * value for weight, value, _ in found]).sum(), found[0][2]
+
+    return loss
+
+
+def decoder_decay() -> Loss:
+    """|theta|^2 of the decoder's parameters, of RAE-L2 (Ghosh et al. 2019, arXiv:1903.12436)."""
+    return lambda params, key, x, step: (optax.tree.norm(params["decoder"], squared=True), {})
+
+
+def decoder_gradient(vae: VAE) -> Loss:
+    """|d E[x|z] / dz|^2 (Frobenius) at a code of the example, of RAE-GP (Ghosh et al. 2019, arXiv:1903.12436)."""
+
+    def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
+        here, x = vae.at(x)
+        z = here.encode(params, x).sample(key)
+        return jnp.sum(jax.jacfwd(lambda z: here.decode(params, z).mean)(z) ** 2), {}
+
+    return loss
+
+
+def rated(vae: VAE, rate: Rate, num_samples: int = 1, estimator: Expectation = expectations.pathwise) -> BatchLoss:
+    """-E_q log p(x|z) + rate(E_x KL(q(z|x) || p(z)), step), with one of ``rates``."""
+
+    def loss(
+        params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
+    ) -> tuple[Array, Terms]:
+        def example(key: Array, x: Any) -> tuple[Array, Array]:
+            key_z, key_kl = jax.random.split(key)
+            here, x = vae.at(x)
+            q, p = here.encode(params, x), here.prior(params)
+            factorized = (type(q), type(p)) in divergences.FACTORIZED_KL
+            terms = divergences.kl_per_latent(q, p) if factorized else None
+            kl = divergences.kl(q, p, key_kl) if terms is None else terms
+            return estimator(key_z, q, lambda z: here.decode(params, z).log_prob(x), num_samples), jnp.ravel(kl)
+
+        reconstruction, kl = jax.tree.map(
+            lambda v: jnp.tensordot(weight, v, 1, precision="float32"), jax.vmap(example)(keys, x)
+        )
+        if axis_name is not None:
+            reconstruction, kl = lax.psum((reconstruction, kl), axis_name)
+        return rate(kl, step) - reconstruction, {"reconstruction": reconstruction, "kl": kl.sum()}
+
+    return loss
+
+
+def penalized(loss: BatchLoss, vae: VAE, penalties: dict[str, Penalty]) -> BatchLoss:
+    """A loss and penalties on the codes of its batch, each reported by its name."""
+
+    def whole(
+        params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
+    ) -> tuple[Array, Terms]:
+        pairs = jax.vmap(jax.random.split)(keys)
+        total, terms = loss(params, pairs[:, 0], x, weight, step, axis_name)
+        batch = codes(vae, params, pairs[:, 1], x, weight, axis_name)
+        found = {name: penalty(batch) for name, penalty in penalties.items()}
+        return total + sum(found.values()), terms | found
+
+    return whole
+
+
+def divergence(weight: float, between: Callable[[Array, Array, Array, Array], Array]) -> Penalty:
+    """``weight`` D(q(z), p(z)) by one of ``divergences.DIVERGENCES`` or any ``(key, z, other, weight) -> scalar``.
+
+    With ``negative_reconstruction`` it makes a Wasserstein autoencoder (Tolstikhin et al. 2018, arXiv:1711.01558), with
+    a weighted ELBO an InfoVAE (Zhao et al. 2017, arXiv:1706.02262).
+    """
+    return lambda codes: weight * between(codes.key, codes.z, codes.other, codes.weight)
+
+
+def code_penalty(weight: float) -> Penalty:
+    """``weight`` E |z|^2 / 2, of a regularized autoencoder (Ghosh et al. 2019, arXiv:1903.12436)."""
+    return lambda codes: weight * jnp.sum(codes.weight * jax.vmap(lambda z: jnp.sum(z**2))(codes.z)) / 2
+
+
+def total_correlation(weight: float, dataset_size: int, decompose: Callable = divergences.decomposition) -> Penalty:
+    """``weight`` TC, beside a whole KL the beta - 1 of a beta-TCVAE (Chen et al. 2018, arXiv:1802.04942, eq. 4).
+
+    ``decompose`` is how TC is estimated: ``divergences.decomposition``, or ``stratified_decomposition``.
+    """
+
+    def penalty(codes: Codes) -> Array:
+        log_q = divergences.pairwise_log_densities(codes.q, codes.z)
+        return weight * decompose(log_q, jnp.zeros_like(codes.z), codes.weight, dataset_size).total_correlation
+
+    return penalty
+
+
+def dip_i(off_diagonal: float, diagonal: float) -> Penalty:
+    """The penalty of DIP-VAE-I, ``divergences.dip_i``."""
+    return lambda codes: divergences.dip_i(codes.q.mean, codes.weight, off_diagonal, diagonal)
+
+
+def dip_ii(off_diagonal: float, diagonal: float) -> Penalty:
+    """The penalty of DIP-VAE-II, ``divergences.dip_ii``."""
+    return lambda codes: divergences.dip_ii(codes.q.mean, codes.q.scale**2, codes.weight, off_diagonal, diagonal)
+
+
+# Adversaries: a critic that is learned beside the model, and what it says of the codes
+
+
+class Adversary(NamedTuple):
+    """A critic of codes. The model pays ``penalty``, the critic descends ``loss``, each in its own parameters."""
+
+    init: Callable[[Array, Array], Any]  # (key, z) -> params
+    penalty: Callable[[Any, Codes], Array]
+    loss: Callable[[Any, Codes], Array]
+
+
+def _cross_entropy(critic: Network, params: Any, yes: Array, no: Array, weight: Array) -> Array:
+    """-E log s(c(yes)) - E log s(-c(no)), whose optimum is c = log p(yes) / p(no)."""
+    score = jax.vmap(lambda z: critic.apply(params, z)[0])
+    return jnp.sum(weight * (jax.nn.softplus(-score(yes)) + jax.nn.softplus(score(no))))
+
+
+def density_ratio(critic: Network, weight: float) -> Adversary:
+    """``weight`` TC, as E_q(z) c(z), where c learns log q(z) / prod_d q(z_d) from codes permuted over the batch.
+
+    FactorVAE: Kim & Mnih 2018, arXiv:1802.05983, eq. 3 and alg. 1 and 2. ``critic`` gives one number.
+    """
+
+    def penalty(params: Any, codes: Codes) -> Array:
+        return weight * jnp.sum(codes.weight * jax.vmap(lambda z: critic.apply(params, z)[0])(codes.z))
+
+    def loss(params: Any, codes: Codes) -> Array:
+        return _cross_entropy(
+            critic, params, codes.z, divergences.permuted(codes.key, codes.z, codes.weight), codes.weight
+        )
+
+    return Adversary(critic.init, penalty, loss)
+
+
+def adversarial(critic: Network, weight: float) -> Adversary:
+    """-``weight`` E_q(z) log s(c(z)), where c tells draws of the prior (yes) from codes (no).
+
+    The adversarial autoencoder (Makhzani et al. 2015, arXiv:1511.05644), also WAE-GAN (arXiv:1711.01558, alg. 1).
+    """
+
+    def penalty(params: Any, codes: Codes) -> Array:
+        score = jax.vmap(lambda z: critic.apply(params, z)[0])(codes.z)
+        return weight * jnp.sum(codes.weight * jax.nn.softplus(-score))
+
+    def loss(params: Any, codes: Codes) -> Array:
+        return _cross_entropy(critic, params, codes.other, codes.z, codes.weight)
+
+    return Adversary(critic.init, penalty, loss)
+
+
+def init_against(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], dict[str, Params]]:
+    """``(key, x) -> {"model": params, "critic": params}``."""
+
+    def init(key: Array, x: Any) -> dict[str, Params]:
+        key_model, key_critic, key_z = jax.random.split(key, 3)
+        params = vae.init(key_model, x)
+        here, x = vae.at(x)
+        z = here.encode(params, x).sample(key_z)
+        return {"model": params, "critic": adversary.init(key_critic, z)}
+
+    return init
+
+
+def against(loss: BatchLoss, vae: VAE, adversary: Adversary) -> dict[str, BatchLoss]:
+    """Losses of the two players ``model`` and ``critic``, in the parameters of both, for ``training.players``."""
+
+    def of_model(params: Params, *args: Any) -> tuple[Array, Terms]:
+        penalty = lambda codes: adversary.penalty(params["critic"], codes)
+        return penalized(loss, vae, {"adversary": penalty})(params["model"], *args)
+
+    def of_critic(
+        params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
+    ) -> tuple[Array, Terms]:
+        keys = jax.vmap(jax.random.split)(keys)[:, 1]  # the same codes as the penalty's
+        batch = codes(vae, lax.stop_gradient(params["model"]), keys, x, weight, axis_name)
+        return adversary.loss(params["critic"], batch), {}
+
+    return {"model": of_model, "critic": of_critic}

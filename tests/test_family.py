@@ -1,0 +1,113 @@
+"""The family: every preset on one device and on two, stopped and resumed, judged and drawn from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from harness import result
+
+from jaxvae import checkpoints, training
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+import config
+import evaluate
+import sample
+import train
+import wiring
+
+SMALL = ["--hidden", "8", "--latent", "3", "--batch-size", "15", "--test-samples", "6", "--test-examples", "12"]
+STEPS = ["--steps", "4", "--report-every", "2", "--checkpoint-every", "2"]
+QUICK = ("factor-vae", "cvae")  # the others are marked slow
+CRITIC = ("factor-vae", "wae-gan")
+
+
+def arguments(preset: str, data_dir: Path) -> list[str]:
+    own = {
+        "vampprior": ["--components", "4"],
+        "wae-gan": ["--critic-hidden", "8"],
+        "factor-vae": ["--critic-hidden", "8"],
+    }
+    return [preset, *SMALL, *STEPS, *own.get(preset, []), "--data-dir", str(data_dir)]
+
+
+def numbers(state: training.State) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in config.FAMILY]
+)
+def test_members(preset: str, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on two devices and bit for bit the same when resumed; then through the three scripts."""
+    run = wiring.build(config.parse(arguments(preset, data_dir))[1])
+    devices = jax.local_devices()
+    straight = train.fit(run, devices[:1], num_steps=4)
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(run.init_state().params)]
+    assert any((a != b).any() for a, b in zip(before, numbers(straight), strict=True))
+    for one, two in zip(numbers(straight), numbers(train.fit(run, devices[:2], num_steps=4)), strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-3, atol=2e-4)
+
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(2, train.fit(run, devices[:1], num_steps=2), {})
+        resumed = train.fit(run, devices[:1], state=saved.restore(2, run.init_state())[0], num_steps=4)
+    for one, two in zip(numbers(straight), numbers(resumed), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments(preset, data_dir), "--workdir", str(workdir)])
+    train.main()
+    found = result(workdir)
+    assert np.isfinite(found["reconstruction"])
+    assert (found["test_elbo"] is None) == (run.config.posterior == "point")
+    evaluate.evaluate(workdir, num_samples=4, num_examples=5)
+    sample.sample(workdir, num=3)
+    with np.load(workdir / "samples.npz") as file:
+        assert np.isfinite(file["means"]).all() and len(file["x"]) == 3
+
+
+def test_presets_are_what_the_help_lists() -> None:
+    for name, (text, settings) in config.PRESETS.items():
+        config.check(settings)
+        assert text and (name == "digits" or settings != config.Config())
+
+
+MISTAKES = {
+    "point": (["--posterior", "point"], "--posterior point has no finite KL"),
+    "prior": (["--posterior", "bernoulli", "--prior", "mixture"], "--prior mixture is of real latents"),
+    "components": (["--components", "3"], "--components belongs to priors that are mixtures"),
+    "flow": (["--flow-steps", "2"], "--flow-steps belongs to posteriors and priors that are flows"),
+    "critic": (["--critic-hidden", "8"], "--critic-hidden belongs to --divergence density_ratio and adversarial"),
+    "batch": (["wae-mmd", "--accumulate", "5"], "of the whole batch: --accumulate must be 1"),
+    "condition": (["cvae", "--network", "conv"], "--condition labels needs --network mlp"),
+    "conditioned prior": (["cvae", "--prior", "vampprior"], "--prior vampprior cannot be conditioned"),
+    "corruption": (["denoising-vae", "--divergence", "dip_i"], "--corruption goes with no"),
+    "warm-up": (["annealed-vae", "--kl-warmup", "linear"], "--kl-capacity takes neither"),
+    "weight": (["cvae", "--cvae-weight", "2"], "--cvae-weight must be between 0 and 1"),
+    "pseudo-inputs": (["vampprior", "--prior", "vampprior_data", "--components", "5000"], "need as many examples"),
+    "classes": (["joint-vae", "--classes", "1"], "--classes must be at least 2"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(mistake: str, data_dir: Path) -> None:
+    given, answer = MISTAKES[mistake]
+    _, settings = config.parse([*given, "--data-dir", str(data_dir)])
+    with pytest.raises(ValueError, match=answer):
+        wiring.build(settings).init_state()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["aggregate", "gaussian_mixture", "coupling"])
+def test_samples_of_what_was_fitted_after_training(prior: str, tmp_path: Path, data_dir: Path) -> None:
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *arguments("autoencoder", data_dir), "--workdir", str(tmp_path)])
+        train.main()
+    sample.sample(tmp_path, num=5, prior=prior, temperature=0.5 if prior != "aggregate" else 1.0, components=3)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["z"].shape == (5, 3) and np.isfinite(file["means"]).all()

@@ -1,0 +1,364 @@
+"""Objectives of a batch: rates, penalties, adversaries against closed forms and the properties they are named for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxvae import (
+    bounds,
+    datasets,
+    distributions,
+    divergences,
+    evaluation,
+    likelihoods,
+    models,
+    networks,
+    posteriors,
+    priors,
+    rates,
+    schedules,
+    training,
+)
+
+KEY = jax.random.key(0)
+KL = jnp.array([0.5, 0.1, 2.0, 0.0])
+RATES = {
+    "weighted": (rates.weighted(lambda step: 3.0), 3 * 2.6),
+    "free bits": (rates.free_bits(0.3), 2.6),
+    "free bits of each": (rates.free_bits(0.3, groups=4), 0.5 + 0.3 + 2.0 + 0.3),
+    "free bits of pairs": (rates.free_bits(0.7, groups=2), 0.7 + 2.0),
+    "below its capacity": (rates.capacity(10.0, lambda step: 4.0), 10 * 1.4),
+    "above its capacity": (rates.capacity(10.0, lambda step: 1.0), 10 * 1.6),
+    "half-way up": (rates.capacity(1.0, schedules.linear_warmup(10, 8.0)), 2.6 - 4.0),
+    "blocks": (
+        rates.blocks((3, 1), (rates.weighted(lambda step: 1.0), rates.capacity(2.0, lambda step: 1.0))),
+        2.6 + 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates(name: str) -> None:
+    rate, expected = RATES[name]
+    assert float(rate(KL, 5)) == pytest.approx(abs(expected), rel=1e-6)
+
+
+def test_rates_say_what_does_not_divide() -> None:
+    with pytest.raises(ValueError, match="4 latents do not divide into 3 groups"):
+        rates.free_bits(0.1, 3)(KL, 0)
+    with pytest.raises(ValueError, match="blocks of 2, 1 latents do not fit KL terms of 4"):
+        rates.blocks((2, 1), (rates.weighted(lambda step: 1.0),) * 2)(KL, 0)
+
+
+def small(posterior: str = "normal", latent: int = 3, prior: priors.Prior | None = None) -> models.VAE:
+    family = posteriors.POSTERIORS[posterior](latent)
+    pair = networks.mlp((8,), family.size), networks.mlp((8,), (6,))
+    return models.vae(*pair, family, likelihoods.normal(0.5), prior or priors.standard_normal(latent))
+
+
+DATA = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+CRITIC = networks.mlp((16,), 1)
+PENALTIES = {
+    **{name: models.divergence(2.0, member) for name, member in divergences.DIVERGENCES.items()},
+    "total_correlation": models.total_correlation(3.0, len(DATA)),
+    "stratified": models.total_correlation(3.0, len(DATA), divergences.stratified_decomposition),
+    "dip_i": models.dip_i(1.0, 10.0),
+    "dip_ii": models.dip_ii(1.0, 1.0),
+    "code_penalty": models.code_penalty(0.5),
+}
+ADVERSARIES = {"density_ratio": models.density_ratio(CRITIC, 2.0), "adversarial": models.adversarial(CRITIC, 2.0)}
+slow = {"mmd_imq_sum", "cramer_wold_two_sample", "energy_distance", "stratified", "dip_i", "sliced_wasserstein"}
+
+
+def algorithm(name: str) -> training.Algorithm:
+    vae, loss = small(), training.batch_mean(models.negative_elbo(small()))
+    if name in ADVERSARIES:
+        losses, init = models.against(loss, vae, ADVERSARIES[name]), models.init_against(vae, ADVERSARIES[name])
+        return training.players(init, {player: training.Player(own, optax.sgd(0.05)) for player, own in losses.items()})
+    return training.gradient_descent(vae.init, models.penalized(loss, vae, {name: PENALTIES[name]}), optax.sgd(1e-2))
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in (*PENALTIES, *ADVERSARIES)]
+)
+def test_penalties_are_of_the_global_batch(name: str) -> None:
+    """Eleven examples on one device, and on two and four, where the last parts are padded: the same run."""
+    found = {}
+    for devices in (1, 2, 4):
+        reports: list[dict] = []
+        training.fit(
+            algorithm(name),
+            DATA,
+            num_steps=3,
+            batch_size=11,
+            report=lambda step, report, reports=reports: reports.append(report),
+            report_every=1,
+            devices=jax.local_devices()[:devices],
+        )
+        found[devices] = [report["loss"] for report in reports]
+    np.testing.assert_allclose(found[1], found[2], rtol=1e-4)
+    np.testing.assert_allclose(found[1], found[4], rtol=1e-4)
+
+
+@pytest.mark.parametrize("correlation", [0.6, 0.9])
+def test_the_critic_learns_total_correlation(correlation: float) -> None:
+    """-1/2 log(1 - rho^2) of a Gaussian whose draws are the codes (Kim & Mnih 2018, eq. 3)."""
+    lower = np.linalg.cholesky([[1.0, correlation], [correlation, 1.0]])
+    critic = networks.mlp((32, 32), 1)
+    adversary, weight = models.density_ratio(critic, 1.0), jnp.full(1000, 1e-3)
+
+    def codes(key: jax.Array) -> models.Codes:
+        z = jax.random.normal(key, (1000, 2)) @ lower.T
+        return models.Codes(key, None, z, z, weight)
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 2000))
+
+    def step(state: tuple, key: jax.Array) -> tuple[tuple, None]:
+        params, moments = state
+        updates, moments = optimizer.update(jax.grad(adversary.loss)(params, codes(key)), moments)
+        return (optax.apply_updates(params, updates), moments), None
+
+    params = adversary.init(KEY, jnp.zeros(2))
+    state = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(
+        (params, optimizer.init(params)), jax.random.split(KEY, 2000)
+    )[0]
+    fresh = jax.jit(jax.vmap(lambda key: adversary.penalty(state[0], codes(key))))(
+        jax.random.split(jax.random.key(1), 50)
+    )
+    exact = -0.5 * np.log(1 - correlation**2)
+    assert float(fresh.mean()) == pytest.approx(exact, rel=0.06)
+
+
+def test_the_adversary_is_jensen_shannon_at_its_optimum() -> None:
+    """-2 log 2 is what the critic descends where codes and prior agree, and cannot be beaten there."""
+    z = jax.random.normal(KEY, (500, 2))
+    codes = models.Codes(KEY, None, z, z[::-1], jnp.full(500, 1 / 500))
+    adversary = models.adversarial(networks.mlp((), 1), 3.0)
+    still = jax.tree.map(jnp.zeros_like, adversary.init(KEY, z[0]))
+    assert float(adversary.loss(still, codes)) == pytest.approx(2 * np.log(2), rel=1e-5)
+    assert float(adversary.penalty(still, codes)) == pytest.approx(3 * np.log(2), rel=1e-5)
+    slope = jax.grad(adversary.loss)(still, codes)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope)) < 1e-5
+
+
+def test_players_move_nothing_but_their_own() -> None:
+    vae, adversary = small(), ADVERSARIES["density_ratio"]
+    losses = models.against(training.batch_mean(models.negative_elbo(vae)), vae, adversary)
+    params = models.init_against(vae, adversary)(KEY, DATA[0])
+    keys, weight = jax.random.split(KEY, 8), jnp.full(8, 1 / 8)
+    of_critic = lambda params: losses["critic"](params, keys, DATA[:8], weight, 0, None)[0]
+    slope = jax.grad(of_critic)(params)
+    assert float(optax.tree.norm(slope["model"])) == 0
+    assert float(optax.tree.norm(slope["critic"])) > 0
+
+
+def test_kl_locks_to_its_capacity(images: np.ndarray) -> None:
+    """Burgess et al. 2018: after the rise, KL is C."""
+    family = posteriors.normal(5)
+    pair = networks.mlp((32,), family.size), networks.mlp((32,), (64,))
+    vae = models.vae(*pair, family, likelihoods.normal(0.3), priors.standard_normal(5))
+    loss = models.rated(vae, rates.capacity(100.0, schedules.linear_warmup(500, 6.0)))
+    state = training.fit(
+        training.gradient_descent(vae.init, loss, optax.adam(3e-3)), images, num_steps=1000, batch_size=100
+    )
+    assert evaluation.evaluate(vae, training.trained(state), images, KEY).kl == pytest.approx(6.0, abs=0.15)
+
+
+def test_a_vampprior_of_one_pseudo_input_is_its_posterior() -> None:
+    """And each component of several is."""
+    noise = lambda count: lambda key, x: jax.random.normal(key, (count, *x.shape))
+    one, four = models.with_vampprior(small(), noise(1)), models.with_vampprior(small(), noise(4))
+    params, z = one.init(KEY, DATA[0]), jnp.array([0.3, -1.0, 2.0])
+    q = one.encode(params, params["prior"]["pseudo_inputs"][0])
+    assert float(one.prior(params).log_prob(z)) == pytest.approx(float(q.log_prob(z)), rel=1e-5)
+    params = four.init(KEY, DATA[0])
+    each = [float(four.encode(params, u).log_prob(z)) for u in params["prior"]["pseudo_inputs"]]
+    assert float(four.prior(params).log_prob(z)) == pytest.approx(float(np.log(np.mean(np.exp(each)))), rel=1e-5)
+
+
+def test_learned_noise_falls_to_zero_and_latents_count_the_manifolds_dimension() -> None:
+    """Dai & Wipf 2019: data on a plane of three dimensions in ten, a linear VAE with six latents.
+
+    Its posterior covariance is constant, as the optimum's; a log-scale that is linear in x diverges.
+    """
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(500, 3)) @ rng.normal(size=(3, 10))).astype(np.float32)
+    mean = networks.mlp((), 6)
+    encoder = networks.Network(
+        lambda key, x: {"mean": mean.init(key, x), "log_scale": jnp.zeros(6)},
+        lambda params, x: jnp.concatenate([mean.apply(params["mean"], x), params["log_scale"]]),
+    )
+    family, prior = posteriors.normal(6), priors.standard_normal(6)
+    vae = models.vae(encoder, networks.mlp((), 10), family, likelihoods.normal_learned(), prior)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 8000))
+    algorithm = training.gradient_descent(vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer)
+    params = training.trained(training.fit(algorithm, x, num_steps=8000, batch_size=100))
+    assert float(jnp.exp(params["likelihood"]["log_scale"])) < 0.02 * x.std()
+    judged = evaluation.evaluate(vae, params, x, KEY)
+    assert judged.active_units == 3
+    assert sum(kl > 0.1 for kl in judged.kl_per_latent) == 3
+
+
+def test_a_linear_denoiser_is_the_wiener_map() -> None:
+    """S (S + s^2)^-1 x of x ~ N(0, S) with noise of variance s^2: the least squares of Vincent et al. 2008."""
+    rng = np.random.default_rng(2)
+    root = rng.normal(size=(4, 4))
+    x = rng.multivariate_normal(np.zeros(4), root @ root.T, 20_000).astype(np.float32)
+    covariance, level = np.cov(x.T), 0.8
+    vae = models.vae(
+        networks.mlp((), 4),
+        networks.mlp((), 4),
+        posteriors.point(4),
+        likelihoods.normal(1.0),
+        priors.standard_normal(4),
+    )
+    model, corrupt = models.Denoising(vae), datasets.CORRUPTIONS["gaussian"]
+    treat = lambda key, x: models.Corrupted(x, corrupt(key, x, level))
+    loss = training.treated(treat, training.batch_mean(models.negative_reconstruction(model)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 4000))
+    init = lambda key, x: model.init(key, treat(key, x))
+    state = training.fit(training.gradient_descent(init, loss, optimizer), x, num_steps=4000, batch_size=200)
+    params = training.trained(state)
+    kernel = lambda part: np.asarray(params[part]["Dense_0"]["kernel"])
+    found = (kernel("encoder") @ kernel("decoder")).T
+    wiener = covariance @ np.linalg.inv(covariance + level**2 * np.eye(4))
+    np.testing.assert_allclose(found, wiener, atol=0.03)
+
+
+def test_penalties_of_regularized_autoencoders() -> None:
+    vae = small("point")
+    params = vae.init(KEY, DATA[0])
+    z = vae.encode(params, DATA[0]).loc
+    decoded = lambda z: np.asarray(vae.decode(params, z).mean, np.float64)
+    step = 1e-2 * np.eye(3, dtype=np.float32)
+    slopes = [(decoded(z + e) - decoded(z - e)) / 2e-2 for e in step]
+    value, _ = models.decoder_gradient(vae)(params, KEY, DATA[0], 0)
+    assert float(value) == pytest.approx(float(np.sum(np.square(slopes))), rel=1e-3)
+    value, _ = models.decoder_decay()(params, KEY, DATA[0], 0)
+    squares = sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(params["decoder"]))
+    assert float(value) == pytest.approx(squares, rel=1e-5)
+    codes = models.Codes(KEY, None, jnp.array([[1.0, 2.0], [9.0, 9.0], [3.0, 0.0]]), None, jnp.array([0.5, 0.0, 0.5]))
+    assert float(models.code_penalty(4.0)(codes)) == pytest.approx(4 * (5 + 9) / 2 / 2)
+    both = models.weighted_sum([(2.0, models.decoder_decay()), (3.0, models.negative_reconstruction(vae))])
+    rest = models.negative_reconstruction(vae)(params, KEY, DATA[0], 0)[0]
+    assert float(both(params, KEY, DATA[0], 0)[0]) == pytest.approx(2 * squares + 3 * float(rest), rel=1e-5)
+
+
+def test_a_point_has_no_elbo() -> None:
+    vae = small("point")
+    judged = evaluation.evaluate(vae, vae.init(KEY, DATA[0]), DATA, KEY)
+    assert judged.elbo is None and judged.kl is None and np.isfinite(judged.reconstruction)
+
+
+# Conditional models
+
+
+def conditional() -> models.CVAE:
+    family = posteriors.normal(2)
+    nets = networks.mlp((8,), family.size), networks.mlp((8,), (6,))
+    return models.cvae(*nets, family, likelihoods.normal(0.5), networks.mlp((8,), family.size))
+
+
+PAIRS = models.Given(DATA, np.eye(3, dtype=np.float32)[np.arange(len(DATA)) % 3])
+EXAMPLE = models.Given(DATA[0], PAIRS.y[0])
+
+
+def test_a_cvae_at_a_condition_is_a_vae() -> None:
+    """Every objective of the pair is that of the VAE; and the prior is of the condition."""
+    model = conditional()
+    params = model.init(KEY, EXAMPLE)
+    at = models.given(model, EXAMPLE.y)
+    for make in (models.negative_elbo, lambda vae: models.negative(bounds.iwae, vae, 3)):
+        whole, _ = make(model)(params, KEY, EXAMPLE, 0)
+        assert float(whole) == pytest.approx(float(make(at)(params, KEY, DATA[0], 0)[0]), rel=1e-6)
+    means = [np.asarray(model.prior(params, y).loc) for y in np.eye(3, dtype=np.float32)]
+    assert np.abs(means[0] - means[1]).max() > 1e-4
+
+
+def test_the_gaussian_stochastic_network_pays_no_kl() -> None:
+    model = models.gaussian_stochastic(conditional())
+    params = model.init(KEY, EXAMPLE)
+    judged = evaluation.evaluate(model, params, PAIRS, KEY)
+    assert judged.kl == pytest.approx(0.0, abs=1e-6)
+    assert judged.elbo == pytest.approx(judged.reconstruction)
+
+
+def test_denoising_encodes_the_corrupted_and_explains_the_clean() -> None:
+    vae = small()
+    params, noisy = vae.init(KEY, DATA[0]), DATA[0] + 1
+    here, x = models.Denoising(vae).at(models.Corrupted(DATA[0], noisy))
+    np.testing.assert_array_equal(x, DATA[0])
+    np.testing.assert_array_equal(here.encode(params, x).loc, vae.encode(params, noisy).loc)
+
+
+# What compositions of distributions are
+
+
+def test_joint_and_hierarchy() -> None:
+    normal, classes = distributions.Normal(jnp.array([0.5, -1.0]), jnp.array([1.0, 2.0])), jnp.array([[0.1, 1.0, -2.0]])
+    joint = distributions.Joint((normal, distributions.OneHotCategorical(classes)))
+    x = jnp.array([0.2, 0.3, 0.0, 1.0, 0.0])
+    expected = float(normal.log_prob(x[:2])) + float(jax.nn.log_softmax(classes[0])[1])
+    assert float(joint.log_prob(x)) == pytest.approx(expected, rel=1e-6)
+    draws = joint.sample(KEY, (20_000,))
+    np.testing.assert_allclose(draws.mean(0), joint.mean, atol=0.06)
+    assert set(np.unique(draws[:, 2:])) == {0.0, 1.0}
+    prior = priors.joint(2, 3).make({})
+    terms = divergences.kl_per_latent(joint, prior)
+    assert terms.shape == (3,)
+    assert float(terms.sum()) == pytest.approx(float(divergences.kl(joint, prior)), rel=1e-6)
+    assert float(terms[2]) == pytest.approx(
+        float(np.log(3) + np.sum(np.asarray(jax.nn.softmax(classes[0])) * np.asarray(jax.nn.log_softmax(classes[0])))),
+        rel=1e-5,
+    )
+
+
+def test_a_hierarchical_mixture_is_what_its_equation_says() -> None:
+    """log p(w) + log 1/K sum_k N(z; m_k(w), s_k(w)^2), and the responsibilities of that sum."""
+    prior = priors.hierarchical_mixture(2, components=3, upper=1, hidden=4)
+    p = prior.make(prior.init(KEY))
+    x = jnp.array([0.4, 1.0, -0.5])
+    conditional, w, z = p.given(x)
+    each = np.array(
+        [
+            float(distributions.Normal(conditional.components.loc[k], conditional.components.scale[k]).log_prob(z))
+            for k in range(3)
+        ]
+    )
+    expected = float(distributions.Normal(jnp.zeros(1), jnp.ones(1)).log_prob(w)) + np.log(np.exp(each).mean())
+    assert float(p.log_prob(x)) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(conditional.responsibilities(z), np.exp(each) / np.exp(each).sum(), rtol=1e-4)
+    assert p.sample(KEY, (5,)).shape == (5, 3)
+
+
+def test_temperature_scales_deviations() -> None:
+    normal = distributions.Normal(jnp.array([1.0]), jnp.array([2.0]))
+    mixture = distributions.Mixture(jnp.zeros(2), distributions.Normal(jnp.array([[-9.0], [9.0]]), jnp.ones((2, 1))))
+    cold = distributions.tempered(mixture, 0.1).sample(KEY, (4000,))
+    assert float(distributions.tempered(normal, 0.5).scale[0]) == 1.0
+    assert float(jnp.abs(jnp.abs(cold) - 9.0).std()) == pytest.approx(0.06, abs=0.01)
+    hierarchy = priors.hierarchical_mixture(2, 2, 1).make(priors.hierarchical_mixture(2, 2, 1).init(KEY))
+    assert float(distributions.tempered(hierarchy, 1e-3).sample(KEY, (100,))[:, 0].std()) < 2e-3
+    with pytest.raises(ValueError, match="a Bernoulli has no scale"):
+        distributions.tempered(distributions.Bernoulli(jnp.zeros(2)), 0.5)
+    with pytest.raises(ValueError, match="must be above 0"):
+        distributions.tempered(normal, 0.0)
+
+
+CLEAN = jnp.full((400, 50), 0.7)
+
+
+@pytest.mark.parametrize("name", datasets.CORRUPTIONS)
+def test_corruptions(name: str) -> None:
+    noisy = np.asarray(datasets.CORRUPTIONS[name](KEY, CLEAN, 0.3))
+    changed = (noisy != np.asarray(CLEAN)).mean()
+    if name == "gaussian":
+        assert noisy.std() == pytest.approx(0.3, rel=0.02) and noisy.mean() == pytest.approx(0.7, abs=0.01)
+    else:
+        assert changed == pytest.approx(0.3, abs=0.015)
+        assert set(np.unique(noisy)) <= ({0.0, np.float32(0.7)} if name == "masking" else {0.0, 1.0, np.float32(0.7)})
