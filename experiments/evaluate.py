@@ -12,6 +12,7 @@ from typing import Annotated
 
 import commands
 import folders
+import judgements
 import outcomes
 import tyro
 import wiring
@@ -25,6 +26,9 @@ def evaluate(
     checkpoint: str = "latest",
     data_dir: str | None = None,
     batch_size: int = 50,
+    decompose: bool = False,
+    samples: bool = False,
+    factors: bool = False,
 ) -> None:
     """Judges a trained model on a split.
 
@@ -36,6 +40,10 @@ def evaluate(
         checkpoint: latest, best, or a step.
         data_dir: folder of prepared sets, where it has moved since the training.
         batch_size: examples at once in the log-likelihood; memory is that of batch_size times 500 decoded latents.
+        decompose: KL in its three parts: index-code mutual information, total correlation, dimension-wise KL.
+        samples: precision, recall, density, coverage, Frechet distance and copies of samples of x, in the features of a
+            classifier that is trained on the labels.
+        factors: disentanglement, of a set whose factors are known (shapes).
     """
     config = folders.load_config(workdir)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, test_split=split or config.test_split)
@@ -43,12 +51,14 @@ def evaluate(
     step, params = folders.restore(run, workdir, checkpoint)
     test = run.test.take(slice(num_examples))
     judged = outcomes.judge(run, params, test, num_samples, batch_size)
+    more = judgements.chosen(run, params, test, decompose, samples, factors)
     settings = {"split": config.test_split, "checkpoint": step}
-    folders.write_json(workdir / "evaluation.json", settings | judged)
+    folders.write_json(workdir / "evaluation.json", settings | judged | more)
     print(f"{run.dataset.name}, {config.test_split} split, checkpoint of step {step}")
     rows = outcomes.judgement_rows(judged)
     if judged["kl_per_latent"] is not None:
         rows.append(("KL per latent", " ".join(f"{value:.2f}" for value in judged["kl_per_latent"])))
+    rows += [(name, f"{value:.4g}") for name, value in more.items()]
     outcomes.table([*rows, ("written", str(workdir / "evaluation.json"))])
 
 

@@ -340,6 +340,8 @@ def _loss(config: Config, vae: Any, dataset_size: int) -> training.BatchLoss:
         raise ValueError("--posterior point has no finite KL: it needs --bound elbo and --kl-weight 0")
     rate = _rate(config)
     if rate is not None:
+        if config.decoder_decay or config.decoder_gradient or config.cvae_weight != 1:
+            raise ValueError("free bits and capacities go with no --decoder-decay, --decoder-gradient or --cvae-weight")
         if estimates(config) and _estimator(config).init is not None:
             raise ValueError(f"free bits and capacities take no --estimator that learns; it was {config.estimator}")
         loss = models.rated(vae, rate, config.num_samples, _estimator(config))
@@ -356,8 +358,7 @@ def _loss(config: Config, vae: Any, dataset_size: int) -> training.BatchLoss:
 
 def _hybrid(config: Config, vae: Any) -> models.Loss:
     """The objective of an example, with what conditional and regularized models add to it."""
-    model = models.Denoising(vae) if config.corruption != "none" else vae
-    parts = [(config.cvae_weight, _example_loss(config, model))]
+    parts = [(config.cvae_weight, _example_loss(config, vae))]
     if config.condition != "none":
         parts.append((1 - config.cvae_weight, _example_loss(config, models.gaussian_stochastic(vae))))
     if config.decoder_decay:
@@ -385,8 +386,8 @@ def _penalties(config: Config, dataset_size: int) -> dict[str, models.Penalty]:
 
 
 def _algorithm(config: Config, vae: Any, treat: Callable, dataset_size: int) -> training.Algorithm:
-    loss = _loss(config, vae, dataset_size)
-    seen = _corrupted(config, treat)
+    model, seen = (vae, treat) if config.corruption == "none" else _corrupted(config, vae, treat)
+    loss = _loss(config, model, dataset_size)
     if config.divergence not in CRITICS:
         return training.gradient_descent(
             lambda key, x: vae.init(key, treat(key, x)),
@@ -399,7 +400,7 @@ def _algorithm(config: Config, vae: Any, treat: Callable, dataset_size: int) -> 
     critic = networks.mlp(config.critic_hidden, 1, lambda x: jax.nn.leaky_relu(x, 0.2))
     adversary = getattr(models, config.divergence)(critic, config.divergence_weight)
     optimizers = {"model": _optimizer(config), "critic": optax.adam(config.critic_learning_rate, 0.5, 0.9)}
-    losses = models.against(loss, vae, adversary)
+    losses = models.against(loss, model, adversary)
     init = models.init_against(vae, adversary)
     return training.players(
         lambda key, x: init(key, treat(key, x)),
@@ -408,12 +409,10 @@ def _algorithm(config: Config, vae: Any, treat: Callable, dataset_size: int) -> 
     )
 
 
-def _corrupted(config: Config, treat: Callable) -> Callable:
-    """The treatment in training: with the corruption of what the encoder sees."""
-    if config.corruption == "none":
-        return treat
-    if config.condition != "none" or config.divergence != "none" or _rate(config) is not None:
-        raise ValueError("--corruption goes with no --condition, --divergence, --free-bits or --kl-capacity")
+def _corrupted(config: Config, vae: Any, treat: Callable) -> tuple[models.Denoising, Callable]:
+    """The model and the treatment in training, where the encoder sees corrupted examples."""
+    if config.condition != "none":
+        raise ValueError(f"--corruption is of images, and --condition {config.condition} gives pairs: leave out one")
     corrupt = datasets.CORRUPTIONS[config.corruption]
 
     def seen(key: Array, stored: Any) -> models.Corrupted:
@@ -421,7 +420,7 @@ def _corrupted(config: Config, treat: Callable) -> Callable:
         x = treat(key_x, stored)
         return models.Corrupted(x, corrupt(key_noise, x, config.corruption_level))
 
-    return seen
+    return models.Denoising(vae), seen
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:

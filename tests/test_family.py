@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,11 +19,11 @@ import evaluate
 import sample
 import train
 import wiring
+from papers import likelihoods, quadrants
 
 SMALL = ["--hidden", "8", "--latent", "3", "--batch-size", "15", "--test-samples", "6", "--test-examples", "12"]
 STEPS = ["--steps", "4", "--report-every", "2", "--checkpoint-every", "2"]
 QUICK = ("factor-vae", "cvae")  # the others are marked slow
-CRITIC = ("factor-vae", "wae-gan")
 
 
 def arguments(preset: str, data_dir: Path) -> list[str]:
@@ -85,7 +86,7 @@ MISTAKES = {
     "batch": (["wae-mmd", "--accumulate", "5"], "of the whole batch: --accumulate must be 1"),
     "condition": (["cvae", "--network", "conv"], "--condition labels needs --network mlp"),
     "conditioned prior": (["cvae", "--prior", "vampprior"], "--prior vampprior cannot be conditioned"),
-    "corruption": (["denoising-vae", "--divergence", "dip_i"], "--corruption goes with no"),
+    "corruption": (["denoising-vae", "--condition", "labels"], "--corruption is of images, and --condition labels"),
     "warm-up": (["annealed-vae", "--kl-warmup", "linear"], "--kl-capacity takes neither"),
     "weight": (["cvae", "--cvae-weight", "2"], "--cvae-weight must be between 0 and 1"),
     "pseudo-inputs": (["vampprior", "--prior", "vampprior_data", "--components", "5000"], "need as many examples"),
@@ -101,13 +102,54 @@ def test_mistakes_are_named(mistake: str, data_dir: Path) -> None:
         wiring.build(settings).init_state()
 
 
+def trained(preset: list[str], workdir: Path, data_dir: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        given = [*arguments(preset[0], data_dir), *preset[1:], "--workdir", str(workdir)]
+        patch.setattr(sys, "argv", ["train.py", *given])
+        train.main()
+
+
+@pytest.mark.slow
+def test_latents_and_samples_are_judged(tmp_path: Path, data_dir: Path) -> None:
+    trained(["beta-vae", "--kl-weight", "1", "--steps", "300", "--hidden", "64"], tmp_path, data_dir)
+    evaluate.evaluate(tmp_path, num_samples=5, decompose=True, samples=True)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    parts = found["mutual_information"] + found["total_correlation"] + found["dimension_wise_kl"]
+    assert parts == pytest.approx(found["kl"], rel=0.05)
+    assert found["classifier_accuracy"] > 0.85
+    assert found["frechet_distance"] > 0 and 0 <= found["precision"] <= 1 and 0 <= found["recall"] <= 1
+    with pytest.raises(ValueError, match="needs a set whose factors are known"):
+        evaluate.evaluate(tmp_path, factors=True, num_samples=5)
+
+
+@pytest.mark.slow
+def test_disentanglement_is_judged(tmp_path: Path, data_dir: Path) -> None:
+    trained(["beta-vae", "--dataset", "shapes", "--test-split", "test[:1500]"], tmp_path, data_dir)
+    evaluate.evaluate(tmp_path, num_samples=2, num_examples=1500, factors=True)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    shares = ("beta_vae_score", "factor_vae_score", "mig", "dci_disentanglement", "modularity", "irs")
+    assert all(0 <= found[name] <= 1 for name in shares)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["priors", "posteriors", "bounds", "quadrants"])
+def test_papers(table: str, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every table that the README takes numbers from, at a size that proves nothing."""
+    small = {"dataset": "digits", "data_dir": str(data_dir), "hidden": (8,), "latent": 4, "steps": 4, "examples": 6}
+    small |= {"num_samples": 5, "json": tmp_path / "out.json"}
+    if table == "quadrants":
+        quadrants.main(quadrants.Options(**small))
+    else:
+        likelihoods.main(likelihoods.Options(table=table, warmup=2, components=4, **small))
+    found = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert len(found) >= 4 and all(np.isfinite(list(cell[0].values())).all() for cell in found.values())
+    assert capsys.readouterr().out.count("seed 0") == len(found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("prior", ["aggregate", "gaussian_mixture", "coupling"])
 def test_samples_of_what_was_fitted_after_training(prior: str, tmp_path: Path, data_dir: Path) -> None:
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *arguments("autoencoder", data_dir), "--workdir", str(tmp_path)])
-        train.main()
+    trained(["autoencoder"], tmp_path, data_dir)
     sample.sample(tmp_path, num=5, prior=prior, temperature=0.5 if prior != "aggregate" else 1.0, components=3)
     with np.load(tmp_path / "samples.npz") as file:
         assert file["z"].shape == (5, 3) and np.isfinite(file["means"]).all()

@@ -26,9 +26,9 @@ from jaxvae import evaluation
 TABLES: dict[str, dict[str, list[Any]]] = {
     "priors": {
         "standard": [],
-        "mixture": ["--prior", "mixture", "--components", 500],
-        "vampprior": ["--prior", "vampprior", "--components", 500],
-        "vampprior_data": ["--prior", "vampprior_data", "--components", 500],
+        "mixture": ["--prior", "mixture"],
+        "vampprior": ["--prior", "vampprior"],
+        "vampprior_data": ["--prior", "vampprior_data"],
         "coupling": ["--prior", "coupling"],
         "autoregressive": ["--prior", "autoregressive", "--flow-steps", 2],
     },
@@ -49,6 +49,7 @@ TABLES: dict[str, dict[str, list[Any]]] = {
         "ciwae": ["--bound", "ciwae", "--num-samples", 5, "--elbo-weight", 0.05],
     },
 }
+MIXTURES = ("mixture", "vampprior", "vampprior_data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Options:
     """Examples in a batch."""
     learning_rate: float = 5e-4
     """Of Adam, at its peak."""
+    components: int = 500
+    """Components of the priors that are mixtures."""
     seeds: int = 1
     """Seeds, from 0 on."""
     examples: int = 1000
@@ -99,7 +102,8 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     shared += ["--learning-rate", options.learning_rate]
     shared += ["--data-dir", options.data_dir] if options.data_dir else []
     warm = ["--kl-warmup", "linear", "--kl-warmup-steps", options.warmup] if options.warmup else []
-    rows = {name: [*shared, *own, *([] if "--bound" in own else warm)] for name, own in table.items()}
+    mixed = lambda own: ["--components", options.components] if {*own} & {*MIXTURES} else []
+    rows = {name: [*shared, *own, *mixed(own), *([] if "--bound" in own else warm)] for name, own in table.items()}
 
     def measure(run: Any, params: Any) -> dict[str, float]:
         test = run.stored(run.test.take(slice(options.examples)))

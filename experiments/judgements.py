@@ -1,0 +1,94 @@
+"""What evaluate.py says of a model beyond its likelihood: of its latents, of its samples, of factors of variation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from wiring import Run
+
+from jaxvae import datasets, evaluation
+
+POINTS = 10_000, 5000  # that learn and that judge, as in the study of Locatello et al. 2018 (arXiv:1811.12359)
+
+
+def chosen(
+    run: Run, params: Any, split: datasets.Split, decompose: bool, samples: bool, factors: bool
+) -> dict[str, float]:
+    """Those judgements that were asked for. Raises ValueError for what the model or the set does not have."""
+    if (decompose or samples or factors) and run.config.condition != "none":
+        raise ValueError("--decompose, --samples and --factors are of models without a condition")
+    found = decomposed(run, params, split) if decompose else {}
+    found |= judged_samples(run, params, split) if samples else {}
+    return found | (disentangled(run, params, split) if factors else {})
+
+
+def decomposed(run: Run, params: Any, split: datasets.Split) -> dict[str, float]:
+    """E KL(q(z|x) || p(z)) over the split in three parts, nats."""
+    keys = jax.random.split(run.key, datasets.num_examples(split.images))
+    posterior = jax.jit(lambda key, stored: run.vae.encode(params, run.treat(key, stored)))
+    q = jax.lax.map(lambda pair: posterior(*pair), (keys, jnp.asarray(split.images)), batch_size=500)
+    parts = evaluation.decompositions.decomposition(q, run.vae.prior(params), run.key)
+    names = ("mutual_information", "total_correlation", "dimension_wise_kl", "marginal_kl")
+    return {name: getattr(parts, name).value for name in names}
+
+
+def judged_samples(run: Run, params: Any, split: datasets.Split) -> dict[str, float]:
+    """Samples of x beside the split, in features of a classifier that is trained on the training examples' labels."""
+    dataset = datasets.select(run.dataset, run.config.train_split)
+    if run.config.stream or dataset.labels is None:
+        raise ValueError(
+            f"--samples needs a set with labels in memory to learn features from; {run.dataset.name} has none"
+        )
+    treat = lambda images, key: np.asarray(
+        jax.jit(jax.vmap(run.treat))(jax.random.split(key, len(images)), jnp.asarray(images))
+    )
+    keys = jax.random.split(run.key, 5)
+    real, train = treat(split.images, keys[0]), treat(run.train[: POINTS[0]], keys[1])
+    classifier = evaluation.samples.classifier_features(train, dataset.labels[: len(train)], keys[2])
+    z = run.vae.prior(params).sample(keys[3], (len(real),))
+    draw = lambda z, key: run.vae.decode(params, z).sample(key)
+    drawn = np.asarray(jax.jit(jax.vmap(draw))(z, jax.random.split(keys[4], len(real))))
+    of_real, of_drawn, of_train = (classifier.features(x) for x in (real, drawn, train))
+    pair, other = (
+        evaluation.samples.precision_recall(of_real, of_drawn),
+        evaluation.samples.density_coverage(of_real, of_drawn),
+    )
+    copies = evaluation.samples.data_copying(of_drawn, of_real, of_train)
+    return {
+        "classifier_accuracy": classifier.accuracy,
+        "frechet_distance": evaluation.samples.frechet(of_real, of_drawn),
+        "precision": pair.precision,
+        "recall": pair.recall,
+        "density": other.density,
+        "coverage": other.coverage,
+        "copies_z_score": copies.z_score,
+    }
+
+
+def disentangled(run: Run, params: Any, split: datasets.Split) -> dict[str, float]:
+    """Scores of the posterior means beside the factors that the images were rendered from."""
+    if not isinstance(split.images, datasets.shapes.Images):
+        raise ValueError(
+            f"--factors needs a set whose factors are known, --dataset shapes; {run.dataset.name} has none"
+        )
+    codes = evaluation.encode_split(run.vae, params, split.images, run.key, treat=run.treat)
+    factors = np.asarray(split.images.factors)
+    cut = len(codes) * POINTS[0] // sum(POINTS)
+    train, test = (codes[:cut], factors[:cut]), (codes[cut:], factors[cut:])
+    scores = evaluation.disentanglement
+    dci = scores.dci(train, test)
+    return {
+        "beta_vae_score": scores.beta_vae(codes.__getitem__, factors, run.key),
+        "factor_vae_score": scores.factor_vae(codes.__getitem__, factors, run.key),
+        "mig": scores.mig(codes, factors),
+        "sap": scores.sap(codes, factors),
+        "dci_disentanglement": dci.disentanglement,
+        "dci_completeness": dci.completeness,
+        "modularity": scores.modularity(scores.mutual_information(codes, factors)),
+        "explicitness": scores.explicitness(train, test),
+        "irs": scores.irs(codes, factors),
+        "gaussian_total_correlation": scores.gaussian_total_correlation(codes),
+    }
