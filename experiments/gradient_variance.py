@@ -248,10 +248,10 @@ def rarest(problem: problems.Problem, params: Any) -> float:
 
 
 def _or_rare(warning: str, rare: float) -> str:
-    """A bias that is seen in draws may be values that were too rare to be drawn: then it is no bias."""
+    """A bias that is seen in draws may be values that were too rare to be drawn: both are named."""
     if not warning.startswith("biased"):
         return warning
-    return f"{warning.removeprefix('biased: ')}: values of latents with probability {rare:.0e} were hardly drawn"
+    return f"{warning}; or values of latents with probability {rare:.0e}, which were hardly drawn"
 
 
 def _of_k(own: Any) -> bool:

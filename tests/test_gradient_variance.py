@@ -105,6 +105,18 @@ def test_the_table_of_estimators_is_made(data_dir: Path, tmp_path: Path, capsys:
     assert "train ELBO" in capsys.readouterr().out
 
 
+def test_values_too_rare_to_be_drawn_are_named_beside_a_bias() -> None:
+    """A bit of the toy at log-odds of 9.21, which is 0 once in ten thousand draws."""
+    options = gradient_variance.Options()
+    given = problems.toy(options)
+    far = jax.tree.map(lambda a: jnp.full_like(a, 9.21), given.params)
+    assert gradient_variance.rarest(given, far) == pytest.approx(1e-4, rel=0.01)
+    assert gradient_variance.rarest(problems.square(options), problems.square(options).params) == 1.0
+    said = gradient_variance._or_rare("biased: |z| = 9.0, above 4.0", 1e-4)
+    assert said == "biased: |z| = 9.0, above 4.0; or values of latents with probability 1e-04, which were hardly drawn"
+    assert gradient_variance._or_rare("heavy tail", 1e-4) == "heavy tail"
+
+
 def test_what_does_not_fit_is_refused_by_name() -> None:
     """More draws than there are states: refused where it was named."""
     options = gradient_variance.Options(num_draws=16, timings=0, control_steps=1)
