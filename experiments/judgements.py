@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,38 +27,59 @@ def chosen(
 
 def decomposed(run: Run, params: Any, split: datasets.Split) -> dict[str, float]:
     """E KL(q(z|x) || p(z)) over the split in three parts, nats."""
-    keys = jax.random.split(run.key, datasets.num_examples(split.images))
-    posterior = jax.jit(lambda key, stored: run.vae.encode(params, run.treat(key, stored)))
-    q = jax.lax.map(lambda pair: posterior(*pair), (keys, jnp.asarray(split.images)), batch_size=500)
-    parts = evaluation.decompositions.decomposition(q, run.vae.prior(params), run.key)
+    parts = evaluation.decompositions.decomposition(posteriors(run, params, split), run.vae.prior(params), run.key)
     names = ("mutual_information", "total_correlation", "dimension_wise_kl", "marginal_kl")
     return {name: getattr(parts, name).value for name in names}
 
 
+def posteriors(run: Run, params: Any, split: datasets.Split) -> Any:
+    """q(z|x) of every example of a split, stacked."""
+    keys = jax.random.split(run.key, datasets.num_examples(split.images))
+    posterior = jax.jit(lambda key, stored: run.vae.encode(params, run.treat(key, stored)))
+    return jax.lax.map(lambda pair: posterior(*pair), (keys, jnp.asarray(split.images)), batch_size=500)
+
+
+class Judge(NamedTuple):
+    """A classifier that was trained on a set's training examples, to see samples with."""
+
+    classifier: evaluation.samples.Classifier
+    train: np.ndarray  # what it was trained on, as the model takes it
+
+    @classmethod
+    def of(cls, run: Run) -> Judge:
+        """Of the run's data. Raises ValueError where there are no labels in memory."""
+        dataset = datasets.select(run.dataset, run.config.train_split)
+        if run.config.stream or dataset.labels is None:
+            raise ValueError(
+                f"--samples needs a set with labels in memory to learn features from; {run.dataset.name} has none"
+            )
+        train = treated(run, run.train[: POINTS[0]])
+        return cls(evaluation.samples.classifier_features(train, dataset.labels[: len(train)], run.key), train)
+
+    def seen(self, run: Run, images: Any) -> np.ndarray:
+        """Features [N, F] of stored images."""
+        return self.classifier.features(treated(run, images))
+
+
+def treated(run: Run, images: Any) -> np.ndarray:
+    """Stored images as the model takes them."""
+    keys = jax.random.split(run.key, len(images))
+    return np.asarray(jax.jit(jax.vmap(run.treat))(keys, jnp.asarray(images)))
+
+
 def judged_samples(run: Run, params: Any, split: datasets.Split) -> dict[str, float]:
     """Samples of x beside the split, in features of a classifier that is trained on the training examples' labels."""
-    dataset = datasets.select(run.dataset, run.config.train_split)
-    if run.config.stream or dataset.labels is None:
-        raise ValueError(
-            f"--samples needs a set with labels in memory to learn features from; {run.dataset.name} has none"
-        )
-    treat = lambda images, key: np.asarray(
-        jax.jit(jax.vmap(run.treat))(jax.random.split(key, len(images)), jnp.asarray(images))
-    )
-    keys = jax.random.split(run.key, 5)
-    real, train = treat(split.images, keys[0]), treat(run.train[: POINTS[0]], keys[1])
-    classifier = evaluation.samples.classifier_features(train, dataset.labels[: len(train)], keys[2])
-    z = run.vae.prior(params).sample(keys[3], (len(real),))
+    judge, count = Judge.of(run), len(split.images)
+    key_z, key_x = jax.random.split(run.key)
+    z = run.vae.prior(params).sample(key_z, (count,))
     draw = lambda z, key: run.vae.decode(params, z).sample(key)
-    drawn = np.asarray(jax.jit(jax.vmap(draw))(z, jax.random.split(keys[4], len(real))))
-    of_real, of_drawn, of_train = (classifier.features(x) for x in (real, drawn, train))
-    pair, other = (
-        evaluation.samples.precision_recall(of_real, of_drawn),
-        evaluation.samples.density_coverage(of_real, of_drawn),
-    )
+    drawn = np.asarray(jax.jit(jax.vmap(draw))(z, jax.random.split(key_x, count)))
+    of_real, of_drawn, of_train = judge.seen(run, split.images), *map(judge.classifier.features, (drawn, judge.train))
+    pair = evaluation.samples.precision_recall(of_real, of_drawn)
+    other = evaluation.samples.density_coverage(of_real, of_drawn)
     copies = evaluation.samples.data_copying(of_drawn, of_real, of_train)
     return {
-        "classifier_accuracy": classifier.accuracy,
+        "classifier_accuracy": judge.classifier.accuracy,
         "frechet_distance": evaluation.samples.frechet(of_real, of_drawn),
         "precision": pair.precision,
         "recall": pair.recall,

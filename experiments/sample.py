@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 import commands
 import folders
 import jax
+import judgements
 import numpy as np
 import tyro
 import wiring
 
 from jaxvae import datasets, distributions, evaluation, figures, fitted, priors
 
-SOURCES = ("model", "aggregate", "gaussian_mixture", "coupling")
+SOURCES = ("model", "aggregate", "gaussian_mixture", "coupling", "second_stage")
 
 
 def source(run: wiring.Run, params: Any, kind: str, components: int, rows: int) -> Any:
@@ -30,10 +31,13 @@ def source(run: wiring.Run, params: Any, kind: str, components: int, rows: int) 
         raise ValueError(f"--prior {kind} is of all conditions at once; a conditional model draws from its own prior")
     if run.config.stream:
         raise ValueError(f"--prior {kind} needs the training examples in memory, without --stream")
-    examples = jax.tree.map(lambda a: a[:rows], run.train)
-    if kind == "aggregate":
-        treated = jax.vmap(run.treat)(jax.random.split(run.key, datasets.num_examples(examples)), examples)
-        return evaluation.decompositions.aggregated_posterior(jax.vmap(lambda x: run.vae.encode(params, x))(treated))
+    examples = run.train[:rows]
+    if kind in ("aggregate", "second_stage"):
+        q = judgements.posteriors(run, params, datasets.Split(examples))
+        if kind == "aggregate":
+            return evaluation.decompositions.aggregated_posterior(q)
+        draws = jax.vmap(lambda q, key: q.sample(key))(q, jax.random.split(run.key, len(examples)))
+        return fitted.second_stage(draws, run.key)
     means = evaluation.encode_split(run.vae, params, examples, run.key, treat=run.treat)
     if kind == "gaussian_mixture":
         return fitted.gaussian_mixture(means, components, run.key)
@@ -59,11 +63,11 @@ def sample(
         seed: of the draws.
         checkpoint: latest, best, or a step.
         data_dir: folder of prepared sets, where it has moved since the training.
-        prior: what z is drawn from: the model's prior, the aggregated posterior, or a density that is fitted to
-            encodings now, a Gaussian mixture or a coupling flow.
-        temperature: factor of the standard deviations of p(z).
+        prior: what z is drawn from: the model's prior, the aggregated posterior, or what is fitted to encodings now, a
+            Gaussian mixture, a coupling flow or a second VAE.
+        temperature: factor of the standard deviations of p(z); a second VAE has none.
         components: of the Gaussian mixture.
-        encodings: training examples that the last three are made of, from the first.
+        encodings: training examples that the last four are made of, from the first.
     """
     if num < 1 or encodings < 1 or components < 1:
         raise ValueError("--num, --encodings and --components must be at least 1")

@@ -7,6 +7,7 @@ trained towards (Ghosh et al. 2020, arXiv:1903.12436: "ex-post density estimatio
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxvae import training
+from jaxvae import likelihoods, models, networks, posteriors, priors, training
 from jaxvae.distributions import Mixture, MultivariateNormal
 from jaxvae.priors import Prior
 
@@ -95,6 +96,56 @@ def density_by_gradient(
     error = log_probs[rest].std(ddof=1) / math.sqrt(len(rest)) if len(rest) > 1 else 0.0
     means = float(log_probs[own].mean()), float(log_probs[rest].mean())
     return Fitted(params, prior.make(params), *means, float(error))
+
+
+class SecondStage(NamedTuple):
+    """The VAE of encodings, to draw them from."""
+
+    vae: models.VAE
+    params: Any
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        """z ~ p(z|u), u ~ N(0, I), [*shape, D]."""
+        key_u, key_z = jax.random.split(key)
+        u = self.vae.prior(self.params).sample(key_u, (math.prod(shape),))
+        draw = lambda u, key: self.vae.decode(self.params, u).sample(key)
+        z = jax.jit(jax.vmap(draw))(u, jax.random.split(key_z, len(u)))
+        return z.reshape(*shape, *z.shape[1:])
+
+
+def second_stage(
+    z: Any,
+    key: Array,
+    num_steps: int = 5000,
+    learning_rate: float = 1e-3,
+    *,
+    hidden: Sequence[int] = (512, 512),
+    batch_size: int = 256,
+) -> SecondStage:
+    """A second VAE, of draws ``z [N, D]`` of q(z|x): p(z) = E_N(u; 0, I) N(z; m(u), g I) (arXiv:1903.05789, sec. 4).
+
+    Dai & Wipf 2019: u has the dimensions of z, and the noise g is learned. Where a first VAE has found the manifold of
+    the data, q(z) fills its latent space without being N(0, I), and a second one can become exact where the first
+    could not. Adam with a learning rate that falls to 0. Its density has no closed form: it is there to be drawn from.
+
+    Raises ValueError for encodings that are not finite [N, D], and NotFiniteError where it diverges.
+    """
+    z, rng = _finite(z).astype(np.float32), _generator(key)
+    if z.ndim != 2:
+        raise ValueError(f"a second stage needs encodings [N, D]; their shape was {z.shape}")
+    latent = z.shape[1]
+    posterior = posteriors.normal(latent)
+    vae = models.vae(
+        networks.mlp(hidden, posterior.size),
+        networks.mlp(hidden, latent),
+        posterior,
+        likelihoods.normal_learned(float(z.std())),
+        priors.standard_normal(latent),
+    )
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    algorithm = training.gradient_descent(vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer)
+    size, seed = min(batch_size, len(z)), int(rng.integers(2**31))
+    return SecondStage(vae, training.trained(training.fit(algorithm, z, num_steps=num_steps, batch_size=size, seed=seed)))
 
 
 def _generator(key: Array) -> np.random.Generator:

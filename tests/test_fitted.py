@@ -131,6 +131,17 @@ def test_encodings_may_have_any_shape() -> None:
     np.testing.assert_allclose(found.params, z.mean(0), atol=0.25)
 
 
+def test_a_second_stage_draws_what_it_was_fitted_to() -> None:
+    """Three clusters in the plane: their shares, and little between them, where a Gaussian would put draws."""
+    draws = fitted.second_stage(drawn(4000, 0), KEY, 3000, hidden=(64, 64)).sample(KEY, (50, 100))
+    assert draws.shape == (50, 100, 2)
+    flat = np.asarray(draws).reshape(-1, 2)
+    nearest = np.linalg.norm(flat[:, None] - CENTRES, axis=-1).argmin(1)
+    np.testing.assert_allclose(np.bincount(nearest, minlength=3) / len(flat), WEIGHTS, atol=0.06)
+    of_gaussian = np.random.default_rng(0).multivariate_normal(flat.mean(0), np.cov(flat.T), 5000)
+    assert true_log_density(flat).mean() > true_log_density(of_gaussian).mean() + 0.5
+
+
 FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "too_few_rows": (lambda: fitted.gaussian_mixture(np.zeros((2, 3)), 3, KEY), "3 components need"),
     "no_components": (lambda: fitted.gaussian_mixture(np.zeros((2, 3)), 0, KEY), "0 components need"),
@@ -141,6 +152,7 @@ FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
         "finite numbers",
     ),
     "no_parameters": (lambda: fitted.density_by_gradient(standard_normal(2), np.zeros((9, 2)), KEY), "no parameters"),
+    "images of a second stage": (lambda: fitted.second_stage(np.zeros((9, 3, 3)), KEY), r"\(9, 3, 3\)"),
     "one_row": (lambda: fitted.density_by_gradient(GAUSSIAN, np.zeros((1, 2)), KEY), "cannot be cut"),
 }
 

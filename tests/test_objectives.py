@@ -105,35 +105,6 @@ def test_penalties_are_of_the_global_batch(name: str) -> None:
     np.testing.assert_allclose(found[1], found[4], rtol=1e-4)
 
 
-@pytest.mark.parametrize("correlation", [0.6, 0.9])
-def test_the_critic_learns_total_correlation(correlation: float) -> None:
-    """-1/2 log(1 - rho^2) of a Gaussian whose draws are the codes (Kim & Mnih 2018, eq. 3)."""
-    lower = np.linalg.cholesky([[1.0, correlation], [correlation, 1.0]])
-    critic = networks.mlp((32, 32), 1)
-    adversary, weight = models.density_ratio(critic, 1.0), jnp.full(1000, 1e-3)
-
-    def codes(key: jax.Array) -> models.Codes:
-        z = jax.random.normal(key, (1000, 2)) @ lower.T
-        return models.Codes(key, None, z, z, weight)
-
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 2000))
-
-    def step(state: tuple, key: jax.Array) -> tuple[tuple, None]:
-        params, moments = state
-        updates, moments = optimizer.update(jax.grad(adversary.loss)(params, codes(key)), moments)
-        return (optax.apply_updates(params, updates), moments), None
-
-    params = adversary.init(KEY, jnp.zeros(2))
-    state = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(
-        (params, optimizer.init(params)), jax.random.split(KEY, 2000)
-    )[0]
-    fresh = jax.jit(jax.vmap(lambda key: adversary.penalty(state[0], codes(key))))(
-        jax.random.split(jax.random.key(1), 50)
-    )
-    exact = -0.5 * np.log(1 - correlation**2)
-    assert float(fresh.mean()) == pytest.approx(exact, rel=0.06)
-
-
 def test_the_adversary_is_jensen_shannon_at_its_optimum() -> None:
     """-2 log 2 is what the critic descends where codes and prior agree, and cannot be beaten there."""
     z = jax.random.normal(KEY, (500, 2))
@@ -157,18 +128,6 @@ def test_players_move_nothing_but_their_own() -> None:
     assert float(optax.tree.norm(slope["critic"])) > 0
 
 
-def test_kl_locks_to_its_capacity(images: np.ndarray) -> None:
-    """Burgess et al. 2018: after the rise, KL is C."""
-    family = posteriors.normal(5)
-    pair = networks.mlp((32,), family.size), networks.mlp((32,), (64,))
-    vae = models.vae(*pair, family, likelihoods.normal(0.3), priors.standard_normal(5))
-    loss = models.rated(vae, rates.capacity(100.0, schedules.linear_warmup(500, 6.0)))
-    state = training.fit(
-        training.gradient_descent(vae.init, loss, optax.adam(3e-3)), images, num_steps=1000, batch_size=100
-    )
-    assert evaluation.evaluate(vae, training.trained(state), images, KEY).kl == pytest.approx(6.0, abs=0.15)
-
-
 def test_a_vampprior_of_one_pseudo_input_is_its_posterior() -> None:
     """And each component of several is."""
     noise = lambda count: lambda key, x: jax.random.normal(key, (count, *x.shape))
@@ -179,55 +138,6 @@ def test_a_vampprior_of_one_pseudo_input_is_its_posterior() -> None:
     params = four.init(KEY, DATA[0])
     each = [float(four.encode(params, u).log_prob(z)) for u in params["prior"]["pseudo_inputs"]]
     assert float(four.prior(params).log_prob(z)) == pytest.approx(float(np.log(np.mean(np.exp(each)))), rel=1e-5)
-
-
-def test_learned_noise_falls_to_zero_and_latents_count_the_manifolds_dimension() -> None:
-    """Dai & Wipf 2019: data on a plane of three dimensions in ten, a linear VAE with six latents.
-
-    Its posterior covariance is constant, as the optimum's; a log-scale that is linear in x diverges.
-    """
-    rng = np.random.default_rng(1)
-    x = (rng.normal(size=(500, 3)) @ rng.normal(size=(3, 10))).astype(np.float32)
-    mean = networks.mlp((), 6)
-    encoder = networks.Network(
-        lambda key, x: {"mean": mean.init(key, x), "log_scale": jnp.zeros(6)},
-        lambda params, x: jnp.concatenate([mean.apply(params["mean"], x), params["log_scale"]]),
-    )
-    family, prior = posteriors.normal(6), priors.standard_normal(6)
-    vae = models.vae(encoder, networks.mlp((), 10), family, likelihoods.normal_learned(), prior)
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 8000))
-    algorithm = training.gradient_descent(vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer)
-    params = training.trained(training.fit(algorithm, x, num_steps=8000, batch_size=100))
-    assert float(jnp.exp(params["likelihood"]["log_scale"])) < 0.02 * x.std()
-    judged = evaluation.evaluate(vae, params, x, KEY)
-    assert judged.active_units == 3
-    assert sum(kl > 0.1 for kl in judged.kl_per_latent) == 3
-
-
-def test_a_linear_denoiser_is_the_wiener_map() -> None:
-    """S (S + s^2)^-1 x of x ~ N(0, S) with noise of variance s^2: the least squares of Vincent et al. 2008."""
-    rng = np.random.default_rng(2)
-    root = rng.normal(size=(4, 4))
-    x = rng.multivariate_normal(np.zeros(4), root @ root.T, 20_000).astype(np.float32)
-    covariance, level = np.cov(x.T), 0.8
-    vae = models.vae(
-        networks.mlp((), 4),
-        networks.mlp((), 4),
-        posteriors.point(4),
-        likelihoods.normal(1.0),
-        priors.standard_normal(4),
-    )
-    model, corrupt = models.Denoising(vae), datasets.CORRUPTIONS["gaussian"]
-    treat = lambda key, x: models.Corrupted(x, corrupt(key, x, level))
-    loss = training.treated(treat, training.batch_mean(models.negative_reconstruction(model)))
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 4000))
-    init = lambda key, x: model.init(key, treat(key, x))
-    state = training.fit(training.gradient_descent(init, loss, optimizer), x, num_steps=4000, batch_size=200)
-    params = training.trained(state)
-    kernel = lambda part: np.asarray(params[part]["Dense_0"]["kernel"])
-    found = (kernel("encoder") @ kernel("decoder")).T
-    wiener = covariance @ np.linalg.inv(covariance + level**2 * np.eye(4))
-    np.testing.assert_allclose(found, wiener, atol=0.03)
 
 
 def test_penalties_of_regularized_autoencoders() -> None:

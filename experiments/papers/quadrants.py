@@ -21,43 +21,28 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import cells
 import commands
 
-from jaxvae import evaluation
+from jaxvae import evaluation, models
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cells.Options):
     """What is trained and measured."""
 
     quadrants: int = 1
     """Quadrants that are given."""
     dataset: str = "binarized_mnist"
-    """Set to train on."""
-    data_dir: str | None = None
-    """Folder of prepared tensorflow-datasets."""
     hidden: tuple[int, ...] = (500, 500)
-    """Widths of the hidden layers."""
     latent: int = 200
-    """Dimensions of z."""
-    steps: int = 10_000
-    """Training steps."""
     hybrid: float = 0.5
     """Weight of the CVAE in the hybrid objective."""
-    seeds: int = 1
-    """Seeds, from 0 on."""
-    examples: int = 1000
-    """Test examples."""
+    examples: int | None = 1000
     num_samples: int = 100
     """Importance samples for each."""
-    json: Path | None = None
-    """File for everything that was found."""
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Conditional VAEs that complete images: a quarter, half or three quarters of a digit are given."""
-    cells.check_place(options.json)
-    shared = ["cvae", "--condition", "quadrants", "--quadrants", options.quadrants, "--dataset", options.dataset]
-    shared += ["--hidden", *options.hidden, "--latent", options.latent, "--steps", options.steps, "--batch-size", 100]
-    shared += ["--data-dir", options.data_dir] if options.data_dir else []
+    shared = ["cvae", *options.arguments(), "--condition", "quadrants", "--quadrants", options.quadrants]
     rows: dict[str, list[Any]] = {
         "NN": [*shared, "--posterior", "point", "--kl-weight", 0],
         "GSNN": [*shared, "--cvae-weight", 0],
@@ -72,15 +57,13 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             return {"nll": -bound.reconstruction, "bound": -bound.reconstruction}
         model = run.vae
         if run.config.cvae_weight == 0:
-            from jaxvae import models
-
             model = models.gaussian_stochastic(model)
         found = evaluation.estimate_log_likelihood(
             model, params, test, run.key, treat=run.treat, num_samples=options.num_samples
         )
         return {"nll": -found.log_likelihood, "bound": -bound.elbo}
 
-    found = cells.measured(rows, options.seeds, measure)
+    found = cells.measured(options.chosen(rows), options.seeds, measure)
     cells.show(found, "nll")
     cells.save(options.json, dataclasses.asdict(options), found)
 

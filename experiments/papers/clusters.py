@@ -1,0 +1,113 @@
+"""Clusters of digits that mixtures in the latent space find without labels: GMVAE and VaDE beside k-means.
+
+``python experiments/papers/clusters.py [--dataset mnist] [--data-dir DIR] [--seeds 3] [--json OUT]``
+
+Accuracy on the test split, with clusters matched to classes one to one. Published on MNIST with ten clusters: GMVAE
+74.47 % ± 10.20 on average and 87.71 at best (Dilokthanakul et al. 2016, table 1, M = 1), VaDE 94.46 (Jiang et al.
+2016), whose networks start as an autoencoder's and whose mixture is fitted to its codes, as here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from scipy.optimize import linear_sum_assignment
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import cells
+import commands
+import wiring
+
+from jaxvae import distributions, evaluation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cells.Options):
+    """What is trained and measured."""
+
+    hidden: tuple[int, ...] = (500, 500)
+    components: int = 10
+    """Clusters."""
+    steps: int = 20_000
+    pretraining: int = 5000
+    """Steps of the autoencoder that VaDE starts from."""
+    seeds: int = 3
+
+
+def matched(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """Share of examples whose cluster is that of their class, under the best matching of clusters and classes."""
+    counts = np.zeros((clusters.max() + 1, labels.max() + 1), int)
+    np.add.at(counts, (clusters, labels), 1)
+    return counts[linear_sum_assignment(-counts)].sum() / len(labels)
+
+
+def clusters(run: wiring.Run, params: Any, split: Any) -> np.ndarray:
+    """The component with the largest responsibility for the posterior mean of every example."""
+    means = evaluation.encode_split(run.vae, params, split.images, run.key, treat=run.treat)
+    prior = run.vae.prior(params)
+
+    def responsibilities(z: jax.Array) -> jax.Array:
+        if isinstance(prior, distributions.Hierarchy):
+            w, z = jnp.split(z, [prior.first.loc.size])
+            return prior.then(prior.params, w).responsibilities(z)
+        return prior.responsibilities(z)
+
+    return np.asarray(jax.jit(jax.vmap(lambda z: responsibilities(z).argmax()))(jnp.asarray(means, jnp.float32)))
+
+
+def from_autoencoder(arguments: list[Any], pretraining: int) -> tuple[wiring.Run, Any, float]:
+    """VaDE: an autoencoder's networks and a diagonal mixture fitted to its codes, then trained as one."""
+    from sklearn.mixture import GaussianMixture
+
+    run, params, first = cells.trained([*arguments, "--kl-weight", 0, "--steps", pretraining])
+    means = evaluation.encode_split(run.vae, params, run.train[:20_000], run.key, treat=run.treat)
+    fit = GaussianMixture(run.config.components, covariance_type="diag", n_init=5, random_state=run.config.seed)
+    fit.fit(means)
+    prior = {"logits": np.log(fit.weights_), "loc": fit.means_, "log_scale": 0.5 * np.log(fit.covariances_)}
+    params |= {"prior": jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), prior)}
+    run, params, second = cells.trained(arguments, params)
+    return run, params, first + second
+
+
+def of_pixels(arguments: list[Any]) -> tuple[wiring.Run, np.ndarray, float]:
+    """k-means of the pixels."""
+    from sklearn.cluster import KMeans
+
+    run, start = cells.built(arguments), time.perf_counter()
+    flat = lambda images: np.asarray(images, np.float32).reshape(len(images), -1)
+    fit = KMeans(run.config.components, n_init=1, random_state=run.config.seed).fit(flat(run.train))
+    return run, fit.predict(flat(run.test.images)), time.perf_counter() - start
+
+
+def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+    """Clusters of digits that mixtures in the latent space find without labels."""
+    clustered = lambda run, params, seconds: (run, clusters(run, params, run.test), seconds)
+    rows: dict[str, tuple[str, Callable]] = {  # preset, and how its clusters are found
+        "gmvae": ("gmvae", lambda own: clustered(*cells.trained(own))),
+        "vade": ("vade", lambda own: clustered(*from_autoencoder(own, options.pretraining))),
+        "k-means": ("vade", of_pixels),
+    }
+
+    def measure(run: wiring.Run, found: np.ndarray) -> dict[str, float]:
+        used = np.bincount(found, minlength=options.components) > 0.01 * len(found)
+        return {"accuracy": matched(found, run.test.labels), "clusters in use": float(used.sum())}
+
+    found: cells.Found = {}
+    for name, (preset, train) in options.chosen(rows).items():
+        arguments = [preset, *options.arguments(), "--components", options.components]
+        found |= cells.measured({name: arguments}, options.seeds, measure, train)
+    cells.show(found, "accuracy")
+    cells.save(options.json, dataclasses.asdict(options), found)
+
+
+if __name__ == "__main__":
+    commands.command(main)
