@@ -16,7 +16,7 @@ import numpy as np
 import wiring
 from scipy import stats
 
-from jaxvae import training
+from jaxvae import evaluation, training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,26 @@ def trained(arguments: Sequence[Any], params: Any = None) -> tuple[wiring.Run, A
     state = training.fit(run.algorithm, run.train, state=state, **counts)
     params = jax.block_until_ready(training.trained(state))
     return run, params, time.perf_counter() - start
+
+
+def stopped_early(
+    arguments: Sequence[Any], moments: int, model: Callable[[wiring.Run], Any] = lambda run: run.vae
+) -> tuple[wiring.Run, Any, float]:
+    """As ``trained``; of so many moments on the way, the parameters with the best bound on the validation split."""
+    if moments < 1:
+        raise ValueError(f"--moments must be at least 1; it was {moments}")
+    run, start = built(arguments), time.perf_counter()
+    if moments > 1 and "validation" not in run.dataset.splits:
+        raise ValueError(f"--moments {moments} needs a validation split, and {run.dataset.name} has none: use 1")
+    config, judged_by = run.config, run.stored(run.monitored)
+    state, found = run.init_state(), []
+    for steps in np.linspace(0, config.steps, moments + 1)[1:].astype(int):
+        counts = {"num_steps": int(steps), "batch_size": config.batch_size, "seed": config.seed}
+        state = training.fit(run.algorithm, run.train, state=state, **counts)
+        judged = evaluation.evaluate(model(run), training.trained(state), judged_by, run.key, treat=run.treat)
+        bound = judged.reconstruction if judged.elbo is None else judged.elbo
+        found.append((bound, len(found), jax.tree.map(np.asarray, training.trained(state))))
+    return run, max(found, key=lambda moment: moment[:2])[2], time.perf_counter() - start
 
 
 def measured(cells: Mapping[str, Sequence[Any]], seeds: int, measure: Measure, train: Callable = trained) -> Found:

@@ -50,7 +50,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         )
         for table in ("priors", "posteriors", "bounds", "noise")
     },
-    "quadrants": (quadrants, DIGITS | {"examples": 6, "num_samples": 5}),
+    "quadrants": (quadrants, DIGITS | {"moments": 1, "examples": 6, "num_samples": 5}),
     "clusters": (clusters, DIGITS | {"pretraining": 3}),
     "codes penalties": (codes, DIGITS | {"table": "penalties", "examples": 50}),
     "codes distances": (codes, DIGITS | {"table": "distances", "examples": 50}),
@@ -96,6 +96,11 @@ def test_rows_that_are_not_there_are_named(script: Any) -> None:
     table = {likelihoods: {"table": "priors"}, codes: {"table": "penalties"}}.get(script, {})
     with pytest.raises(ValueError, match="no row 'nothing'"):
         script.main(script.Options(**table, rows=("nothing",)))
+
+
+def test_stopping_early_needs_a_validation_split(data_dir: Path) -> None:
+    with pytest.raises(ValueError, match="--moments 20 needs a validation split, and digits has none"):
+        quadrants.main(quadrants.Options(dataset="digits", data_dir=str(data_dir)))
 
 
 def test_clusters_are_matched_to_classes() -> None:

@@ -76,6 +76,8 @@ class Options(cells.Options):
     learning_rate: float = 5e-4
     components: int = 500
     """Components of the priors that are mixtures."""
+    moments: int = 1
+    """Moments of the training at which it is judged on the validation split; the best one counts."""
     examples: int | None = 1000
     num_samples: int = 500
     """Importance samples for each."""
@@ -105,7 +107,8 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             "bits_per_dim": bits,
         }
 
-    found = cells.measured(rows, options.seeds, measure)
+    train = lambda arguments: cells.stopped_early(arguments, options.moments)
+    found = cells.measured(rows, options.seeds, measure, train)
     cells.show(found, "log_likelihood")
     cells.save(options.json, dataclasses.asdict(options), found)
 

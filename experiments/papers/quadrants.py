@@ -20,6 +20,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cells
 import commands
+import wiring
 
 from jaxvae import evaluation, models
 
@@ -35,35 +36,40 @@ class Options(cells.Options):
     latent: int = 200
     hybrid: float = 0.5
     """Weight of the CVAE in the hybrid objective."""
+    moments: int = 20
+    """Moments of the training at which it is judged on the validation split; the best one counts."""
     examples: int | None = 1000
     num_samples: int = 100
     """Importance samples for each."""
+
+
+def predictor(run: wiring.Run) -> models.CVAE:
+    """What is judged: the CVAE, or the Gaussian stochastic network where that alone was trained."""
+    return run.vae if run.config.cvae_weight else models.gaussian_stochastic(run.vae)
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Conditional VAEs that complete images: a quarter, half or three quarters of a digit are given."""
     shared = ["cvae", *options.arguments(), "--condition", "quadrants", "--quadrants", options.quadrants]
     rows: dict[str, list[Any]] = {
-        "NN": [*shared, "--posterior", "point", "--kl-weight", 0],
+        "NN": [*shared, "--posterior", "point", "--kl-weight", 0, "--cvae-weight", 0],
         "GSNN": [*shared, "--cvae-weight", 0],
         "CVAE": shared,
         "hybrid": [*shared, "--cvae-weight", options.hybrid],
     }
 
-    def measure(run: Any, params: Any) -> dict[str, float]:
-        test = run.stored(run.test.take(slice(options.examples)))
-        bound = evaluation.evaluate(run.vae, params, test, run.key, treat=run.treat)
-        if bound.elbo is None:  # a point: the likelihood of what it predicts
+    def measure(run: wiring.Run, params: Any) -> dict[str, float]:
+        test, model = run.stored(run.test.take(slice(options.examples))), predictor(run)
+        bound = evaluation.evaluate(model, params, test, run.key, treat=run.treat)
+        if bound.elbo is None:  # of a point: the likelihood of what it predicts
             return {"nll": -bound.reconstruction, "bound": -bound.reconstruction}
-        model = run.vae
-        if run.config.cvae_weight == 0:
-            model = models.gaussian_stochastic(model)
         found = evaluation.estimate_log_likelihood(
             model, params, test, run.key, treat=run.treat, num_samples=options.num_samples
         )
         return {"nll": -found.log_likelihood, "bound": -bound.elbo}
 
-    found = cells.measured(options.chosen(rows), options.seeds, measure)
+    train = lambda arguments: cells.stopped_early(arguments, options.moments, predictor)
+    found = cells.measured(options.chosen(rows), options.seeds, measure, train)
     cells.show(found, "nll")
     cells.save(options.json, dataclasses.asdict(options), found)
 
