@@ -145,7 +145,8 @@ def second_stage(
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     algorithm = training.gradient_descent(vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer)
     size, seed = min(batch_size, len(z)), int(rng.integers(2**31))
-    return SecondStage(vae, training.trained(training.fit(algorithm, z, num_steps=num_steps, batch_size=size, seed=seed)))
+    state = training.fit(algorithm, z, num_steps=num_steps, batch_size=size, seed=seed)
+    return SecondStage(vae, training.trained(state))
 
 
 def _generator(key: Array) -> np.random.Generator:

@@ -23,7 +23,7 @@ from papers import (
     stacked,
 )
 
-SLOW = ("vae", "annealed-vae", "joint-vae")
+SLOW = ("vae", "joint-vae")
 
 
 @pytest.mark.parametrize("member", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in exact.ROWS])
