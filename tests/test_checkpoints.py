@@ -155,7 +155,7 @@ def test_where_all_are_damaged_training_does_not_start_over_and_nothing_is_touch
     assert harness.contents(copied) == before
 
 
-@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("place", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_a_flipped_bit_is_found_or_changes_nothing(copied: Path, place: float) -> None:
     """In every file of a checkpoint; in the index, the manifest and the record it is found wherever it is."""
     folder, found = copied / "checkpoints" / "3", set()

@@ -181,7 +181,18 @@ RUNS = {
 }
 
 
-LATER = ("warm-up", "static", "gaussian", "logistic", "mixture", "counts", "categorical", "continuous")
+LATER = (
+    "shard_map",
+    "residual",
+    "warm-up",
+    "static",
+    "gaussian",
+    "logistic",
+    "mixture",
+    "counts",
+    "categorical",
+    "continuous",
+)
 
 
 @pytest.mark.usefixtures("compiled_quickly")

@@ -234,6 +234,7 @@ def stopped(workdir: Path, processes: list[Running], at: int, told: list[int]) -
     return newest(workdir)
 
 
+@slow
 def test_a_job_that_lost_a_process_ends_on_one_device(tmp_path: Path, flags: Callable, undisturbed: Callable) -> None:
     workdir = tmp_path / "run"
     with job(tmp_path / "log", flags(workdir), processes=2, devices=2) as (survivor, killed):

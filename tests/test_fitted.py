@@ -133,7 +133,7 @@ def test_encodings_may_have_any_shape() -> None:
 
 def test_a_second_stage_draws_what_it_was_fitted_to() -> None:
     """Three clusters in the plane: their shares, and little between them, where a Gaussian would put draws."""
-    draws = fitted.second_stage(drawn(4000, 0), KEY, 3000, hidden=(64, 64)).sample(KEY, (50, 100))
+    draws = fitted.second_stage(drawn(4000, 0), KEY, 1500, hidden=(64, 64)).sample(KEY, (50, 100))
     assert draws.shape == (50, 100, 2)
     flat = np.asarray(draws).reshape(-1, 2)
     nearest = np.linalg.norm(flat[:, None] - CENTRES, axis=-1).argmin(1)

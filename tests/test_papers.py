@@ -23,7 +23,7 @@ from papers import (
     stacked,
 )
 
-SLOW = ("vae", "joint-vae")
+SLOW = ("vae", "annealed-vae", "joint-vae", "vae, noise of each pixel")
 
 
 @pytest.mark.parametrize("member", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in exact.ROWS])

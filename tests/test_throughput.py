@@ -52,6 +52,7 @@ def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
     assert throughput.ratios({"torch": cells["torch"]}) == {}
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
     chosen = ["--works", "mlp, batch 2048", "--peers", "jaxvae", "scan", "torch", "--rounds", 2, "--seconds", 0.1]
     files = ["--json", tmp_path / "t.json", "--plot", tmp_path / "t.png"]
