@@ -4,8 +4,8 @@
 
 Test error in percent of three sigmoid layers and a softmax: with no pretraining, with plain autoencoders, and with
 denoising ones. ``mnist`` is cut as *basic* in the paper: 10,000 examples to train, 2,000 to choose the epoch and the
-learning rate, the rest and the test split to report on. Published for it: 2.80 ± 0.14 with denoising, 3.46 ± 0.16
-with plain autoencoders, both of three layers (Vincent et al. 2008, table 1).
+learning rate, the rest and the test split to report on. Published for the whole of MNIST, with 50,000 to train on: 1.3
+with denoising (github.com/lisa-lab/DeepLearningTutorials).
 """
 
 from __future__ import annotations
