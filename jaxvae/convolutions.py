@@ -21,7 +21,7 @@ from jax.interpreters import ad, batching, mlir
 Array = jax.Array
 XLA = lax.conv_general_dilated_p
 convolution_p = Primitive("convolution")  # takes what XLA's takes
-CACHE_BYTES = 2**22  # of a product's operands, for those that are cut
+CACHE_BYTES = 2**22  # of a product's operands or result, for those that are cut
 
 
 def through(function: Callable) -> Callable:
@@ -155,10 +155,18 @@ def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[s
 
 
 def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """Every example's input times every tap, [N, H, T O], and the products added where they overlap."""
+    """Every example's input times every tap, [N, H, T O], and the products added where they overlap.
+
+    A few examples at a time: the products stay in cache, and XLA does not add them anew for each use of the sum.
+    """
     _, _, holes, low, places = geometry
     n, taps, size = len(places), kernel.shape[:-2], x.shape[1:-1]
     blocks = [-(-t // d) for t, d in zip(taps, holes, strict=True)]
+    products = math.prod(size) * math.prod(b * d for b, d in zip(blocks, holes, strict=True)) * kernel.shape[-1]
+    pieces = _pieces(len(x), len(x) * products * x.dtype.itemsize)
+    if pieces > 1:
+        of_some = lambda own: _transposed_layer(own, kernel, geometry, how)
+        return lax.map(of_some, x.reshape(pieces, -1, *x.shape[1:])).reshape(len(x), *places, -1)
     fill = [(0, b * d - t, 0) for b, d, t in zip(blocks, holes, taps, strict=True)]
     kernel = lax.pad(lax.rev(kernel, range(n)), jnp.zeros((), kernel.dtype), [*fill, (0, 0, 0), (0, 0, 0)])
     flat = jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
@@ -201,8 +209,7 @@ def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str
         return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)
     part = lambda image, result: _thin_correlation(image, result, geometry, how)
     operands = image.size * math.prod(taps[:-1]) // math.prod(strides[:-1]) + result.size * -(-taps[-1] // strides[-1])
-    least = min(-(-operands * image.dtype.itemsize // CACHE_BYTES), len(image))
-    pieces = next(count for count in range(least, len(image) + 1) if len(image) % count == 0)
+    pieces = _pieces(len(image), operands * image.dtype.itemsize)
     if pieces == 1:
         return part(image, result)
     cut = [a.reshape(pieces, -1, *a.shape[1:]) for a in (image, result)]
@@ -234,6 +241,15 @@ def _thin_correlation(image: Array, result: Array, geometry: _Geometry, how: dic
     y = jnp.moveaxis(y.reshape(*taps[:-1], stride, image.shape[-1], shifts, -1), -2, n - 1)
     y = y.reshape(*taps[:-1], stride * shifts, *y.shape[-2:])
     return lax.slice_in_dim(y, 0, taps[-1], axis=n - 1)
+
+
+def _pieces(examples: int, size: int) -> int:
+    """Into how many equal pieces examples are cut, so that their ``size`` bytes fit into cache piece by piece.
+
+    Into one, where their number has no divisor near to that.
+    """
+    least = min(-(-size // CACHE_BYTES), examples)
+    return next((count for count in range(least, min(4 * least, examples) + 1) if examples % count == 0), 1)
 
 
 def _window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int]) -> Array:
