@@ -527,6 +527,28 @@ def test_what_a_measurement_cannot_say_is_said() -> None:
         reports.batch_variance(faint, 10)
 
 
+HEAVINESS = {  # of e ~ N(0, 1), u ~ U(0, 1): |g|^2, and the shape of its tail; a bump of a bounded density is none
+    "pathwise gradients of a cosine": (lambda e, u: np.sin(1 + e) ** 2 * (1 + e**2), None),
+    "score functions of a cosine": (lambda e, u: np.cos(1 + e) ** 2 * (e**2 + (e**2 - 1) ** 2), None),
+    "a Gaussian": (lambda e, u: e**2, None),
+    "no fourth moment": (lambda e, u: u**-0.5, 0.5),
+    "no variance": (lambda e, u: u**-1.2, 1.2),
+}
+
+
+@pytest.mark.parametrize("count", [10_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("name", HEAVINESS)
+def test_a_tail_is_heavy_from_wherever_it_is_seen(name: str, count: int) -> None:
+    of, shape = HEAVINESS[name]
+    rng = np.random.default_rng(0)
+    squares = of(rng.normal(size=count), rng.random(count))[None]
+    one = np.ones(1)
+    draws = measurements.Sampled(one, one, one, one[None], None, squares, squares, None, ("all",), (slice(0, 1),), 1)
+    found = reports.tail(draws)
+    assert found < reports.HEAVY if shape is None else found == pytest.approx(shape, abs=0.25)
+    assert any("heavy tail" in said for said in reports.warnings(draws)) == (shape == 1.2)
+
+
 def test_budgets_and_exponents() -> None:
     assert reports.break_even(1.0, 1.0, 0.01, 3.0, 2.0) == pytest.approx(500.0)
     assert reports.break_even(9.0, 1.0, 0.01, 3.0, 2.0) == 0.0

@@ -160,13 +160,18 @@ def signal(sampled: Sampled, block: str = "all") -> Signal:
 
 
 def tail(sampled: Sampled) -> float:
-    """Pareto shape of the tail of |g|^2: from 1 on the variance does not exist, above 0.7 it cannot be trusted."""
+    """Pareto shape of the tail of |g|^2: from 1 on the variance does not exist, above 0.7 it cannot be trusted.
+
+    The smaller one of those of a tail and of its last quarter. A heavy tail is heavy from wherever it is seen; a bump
+    in the density, such as a cosine makes, looks like one from a threshold near it.
+    """
     norms = sampled.norms[0]
     count = tail_length(len(norms))
     largest = np.sort(norms)[::-1][: count + 1]
     if largest[-1] <= 0 or largest[0] <= largest[-1]:
         return math.nan
-    return float(pareto_shape(jnp.log(jnp.asarray(largest, jnp.float32))))
+    shape = lambda largest: float(pareto_shape(jnp.log(jnp.asarray(largest, jnp.float32))))
+    return float(np.fmin(shape(largest), shape(largest[: count // 4 + 1])))
 
 
 def warnings(sampled: Sampled, found: Bias | None = None) -> list[str]:
