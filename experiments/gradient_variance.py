@@ -29,7 +29,6 @@ import optax
 import problems
 import tyro
 import variance_tables
-from variance_tables import ZERO
 
 from jaxvae import measurements
 from jaxvae.measurements import reports
@@ -273,10 +272,12 @@ def _judge(rows: dict[str, dict], measured: dict, truth: np.ndarray | None, tabl
     """Adds biases, intervals, signals and budgets to the rows, and takes the vectors out."""
     noise = lambda name: float(rows[name]["variance"].sum())
     spent = lambda name: rows[name]["evaluations"] + rows[name]["slopes"]
+    for row in rows.values():
+        row["norm"] = float(np.linalg.norm(row["mean"]))
     for name, row in rows.items():
         peers = _peers(rows, name, table, options)
         surest = min(peers, key=lambda other: (other in measured, noise(other)), default=None)
-        noisy = [other for other in peers if noise(other) > ZERO]
+        noisy = [other for other in peers if noise(other) > variance_tables.rounding(rows[other])]
         reference = min(noisy, key=lambda other: noise(other) * spent(other), default=None)
         target: Any = truth
         if target is None and surest is not None:
@@ -321,8 +322,7 @@ def _judge(rows: dict[str, dict], measured: dict, truth: np.ndarray | None, tabl
             of_reference = noise(reference), spent(reference)
             row["break_even"] = reports.break_even(row["trace"][0], budget, squared, *of_reference)
     for row in rows.values():
-        row["norm"] = float(np.linalg.norm(row.pop("mean")))
-        row.pop("variance")
+        del row["mean"], row["variance"]
 
 
 def slopes(curves: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-ZERO = 1e-25  # a variance below it is rounding
+
+def rounding(row: dict[str, Any]) -> float:
+    """A variance below it is none but that of rounding: float64 over a law, float32 in draws."""
+    return 1e-25 if row["mode"] == "exact" else max((1e-6 * row["norm"]) ** 2, 1e-25)
 
 
 def number(value: float | None) -> str:
@@ -72,11 +75,11 @@ def draw(path: Path, title: str, at: dict[int, list[dict[str, Any]]]) -> None:
     several = len(at) > 1 or max(map(len, of.values())) > 1
     figure, axis = plt.subplots(figsize=(7, 4.5 if several else 0.8 + 0.24 * len(names)), layout="constrained")
     if not several:
-        least = min((row["trace"][0] for row in last if row["trace"][0] > ZERO), default=1.0)
+        least = min((row["trace"][0] for row in last if row["trace"][0] > rounding(row)), default=1.0)
         for i, name in enumerate(names):
             row = of[name][0]
             value, low, high = row["trace"]
-            if value <= ZERO:
+            if value <= rounding(row):
                 axis.text(least / 2, i, "0", va="center", ha="center")
                 continue
             face = "#4477aa" if row["unbiased"] else "white"

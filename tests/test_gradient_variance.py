@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+import variance_tables
 from PIL import Image
 
 from jaxvae import measurements
@@ -45,6 +46,15 @@ def test_the_toy_by_its_law_with_a_picture(tmp_path: Path, capsys: pytest.Captur
     assert found["rloo"]["invariances"]["constant"] < 1e-4
     said = capsys.readouterr().out
     assert "straight_through *" in said and "* biased" in said
+
+
+@pytest.mark.parametrize("size", [1e-6, 0.3, 4e5])
+def test_rounding_is_no_variance_to_compare_with(size: float) -> None:
+    """Gradients of one size whose last float32 digits differ have none, those that differ by a thousandth have."""
+    rng, row = np.random.default_rng(0), {"mode": "sampled", "norm": size}
+    last_digits = np.float32(size) * (1 + np.float32(2**-23) * rng.integers(-2, 3, 1000, dtype=np.int8))
+    assert 0 < last_digits.astype(np.float64).var() < variance_tables.rounding(row) < (1e-3 * size) ** 2
+    assert variance_tables.rounding(row | {"mode": "exact"}) == 1e-25
 
 
 @pytest.mark.parametrize("problem", ["titsias_shi", "square", "logistic_regression"])
