@@ -78,9 +78,9 @@ class Config:
     """Dimensions of w, of which the components are functions (hierarchical_mixture); they come on top of z's."""
     likelihood: Literal[tuple(likelihoods.LIKELIHOODS)] = "bernoulli"  # type: ignore[valid-type]
     """Family of p(x|z)."""
-    condition: Literal["none", "labels", "quadrants"] = "none"
-    """What the model is conditioned on, encoder, decoder and prior: the label, or quadrants of the image, of which it
-    models the rest (mlp only)."""
+    condition: Literal["none", "labels", "attributes", "quadrants"] = "none"
+    """What the model is conditioned on, encoder, decoder and prior: the label, attributes (several numbers for each
+    example), or quadrants of the image, of which it models the rest (mlp only)."""
     quadrants: int = 1
     """Quadrants that are given: 1 is the lower left one, 2 the left half, 3 all but the upper right one."""
     cvae_weight: float = 1.0
@@ -414,7 +414,7 @@ BELONGS: dict[str, tuple[str, Callable[[Config], bool]]] = {
     },
     "corruption_level": ("--corruption", lambda config: config.corruption != "none"),
     "quadrants": ("--condition quadrants", lambda config: config.condition == "quadrants"),
-    "cvae_weight": ("--condition labels and quadrants", lambda config: config.condition != "none"),
+    "cvae_weight": ("--condition labels, attributes and quadrants", lambda config: config.condition != "none"),
 }
 
 

@@ -81,7 +81,9 @@ class Run(NamedTuple):
 
 
 def stored(config: Config, split: datasets.Split) -> Any:
-    """Images, and their labels where the model is conditioned on them."""
+    """Images, and their labels or attributes where the model is conditioned on them."""
+    if config.condition == "attributes":
+        return models.Given(split.images, datasets.attributes(split))
     return models.Given(split.images, split.labels) if config.condition == "labels" else split.images
 
 
@@ -141,6 +143,13 @@ def _conditioned(config: Config, treat: Callable, train: Any) -> Callable:
             raise ValueError(f"--condition labels needs a set with labels in memory; {config.dataset} has none here")
         classes = int(train.labels.max()) + 1
         return lambda key, stored: models.Given(treat(key, stored.x), jax.nn.one_hot(stored.y, classes))
+    if config.condition == "attributes":
+        if config.stream or datasets.attributes(train.take(slice(1))) is None:
+            raise ValueError(
+                f"--condition attributes needs a set in memory with several numbers for each image, such as shapes or "
+                f"an .npz file with y_train [N, A]; {config.dataset} has none here"
+            )
+        return lambda key, stored: models.Given(treat(key, stored.x), stored.y)
     if config.condition == "quadrants":
         shape = train.shape
         if len(shape) != 3:

@@ -155,6 +155,9 @@ def sets(tmp_path_factory):
     prepare(folder, "gray", {"image": f.Image(shape=(4, 5, 1)), "label": three}, examples(GRAY, write=png))
     prepare(folder, "colour", {"photo": f.Image(), "what": three}, examples(COLOUR, "photo", "what", png))
     prepare(folder, "boxed", {"image": f.Image(), "box": box}, {name: boxed(part) for name, part in COLOUR.items()})
+    looks = f.FeaturesDict({"Smiling": f.Scalar(np.bool_), "Age": f.Scalar(np.float32)})
+    faces = lambda images: [{"image": x, "attributes": {"Smiling": i == 1, "Age": i / 2}} for i, x in enumerate(images)]
+    prepare(folder, "faces", {"image": tensor, "attributes": looks}, {"train": faces(TINY["train"])})
     prepare(folder, "vary", {"image": f.Image(), "label": three}, examples(VARY, write=png))
     prepare(folder, "sounds", {"audio": f.Tensor(shape=(9,), dtype=np.uint8)}, {"train": [{"audio": pixels(9)}]})
     prepare(folder, "depths", {"image": f.Tensor(shape=(4, 5, 1), dtype=np.float32)}, {"train": [{"image": real}]})
@@ -186,6 +189,16 @@ def test_a_prepared_set_is_read_as_it_was_written(sets, name, expected, levels):
         assert split.images.dtype == np.uint8 and split.images.shape == (*wanted.shape, 1)[:4]
         assert split.labels is None or split.labels.dtype == np.int32
         assert together(split) == together(expected[part])
+
+
+def test_attributes_of_a_prepared_set_stay_with_their_images(sets):
+    """As celeb_a has them: numbers by name, in the order of their names. The test split is held out of the others."""
+    expected = {image.tobytes(): [i / 2, i == 1] for i, image in enumerate(TINY["train"])}
+    found = load("faces", sets).splits
+    assert len(found["train"].images) + len(found["test"].images) == len(expected)
+    for split in found.values():
+        assert split.labels is None and split.attributes.dtype == np.float32
+        assert split.attributes.tolist() == [expected[image.tobytes()] for image in split.images]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 23, 100])
@@ -657,6 +670,30 @@ def test_arrays_that_are_no_images_are_refused_with_the_reason(tmp_path, source,
 def test_sets_that_do_not_fit_together_are_refused(source, words):
     with pytest.raises(DataError, match=words):
         load(source)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "npz"])
+def test_several_numbers_for_each_image_are_attributes(tmp_path, kind):
+    numbers = RNG.normal(size=(6, 3))
+    np.savez(tmp_path / "x.npz", x_train=GREY, y_train=numbers, x_test=GREY[:2], y_test=LABELS[:2])
+    arrays = {"train": (GREY, numbers), "test": (GREY[:2], LABELS[:2])}
+    found = load(arrays if kind == "arrays" else tmp_path / "x.npz").splits
+    np.testing.assert_array_equal(found["train"].attributes, numbers.astype(np.float32))
+    assert found["train"].labels is None and found["test"].attributes is None
+    np.testing.assert_array_equal(found["train"].take(slice(2, 4)).attributes, numbers[2:4].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "numbers, words",
+    [
+        (np.ones((5, 2)), "6 images but 5 rows of attributes"),
+        (np.full((6, 2), "a"), "attributes that are no numbers"),
+        (np.full((6, 2), np.nan), "attributes that are not finite"),
+    ],
+)
+def test_attributes_that_cannot_be_are_refused(numbers, words):
+    with pytest.raises(DataError, match=words):
+        load({"train": (GREY, numbers)})
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from harness import result
 
-from jaxvae import checkpoints, training
+from jaxvae import checkpoints, datasets, training
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import config
@@ -76,7 +76,21 @@ def test_presets_are_what_the_help_lists() -> None:
         assert text and (name == "digits" or settings != config.Config())
 
 
+def test_a_label_is_an_attribute_for_each_class(digits: datasets.Dataset, tmp_path: Path) -> None:
+    """Given as such, the same training, bit for bit."""
+    part = digits.splits["train"].take(slice(60))
+    found = []
+    for kind, y in (("labels", part.labels), ("attributes", np.eye(10)[part.labels])):
+        np.savez(tmp_path / f"{kind}.npz", x_train=part.images, y_train=y, x_test=part.images, y_test=y)
+        few = ["--dataset", str(tmp_path / f"{kind}.npz"), "--hidden", "8", "--latent", "2", "--levels", "17"]
+        run = wiring.build(config.parse(["cvae", "--condition", kind, *few])[1])
+        state = training.fit(run.algorithm, run.train, state=run.init_state(), num_steps=3, batch_size=20)
+        found.append(jax.tree.map(np.asarray, training.trained(state)))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 MISTAKES = {
+    "attributes": (["--condition", "attributes"], "needs a set in memory with several numbers for each image"),
     "point": (["--posterior", "point"], "--posterior point has no finite KL"),
     "prior": (["--posterior", "bernoulli", "--prior", "mixture"], "--prior mixture is of real latents"),
     "components": (["--components", "3"], "--components belongs to priors that are mixtures"),

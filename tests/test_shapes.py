@@ -146,6 +146,14 @@ def test_index_and_factors_are_a_bijection():
     np.testing.assert_array_equal(index(rows), rows)
 
 
+def test_attributes_are_the_factors_as_numbers():
+    """A heart of scale 0.8, turned by a quarter, at the right end of the middle."""
+    found = shapes.attributes(jnp.array([2, 3, 10, 31, 0]))
+    np.testing.assert_allclose(found, [0, 0, 1, 0.6, 0, 1, 1, 0], atol=1e-6)
+    few = datasets.Split(shapes.Images(np.array([[2, 3, 10, 31, 0], [0, 0, 0, 0, 31]], np.uint8)))
+    np.testing.assert_allclose(datasets.attributes(few), [found, [1, 0, 0, 0, 1, 0, 0, 1]], atol=1e-6)
+
+
 def test_render_is_one_example():
     factors = shapes.factors_of(np.array([5, 400_000, 737_279]))
     together, alone = jax.jit(jax.vmap(shapes.render))(factors), jax.jit(shapes.render)

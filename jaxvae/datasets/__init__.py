@@ -1,9 +1,9 @@
 """Data sets addressed by index, in memory or streamed: from tensorflow-datasets, from files, from arrays.
 
 A split in memory is ``images [N, H, W, C]`` (uint8, or float32 for values that are no pixels) and, where there are any,
-``labels [N]``; those of ``shapes`` are kept as their factors and rendered inside the training step. A batch is a pure
-function of (seed, step), so the iterator's state is the step. Pixels become what a likelihood needs inside the training
-step, one example at a time, by a named treatment.
+``labels [N]`` or ``attributes [N, A]``; those of ``shapes`` are kept as their factors and rendered inside the training
+step. A batch is a pure function of (seed, step), so the iterator's state is the step. Pixels become what a likelihood
+needs inside the training step, one example at a time, by a named treatment.
 
 tensorflow-datasets is imported only when one of its sets is asked for, Grain only to stream, and TensorFlow never.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxvae.datasets import shapes
@@ -33,6 +34,7 @@ __all__ = [
     "Dataset",
     "Split",
     "Stream",
+    "attributes",
     "batch_rows",
     "load",
     "looks_like_path",
@@ -56,7 +58,8 @@ def load(
     Args:
       source: the name of a tensorflow-datasets set (``"mnist"``, ``"cmaterdb/bangla"``, and ``"digits"``, which needs
         no network); or ``"shapes"``, which are rendered; or a ``.npy`` or ``.npz`` file; or a folder of images; or
-        arrays, ``{split: images}`` or ``{split: (images, labels)}``, or one array of images.
+        arrays, ``{split: images}`` or ``{split: (images, labels)}``, or one array of images. Where labels are several
+        numbers for each image, [N, A], they are attributes; so are the ``attributes`` of a tensorflow-datasets set.
       data_dir: where prepared sets are and new ones go; None is tensorflow-datasets' own default.
       levels: values that a pixel can take; None infers 2 where no pixel exceeds 1, else 256.
 
@@ -100,6 +103,13 @@ def select(dataset: Dataset[S], split: str) -> S:
     if not range(n)[part]:
         raise DataError(f"{split!r} of {dataset.name} holds no example; {name} has {n}")
     return whole.take(part)
+
+
+def attributes(split: Split) -> np.ndarray | None:
+    """What is known of each example as numbers [N, A]: the split's attributes, or those of the rendered shapes."""
+    if isinstance(split.images, shapes.Images):
+        return np.asarray(jax.vmap(shapes.attributes)(split.images.factors))
+    return split.attributes
 
 
 def looks_like_path(source: str | os.PathLike) -> bool:
@@ -153,8 +163,8 @@ def _numbered(splits: dict[str, Split]) -> dict[str, Split]:
 
     def number(split: Split) -> Split:
         if split.labels is None or len(classes) == 1:
-            return Split(split.images)
-        return Split(split.images, np.asarray(np.searchsorted(classes, split.labels), np.int32))
+            return split._replace(labels=None)
+        return split._replace(labels=np.asarray(np.searchsorted(classes, split.labels), np.int32))
 
     return {name: number(split) for name, split in splits.items()}
 

@@ -91,9 +91,10 @@ def _image_feature(builder: Any) -> str:
 
 
 def held(records: Any, image: str, label: str | None, name: str, chunk: int = 4096) -> Split:
-    """All records of a split, held in memory."""
+    """All records of a split, held in memory; with ``attributes``, where that is a feature of numbers by name."""
     n = len(records)
     images, labels = None, None if label is None else np.zeros(n, np.int32)
+    attributes: list[list[float]] = []
     for start in range(0, n, chunk):
         examples = records.__getitems__(range(start, min(start + chunk, n)))
         shapes = {example[image].shape for example in examples}
@@ -104,9 +105,19 @@ def held(records: Any, image: str, label: str | None, name: str, chunk: int = 40
         images[start : start + len(examples)] = [example[image] for example in examples]
         if labels is not None:
             labels[start : start + len(examples)] = [example[label] for example in examples]
+        if _numbers(examples[0].get("attributes")):
+            attributes += [list(example["attributes"].values()) for example in examples]
     if images is None:
         raise DataError(f"{name} is empty")
-    return Split(images, labels)
+    return Split(images, labels, np.array(attributes, np.float32) if attributes else None)
+
+
+def _numbers(feature: Any) -> bool:
+    """Whether it is several numbers by name, as the attributes of faces are."""
+    if not isinstance(feature, dict):
+        return False
+    values = [np.asarray(value) for value in feature.values()]
+    return len(values) > 1 and all(value.ndim == 0 and value.dtype.kind in "biuf" for value in values)
 
 
 def _near(tfds: Any, name: str) -> str:

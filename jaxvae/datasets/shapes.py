@@ -57,6 +57,16 @@ def render(factors: Array) -> Array:
     return inside[shape].astype(jnp.uint8)[..., None]
 
 
+def attributes(factors: Array) -> Array:
+    """Five factors as eight numbers: the shape as one of three, scale, x and y from 0 to 1, and the rotation's angle a
+    as (cos a, sin a).
+    """
+    shape, scale, rotation, x, y = factors.astype(jnp.int32)
+    angle = rotation * (2 * math.pi / SIZES[2])
+    rest = [scale / (SIZES[1] - 1), jnp.cos(angle), jnp.sin(angle), x / (SIZES[3] - 1), y / (SIZES[4] - 1)]
+    return jnp.concatenate([jax.nn.one_hot(shape, SIZES[0]), jnp.stack(rest)])
+
+
 def _square(u: Array, v: Array) -> Array:
     return jnp.maximum(jnp.abs(u), jnp.abs(v)) <= SIDE / 2
 

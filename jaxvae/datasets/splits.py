@@ -1,4 +1,4 @@
-"""What a data set is: splits of images with labels."""
+"""What a data set is: splits of images with labels or attributes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Split(NamedTuple):
 
     images: np.ndarray  # [N, H, W, C] uint8, or float32; shapes.Images where they are rendered
     labels: np.ndarray | None = None  # [N] int
+    attributes: np.ndarray | None = None  # [N, A] float32
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,7 +34,7 @@ class Split(NamedTuple):
 
     def take(self, rows: Any) -> Split:
         """The examples of some rows, an index array or a slice."""
-        return Split(self.images[rows], None if self.labels is None else self.labels[rows])
+        return Split(self.images[rows], *(None if field is None else field[rows] for field in self[1:]))
 
     def glimpse(self) -> Iterator[Split]:
         """Examples to judge the split by: all of them."""
@@ -52,7 +53,10 @@ class Dataset(NamedTuple, Generic[S]):
 
 
 def as_split(images: Any, labels: Any = None, where: str = "the array") -> Split:
-    """Checks what a user gave: [N, H, W, C], or [N, H, W], which gets C = 1, or vectors [N, D]."""
+    """Checks what a user gave: [N, H, W, C], or [N, H, W], which gets C = 1, or vectors [N, D].
+
+    Labels are [N], one for each image, or attributes [N, A]: several numbers for each.
+    """
     try:
         images = np.asarray(images)
     except ValueError as error:
@@ -69,13 +73,25 @@ def as_split(images: Any, labels: Any = None, where: str = "the array") -> Split
     if integers and images.dtype != np.uint8 and (images.min() < 0 or images.max() > 255):
         raise DataError(f"{where} holds integers from {images.min()} to {images.max()}; pixels are 0..255")
     images = images.astype(np.uint8 if integers else np.float32)
-    if labels is not None:
-        labels = np.asarray(labels).reshape(-1)
-        if len(labels) != len(images):
-            raise DataError(f"{where} has {len(images)} images but {len(labels)} labels")
-        if np.issubdtype(labels.dtype, np.integer):
-            labels = labels.astype(np.int32)
-    return Split(images[..., None] if images.ndim == 3 else images, labels)
+    labels, attributes = (None, None) if labels is None else _described(np.asarray(labels), len(images), where)
+    return Split(images[..., None] if images.ndim == 3 else images, labels, attributes)
+
+
+def _described(given: np.ndarray, count: int, where: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Labels [N], or attributes [N, A] where there are several columns."""
+    several = given.ndim == 2 and given.shape[1] > 1
+    given = given if several else given.reshape(-1)
+    if len(given) != count:
+        raise DataError(f"{where} has {count} images but {len(given)} {'rows of attributes' if several else 'labels'}")
+    if not several:
+        return given.astype(np.int32) if np.issubdtype(given.dtype, np.integer) else given, None
+    try:
+        attributes = given.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where} has attributes that are no numbers ({given.dtype})") from error
+    if not np.isfinite(attributes).all():
+        raise DataError(f"{where} has attributes that are not finite")
+    return None, attributes
 
 
 def reason(error: Exception) -> str:
