@@ -173,6 +173,7 @@ def temporary_bytes(function: Callable, *args: Any) -> int:
     return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_rematerialized_blocks_need_a_fraction_of_the_memory_and_a_program_of_constant_size() -> None:
     grown = {
         remat: temporary_bytes(*residual(48, remat)) - temporary_bytes(*residual(24, remat)) for remat in (False, True)

@@ -84,6 +84,7 @@ def test_a_diagonal_posterior_loses_the_closed_form_gap_under_rotation(images: n
     assert abs(lost.mean() - gap) < 4 * lost.std() / np.sqrt(len(images)) < 0.02
 
 
+@pytest.mark.slow
 def test_importance_weighted_bounds_rise_to_the_exact_value(images: np.ndarray) -> None:
     linear, x = Linear(images, 10), images[:400]
     vae, params = linear.vae("normal", rotated(linear))

@@ -182,6 +182,7 @@ RUNS = {
 
 
 LATER = (
+    "conv",
     "shard_map",
     "residual",
     "warm-up",

@@ -220,6 +220,7 @@ def in_precision(precision: str, posterior: str = "normal") -> models.VAE:
     return models.vae(encoder, decoder, family, likelihoods.bernoulli(), priors.NATURAL[posterior](4))
 
 
+@pytest.mark.slow
 def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(digits: datasets.Dataset) -> None:
     treat = datasets.treatment("dynamic", 17)
     full, half = in_precision("float32"), in_precision("bfloat16")

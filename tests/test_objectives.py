@@ -71,7 +71,7 @@ PENALTIES = {
     "code_penalty": models.code_penalty(0.5),
 }
 ADVERSARIES = {"density_ratio": models.density_ratio(CRITIC, 2.0), "adversarial": models.adversarial(CRITIC, 2.0)}
-OFTEN = ("mmd_imq", "total_correlation", "density_ratio", "adversarial")  # the others are marked slow
+OFTEN = ("mmd_imq", "total_correlation", "adversarial")  # the others are marked slow
 
 
 def algorithm(name: str) -> training.Algorithm:

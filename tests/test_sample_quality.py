@@ -225,7 +225,7 @@ def trained(*shape: int) -> samples.Classifier:
 classifier_of = functools.cache(trained)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (64,)], ids=["convolutional", "fully_connected"])
+@pytest.mark.parametrize("shape", [pytest.param((8, 8, 1), marks=pytest.mark.slow), (64,)], ids=["images", "vectors"])
 def test_features_of_a_classifier_of_digits(shape: tuple[int, ...]) -> None:
     """Fresh digits lie among their own class, and far nearer to the known ones than pixels in disorder do."""
     (images, labels), classifier = digits(*shape), classifier_of(*shape)

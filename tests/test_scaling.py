@@ -116,6 +116,7 @@ def test_pmap_sends_the_same(tiny: scaling.Model) -> None:
     assert sorted(scaling.all_reduces(program)) == [4, 4 * (tiny.parameters + 3)]
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(monkeypatch, tmp_path, "--devices", "2", "1", "--rounds", "3", "--steps", "2", "--mappings", "pmap")
     assert result["settings"]["devices"] == [1, 2]
