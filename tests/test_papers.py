@@ -88,7 +88,7 @@ def test_tables(table: str, tmp_path: Path, data_dir: Path, capsys: pytest.Captu
         assert name in out and len(cells) == seeds["seeds"] and np.isfinite(list(cells[0].values())).any()
 
 
-ROWS = (likelihoods, clusters, codes, disentanglement, exact, samples)
+ROWS = (likelihoods, clusters, codes, disentanglement, exact, samples, stacked)
 
 
 @pytest.mark.parametrize("script", ROWS, ids=lambda script: script.__name__)

@@ -1,6 +1,6 @@
 """Classifiers whose layers were first trained as autoencoders, one on top of the other (Vincent et al. 2008).
 
-``python experiments/papers/stacked.py [--dataset mnist] [--data-dir DIR] [--seeds 3] [--json OUT]``
+``python experiments/papers/stacked.py [--rows none denoising] [--data-dir DIR] [--seeds 3] [--json OUT]``
 
 Test error in percent of three sigmoid layers and a softmax: with no pretraining, with plain autoencoders, and with
 denoising ones. ``mnist`` is cut as *basic* in the paper: 10,000 examples to train, 2,000 to choose the epoch and the
@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +33,8 @@ from jaxvae import datasets, likelihoods, models, networks, posteriors, priors, 
 class Options:
     """What is trained."""
 
+    rows: tuple[str, ...] = ()
+    """Rows of the table: none, autoencoders, denoising; none given is all."""
     dataset: str = "mnist"
     """Set with labels."""
     data_dir: str | None = None
@@ -59,6 +60,7 @@ class Options:
 
 
 BATCH = 100
+PRETRAINING = ("none", "autoencoders", "denoising")
 
 
 def autoencoder(inputs: int, width: int) -> models.VAE:
@@ -139,6 +141,9 @@ def tuned(
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Classifiers whose layers were first trained as autoencoders, one on top of the other."""
     cells.check_place(options.json)
+    for name in options.rows:
+        if name not in PRETRAINING:
+            raise ValueError(f"no row {name!r}; there are {', '.join(PRETRAINING)}")
     if len(options.corruption) != len(options.hidden):
         raise ValueError(
             f"{len(options.hidden)} layers need as many levels of corruption; {options.corruption} were given"
@@ -156,20 +161,13 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     data = dict(
         zip(names, zip(np.split(x / (dataset.levels - 1), cuts), np.split(labels, cuts), strict=True), strict=True)
     )
-    rows: dict[str, Callable[[int], list[Any]]] = {
-        "none": lambda seed: stacked(data["train"][0], options.hidden, options.corruption, 0, seed),
-        "autoencoders": lambda seed: stacked(
-            data["train"][0], options.hidden, (0.0,) * len(options.hidden), options.pretraining, seed
-        ),
-        "denoising": lambda seed: stacked(
-            data["train"][0], options.hidden, options.corruption, options.pretraining, seed
-        ),
-    }
     found: cells.Found = {}
-    for name, pretrain in rows.items():
+    for name in options.rows or PRETRAINING:
+        corruption = options.corruption if name == "denoising" else (0.0,) * len(options.hidden)
+        epochs = 0 if name == "none" else options.pretraining
         for seed in range(options.seeds):
             start = time.perf_counter()
-            encoders = pretrain(seed)
+            encoders = stacked(data["train"][0], options.hidden, corruption, epochs, seed)
             validation, test = min(tuned(encoders, data, rate, options.epochs, seed) for rate in options.learning_rates)
             cell = {"test error": test, "validation error": validation, "seconds": time.perf_counter() - start}
             found.setdefault(name, []).append(cell)
