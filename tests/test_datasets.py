@@ -680,6 +680,10 @@ def test_several_numbers_for_each_image_are_attributes(tmp_path, kind):
     found = load(arrays if kind == "arrays" else tmp_path / "x.npz").splits
     np.testing.assert_array_equal(found["train"].attributes, numbers.astype(np.float32))
     assert found["train"].labels is None and found["test"].attributes is None
+    both = load({"train": Split(GREY, LABELS, numbers[:, :1])}).splits
+    for split in both.values():
+        at = [np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.images]
+        assert np.array_equal(split.labels, LABELS[at]) and np.allclose(split.attributes, numbers[at, :1])
     np.testing.assert_array_equal(found["train"].take(slice(2, 4)).attributes, numbers[2:4].astype(np.float32))
 
 

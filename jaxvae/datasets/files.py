@@ -16,8 +16,11 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 def from_arrays(source: Any) -> dict[str, Split]:
     if not isinstance(source, Mapping):
         return {"train": as_split(source)}
-    pairs = {name: value if isinstance(value, tuple) else (value, None) for name, value in source.items()}
-    return {name: as_split(images, labels, f"split {name!r}") for name, (images, labels) in pairs.items()}
+    parts = {name: value if isinstance(value, tuple) else (value, None) for name, value in source.items()}
+    return {
+        name: as_split(images, labels, f"split {name!r}", *attributes)
+        for name, (images, labels, *attributes) in parts.items()
+    }
 
 
 def load_path(path: Path) -> dict[str, Split]:

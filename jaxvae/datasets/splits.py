@@ -52,7 +52,7 @@ class Dataset(NamedTuple, Generic[S]):
     levels: int = 256
 
 
-def as_split(images: Any, labels: Any = None, where: str = "the array") -> Split:
+def as_split(images: Any, labels: Any = None, where: str = "the array", attributes: Any = None) -> Split:
     """Checks what a user gave: [N, H, W, C], or [N, H, W], which gets C = 1, or vectors [N, D].
 
     Labels are [N], one for each image, or attributes [N, A]: several numbers for each.
@@ -73,25 +73,24 @@ def as_split(images: Any, labels: Any = None, where: str = "the array") -> Split
     if integers and images.dtype != np.uint8 and (images.min() < 0 or images.max() > 255):
         raise DataError(f"{where} holds integers from {images.min()} to {images.max()}; pixels are 0..255")
     images = images.astype(np.uint8 if integers else np.float32)
-    labels, attributes = (None, None) if labels is None else _described(np.asarray(labels), len(images), where)
+    if labels is not None and np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
+        labels, attributes = None, labels
+    if labels is not None:
+        labels = np.asarray(labels).reshape(-1)
+        if len(labels) != len(images):
+            raise DataError(f"{where} has {len(images)} images but {len(labels)} labels")
+        if np.issubdtype(labels.dtype, np.integer):
+            labels = labels.astype(np.int32)
+    if attributes is not None:
+        if len(attributes) != len(images):
+            raise DataError(f"{where} has {len(images)} images but {len(attributes)} rows of attributes")
+        try:
+            attributes = np.asarray(attributes).astype(np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where} has attributes that are no numbers ({error})") from error
+        if not np.isfinite(attributes).all():
+            raise DataError(f"{where} has attributes that are not finite")
     return Split(images[..., None] if images.ndim == 3 else images, labels, attributes)
-
-
-def _described(given: np.ndarray, count: int, where: str) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Labels [N], or attributes [N, A] where there are several columns."""
-    several = given.ndim == 2 and given.shape[1] > 1
-    given = given if several else given.reshape(-1)
-    if len(given) != count:
-        raise DataError(f"{where} has {count} images but {len(given)} {'rows of attributes' if several else 'labels'}")
-    if not several:
-        return given.astype(np.int32) if np.issubdtype(given.dtype, np.integer) else given, None
-    try:
-        attributes = given.astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where} has attributes that are no numbers ({given.dtype})") from error
-    if not np.isfinite(attributes).all():
-        raise DataError(f"{where} has attributes that are not finite")
-    return None, attributes
 
 
 def reason(error: Exception) -> str:
