@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from jax import lax
 
 from jaxvae import convolutions
 
@@ -140,6 +141,27 @@ def convolutional_decoder(
     return from_linen(Decoder())
 
 
+class _GroupNorm(linen.Module):
+    """Group normalization of one image ``[H, W, C]`` (Wu & He 2018, arXiv:1803.08494): a scale and a shift per channel.
+
+    The moments of a group are means of its channels' moments, so that all sums are over whole images and the backward
+    pass has no array of groups. (Of one image ``linen.GroupNorm`` would take the rows for examples.)
+    """
+
+    groups: int
+
+    @linen.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        scale = self.param("scale", linen.initializers.ones_init(), (width,))
+        bias = self.param("bias", linen.initializers.zeros_init(), (width,))
+        h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        of_group = lambda h: jnp.repeat(h.mean((0, 1)).reshape(self.groups, -1).mean(-1), width // self.groups)
+        mean = of_group(h)
+        a = scale * lax.rsqrt(jnp.maximum(of_group(h**2) - mean**2, 0) + 1e-6)
+        return (a * h + (bias - a * mean)).astype(x.dtype)
+
+
 class _ResidualBlock(linen.Module):
     """x + conv(act(norm(conv(act(norm(x)))))), pre-activation (He et al. 2016, arXiv:1603.05027, fig. 1b).
 
@@ -153,8 +175,8 @@ class _ResidualBlock(linen.Module):
         width, h = x.shape[-1], x
         # Computed again in the backward pass, which is faster than to keep what lies between.
         active = linen.remat(lambda norm, h: self.activation(norm(h)), prevent_cse=False)
-        for _ in range(2):
-            h = _conv(width, (3, 3))(active(linen.GroupNorm(num_groups=math.gcd(8, width)), h))
+        for i in range(2):
+            h = _conv(width, (3, 3))(active(_GroupNorm(math.gcd(8, width), name=f"GroupNorm_{i}"), h))
         return x + h, None
 
 

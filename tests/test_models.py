@@ -289,7 +289,8 @@ def unrolled(kind: str, blocks: int, params: Any, x: jax.Array) -> jax.Array:
     for b in range(blocks):
         own, h = jax.tree.map(lambda leaf, b=b: leaf[b], params["stage_0"]), x
         for i in range(2):
-            h = jax.nn.silu(part(f"GroupNorm_{i}", linen.GroupNorm(num_groups=4), h, own))
+            # linen's first axis is the batch: without it every row would be normalized for itself.
+            h = jax.nn.silu(part(f"GroupNorm_{i}", linen.GroupNorm(num_groups=4), h[None], own)[0])
             h = part(f"Conv_{i}", linen.Conv(4, (3, 3)), h, own)
         x = x + h
     if kind == "encoder":
