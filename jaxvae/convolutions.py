@@ -18,6 +18,9 @@ from jax import lax
 from jax.extend.core import Literal, Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxvae import winograd
+from jaxvae.winograd import window
+
 Array = jax.Array
 XLA = lax.conv_general_dilated_p
 convolution_p = Primitive("convolution")  # takes what XLA's takes
@@ -134,6 +137,8 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) ->
     """
     strides, spread, _, low, places = geometry
     n, taps = len(places), kernel.shape[:-2]
+    if max(spread) == 1 and winograd.fits(x, kernel.shape[-1], taps, strides, places):
+        return winograd.layer(x, kernel, strides, low, places, how)
     high = [
         s * (p - 1) + e * (t - 1) + 1 - h - a
         for s, p, e, t, h, a in zip(strides, places, spread, taps, x.shape[1:-1], low, strict=True)
@@ -144,7 +149,7 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) ->
         pads = list(zip(low, high, strict=True))
         return lax.conv_general_dilated(x, kernel, strides, pads, rhs_dilation=spread, dimension_numbers=numbers, **how)
     starts = itertools.product(*([e * t - a for t in range(m)] for m, e, a in zip(taps, spread, low, strict=True)))
-    patches = lax.concatenate([_window(x, start, strides, places) for start in starts], n + 1)
+    patches = lax.concatenate([window(x, start, strides, places) for start in starts], n + 1)
     return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((n + 1,), (0,)), ((), ())), **how)
 
 
@@ -162,6 +167,8 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
     _, _, holes, low, places = geometry
     n, taps, size = len(places), kernel.shape[:-2], x.shape[1:-1]
     blocks = [-(-t // d) for t, d in zip(taps, holes, strict=True)]
+    if winograd.fits(x, kernel.shape[-1], blocks, [1] * n, [p // d for p, d in zip(places, holes, strict=True)]):
+        return winograd.transposed_layer(x, kernel, holes, low, places, how)
     products = math.prod(size) * math.prod(b * d for b, d in zip(blocks, holes, strict=True)) * kernel.shape[-1]
     pieces = _pieces(len(x), len(x) * products * x.dtype.itemsize)
     if pieces > 1:
@@ -180,7 +187,7 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
         y += lax.pad(part, jnp.zeros((), z.dtype), [(0, 0, 0), *shift, *[(0, 0, 0)] * (n + 1)])
     y = y.transpose(0, *(axis for i in range(1, n + 1) for axis in (i, i + n)), 2 * n + 1)
     y = y.reshape(x.shape[0], *(d * (h + b - 1) for d, h, b in zip(holes, size, blocks, strict=True)), -1)
-    return _window(y, [t - 1 - a for t, a in zip(taps, low, strict=True)], [1] * n, places)
+    return window(y, [t - 1 - a for t, a in zip(taps, low, strict=True)], [1] * n, places)
 
 
 def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
@@ -197,14 +204,16 @@ def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str
     Wide images: a product for each tap. Thin ones: one product, a few examples at a time so that all stays in cache.
     """
     spacing, strides, _, low, taps = geometry
+    if max(spacing) == 1 and winograd.fits(image, result.shape[-1], taps, strides, result.shape[1:-1]):
+        return winograd.gradient_of_kernel(image, result, strides, low, taps, how)
     if min(image.shape[-1], result.shape[-1]) >= 64 or spacing[-1] != 1:
         counts = result.shape[1:-1]
         size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spacing, taps, strides, counts, strict=True)]
-        image = _window(image, [-a for a in low], [1] * len(taps), size)
+        image = window(image, [-a for a in low], [1] * len(taps), size)
         starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps, spacing, strict=True)))
         shared = tuple(range(result.ndim - 1))
         product = lambda window: lax.dot_general(result, window, ((shared, shared), ((), ())), **how)
-        y = jnp.stack([product(_window(image, start, strides, counts)) for start in starts], 1)
+        y = jnp.stack([product(window(image, start, strides, counts)) for start in starts], 1)
         # After the stacking, because XLA would fold the transposition of a product into it, and turn it around again.
         return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)
     part = lambda image, result: _thin_correlation(image, result, geometry, how)
@@ -228,13 +237,13 @@ def _thin_correlation(image: Array, result: Array, geometry: _Geometry, how: dic
     wide = places[-1] + shifts - 1
     # Padded once and then cut: XLA is slow to put windows together that are padded each for itself.
     size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spacing, taps, strides, places, strict=True)]
-    framed = _window(image, [-a for a in low], [1] * n, (*size[:-1], stride * wide))
+    framed = window(image, [-a for a in low], [1] * n, (*size[:-1], stride * wide))
     starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps[:-1], spacing, strict=False)))
-    windows = [_window(framed, (*start, 0), (*strides[:-1], 1), (*places[:-1], stride * wide)) for start in starts]
+    windows = [window(framed, (*start, 0), (*strides[:-1], 1), (*places[:-1], stride * wide)) for start in starts]
     left = lax.concatenate([w.reshape(*w.shape[:n], wide, -1) for w in windows], n + 1)  # s columns side by side
     rows = [0] * (n - 1)
-    framed = _window(result, (*rows, 1 - shifts), [1] * n, (*places[:-1], wide + shifts - 1))
-    moved = [_window(framed, (*rows, shifts - 1 - q), [1] * n, (*places[:-1], wide)) for q in range(shifts)]
+    framed = window(result, (*rows, 1 - shifts), [1] * n, (*places[:-1], wide + shifts - 1))
+    moved = [window(framed, (*rows, shifts - 1 - q), [1] * n, (*places[:-1], wide)) for q in range(shifts)]
     left, right = lax.optimization_barrier((left, lax.concatenate(moved, n + 1)))
     shared = tuple(range(n + 1))
     y = lax.dot_general(left, right, ((shared, shared), ((), ())), **how)
@@ -250,17 +259,6 @@ def _pieces(examples: int, size: int) -> int:
     """
     least = min(-(-size // CACHE_BYTES), examples)
     return next((count for count in range(least, min(4 * least, examples) + 1) if examples % count == 0), 1)
-
-
-def _window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int]) -> Array:
-    """x[:, start + stride * i, :] for i below count, with zeros outside of x; [N, H, C] -> [N, count, C]."""
-    last = [a + s * (c - 1) for a, s, c in zip(start, strides, counts, strict=True)]
-    pads = [(max(-a, 0), max(b + 1 - size, 0), 0) for a, b, size in zip(start, last, x.shape[1:-1], strict=True)]
-    if pads != [(0, 0, 0)] * len(pads):
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-    first = [a + low for a, (low, _, _) in zip(start, pads, strict=True)]
-    end = [a + low + 1 for a, (low, _, _) in zip(last, pads, strict=True)]
-    return lax.slice(x, [0, *first, 0], [x.shape[0], *end, x.shape[-1]], [1, *strides, 1])
 
 
 ad.defbilinear(convolution_p, _lhs_transposed, _rhs_transposed)
