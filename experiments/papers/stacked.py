@@ -83,15 +83,16 @@ def stacked(x: np.ndarray, hidden: tuple[int, ...], corruption: tuple[float, ...
     (Vincent et al. 2008, sec. 2.3 and 2.4). A share of 0 makes it a plain autoencoder.
     """
     encoders = []
-    for width, level in zip(hidden, corruption, strict=True):
+    for i, (width, level) in enumerate(zip(hidden, corruption, strict=True)):
         vae = autoencoder(x.shape[1], width)
+        init = lambda key, x, vae=vae, i=i: vae.init(jax.random.fold_in(key, i), x)  # each layer from a draw of its own
         noisy = lambda key, x, level=level: models.Corrupted(x, datasets.CORRUPTIONS["masking"](key, x, level))
         treat = noisy if level else lambda key, x: models.Corrupted(x, x)
         loss = training.batch_mean(models.negative_reconstruction(models.Denoising(vae)))
-        algorithm = training.gradient_descent(vae.init, training.treated(treat, loss), optax.adam(1e-3))
+        algorithm = training.gradient_descent(init, training.treated(treat, loss), optax.adam(1e-3))
         steps = epochs * (len(x) // BATCH)
         state = training.fit(algorithm, x, num_steps=steps, batch_size=BATCH, seed=seed) if steps else None
-        params = vae.init(jax.random.key(seed), x[0]) if state is None else training.trained(state)
+        params = init(jax.random.key(seed), x[0]) if state is None else training.trained(state)
         encoders.append(params["encoder"])
         encode = jax.jit(jax.vmap(lambda x, vae=vae, params=params: vae.encode(params, x).loc))
         x = np.concatenate([np.asarray(encode(part)) for part in np.array_split(x, max(len(x) // 1000, 1))])
