@@ -1,7 +1,8 @@
 """Convolutions that are matrix products on a CPU, where XLA's own are many times slower, and XLA's own elsewhere.
 
 ``conv_general_dilated`` and ``conv_transpose`` take and return what those of ``jax.lax`` do, and are batched,
-differentiated and transposed by its rules. They end in a primitive that differs in what is compiled for a CPU alone.
+differentiated and transposed by its rules. They end in a primitive that differs in what is compiled for a CPU alone:
+wide layers by minimal filtering (``winograd``), others as products of patches, shifts or taps.
 """
 
 from __future__ import annotations
