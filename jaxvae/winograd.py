@@ -27,7 +27,7 @@ Array = jax.Array
 Matrix = Sequence[Sequence[float]]
 Parts = dict[tuple[int, ...], Array]  # an array for each index into the dimensions that are transformed
 FEWEST = 32  # channels of input and output for which it pays
-SMALLEST = 64  # tiles of a batch
+LEAST = 2**25  # multiplications of a layer; below, it is not worth the time that its many kernels take to compile
 
 
 class _Transforms(NamedTuple):
@@ -54,7 +54,7 @@ def fits(x: Array, features: int, taps: Sequence[int], strides: Sequence[int], p
         all(-(-t // s) in TRANSFORMS for t, s in zip(taps, strides, strict=True))
         and min(x.shape[-1] * math.prod(strides), features) >= FEWEST
         and min(places) > 1
-        and len(x) * math.prod(_tiles(places)) >= SMALLEST
+        and len(x) * math.prod(places) * math.prod(taps) * x.shape[-1] * features >= LEAST
         and x.dtype.itemsize >= 4
     )
 
