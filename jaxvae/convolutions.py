@@ -213,7 +213,7 @@ def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str
         image = window(image, [-a for a in low], [1] * len(taps), size)
         starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps, spacing, strict=True)))
         shared = tuple(range(result.ndim - 1))
-        product = lambda window: lax.dot_general(result, window, ((shared, shared), ((), ())), **how)
+        product = lambda part: lax.dot_general(result, part, ((shared, shared), ((), ())), **how)
         y = jnp.stack([product(window(image, start, strides, counts)) for start in starts], 1)
         # After the stacking, because XLA would fold the transposition of a product into it, and turn it around again.
         return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)

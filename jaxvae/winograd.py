@@ -55,7 +55,7 @@ def fits(x: Array, features: int, taps: Sequence[int], strides: Sequence[int], p
         and min(x.shape[-1] * math.prod(strides), features) >= FEWEST
         and min(places) > 1
         and len(x) * math.prod(places) * math.prod(taps) * x.shape[-1] * features >= LEAST
-        and x.dtype.itemsize >= 4
+        and x.dtype in (jnp.float32, jnp.float64)
     )
 
 
