@@ -84,7 +84,7 @@ def fit(
     devices: Sequence[jax.Device] | None = None,
     mapping: str = "pmap",
     steps_per_call: int = 100,
-    seconds_per_call: float = 2.0,
+    seconds_per_call: float = 5.0,
     max_skipped: int = 10,
 ) -> Any:
     """Trains to ``num_steps`` and returns the state.
