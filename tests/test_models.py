@@ -311,6 +311,19 @@ def test_a_scanned_stage_is_a_loop_over_its_blocks(kind: str) -> None:
         chex.assert_trees_all_close(of(make(3, remat).apply), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("backend", "anew"), [("cpu", 0), ("gpu", 2)])
+def test_the_sigmoids_of_a_block_are_kept_on_a_cpu_alone(
+    backend: str, anew: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, shape = STAGED["encoder"]
+    network = make(2, False)
+    params = jax.eval_shape(network.init, jax.random.key(0), jnp.ones(shape))
+    of_name = lambda jaxpr: [equation for equation in equations(jaxpr) if equation.primitive.name == "logistic"]
+    sigmoids = lambda function: len(of_name(jax.make_jaxpr(function)(params, jnp.ones(shape))))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert sigmoids(jax.grad(lambda params, x: network.apply(params, x).sum())) == sigmoids(network.apply) + anew
+
+
 def test_blocks_of_a_stage_are_drawn_independently_and_remat_changes_nothing() -> None:
     init = lambda remat: STAGED["encoder"][0](9, remat).init(jax.random.key(0), jnp.ones((8, 8, 1)))
     params = init(False)
