@@ -202,7 +202,7 @@ def residual_encoder(
 ) -> Network:
     """For each of ``channels`` a 4x4 convolution of stride 2 and a stage of ``blocks`` residual blocks; an affine map.
 
-    The compiled program does not grow with ``blocks`` beyond two. With ``remat`` the backward pass keeps the blocks'
+    The compiled program does not grow with ``blocks`` beyond three. With ``remat`` the backward pass keeps the blocks'
     inputs alone and computes the rest again: a fraction of the memory, a sixth more products (Chen et al. 2016,
     arXiv:1604.06174).
     """
