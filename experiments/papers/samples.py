@@ -5,8 +5,8 @@
 Fréchet distances, decoder means beside test images, in 64 features of a small classifier that is trained here: these
 are *not* FIDs, whose features are an Inception network's, and only their order can be compared. Published FIDs on
 MNIST: fixed noise 52.0, learned noise 54.5, the same with a flow as prior 54.8, WAE-MMD 115.0, a second stage 12.6; on
-CelebA a VAE 63, WAE-MMD 55, WAE-GAN 42 (Tolstikhin et al. 2018, table 1). *squared error* is that of reconstructions
-through the posterior's mean, for a pixel; learned noise should have less of it than fixed (Dai & Wipf 2019, sec. 5).
+CelebA a VAE 63, WAE-MMD 55, WAE-GAN 42 (Tolstikhin et al. 2018). *squared error* is that of reconstructions
+through the posterior's mean, for a pixel; learned noise should have less of it than fixed (Dai & Wipf 2019).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import judgements
 import sample
 import wiring
 
-from jaxvae import evaluation
+from jaxvae import evaluation, figures
 
 NOISE = ["--likelihood", "normal_learned"]
 ROWS: dict[str, tuple[list[Any], tuple[str, ...]]] = {  # arguments, and what z is drawn from
@@ -62,18 +62,17 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 
     def measure(sources: tuple[str, ...], run: wiring.Run, params: Any) -> dict[str, float]:
         test = run.test.take(slice(options.examples))
-        real, x = judge().seen(run, test.images), judgements.treated(run, test.images)
+        x = judgements.treated(run, test.images)
+        real = judge().classifier.features(x)
         found = dict.fromkeys(sample.SOURCES, float("nan"))
-        some = jax.jit(jax.vmap(lambda z: run.vae.decode(params, z).mean))
-        decode = lambda z: np.concatenate([np.asarray(some(part)) for part in np.array_split(z, max(len(z) // 500, 1))])
+        decode = jax.jit(jax.vmap(lambda z: run.vae.decode(params, z).mean))
         for kind in sources:
             p = sample.source(run, params, kind, options.components, options.encodings)
-            drawn = decode(p.sample(run.key, (len(real),)))
+            z = p.sample(run.key, (len(real),))
+            drawn = np.concatenate([np.asarray(decode(part)) for part in np.array_split(z, max(len(z) // 500, 1))])
             found[kind] = evaluation.samples.frechet(real, judge().classifier.features(drawn))
-        images = run.stored(test)
-        judged = evaluation.evaluate(run.vae, params, images, run.key, treat=run.treat)
-        means = evaluation.encode_split(run.vae, params, images, run.key, treat=run.treat)
-        error = float(np.mean((decode(means) - x) ** 2))
+        judged = evaluation.evaluate(run.vae, params, run.stored(test), run.key, treat=run.treat)
+        error = float(np.mean(np.subtract(*figures.reconstructions(run.vae, params, x)) ** 2))
         scale = params["likelihood"].get("log_scale")
         noise = float(np.exp(scale)) if scale is not None else 0.1
         return found | {"noise": noise, "squared error": error, "active units": float(judged.active_units)}
