@@ -162,8 +162,8 @@ class _GroupNorm(linen.Module):
         return (a * h + (bias - a * mean)).astype(x.dtype)
 
 
-def _transcendental(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in ("logistic", "tanh", "exp", "log1p", "erf")
+def _sigmoid(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive is lax.logistic_p
 
 
 class _ResidualBlock(linen.Module):
@@ -177,8 +177,8 @@ class _ResidualBlock(linen.Module):
     @linen.compact
     def __call__(self, x: Array, no_input: None) -> tuple[Array, None]:
         width, h = x.shape[-1], x
-        # Computed again in the backward pass, which is faster than to keep it; all but transcendentals on a CPU.
-        policy = _transcendental if jax.default_backend() == "cpu" else None
+        # Computed again in the backward pass, which is faster than to keep it; all but sigmoids on a CPU.
+        policy = _sigmoid if jax.default_backend() == "cpu" else None
         active = linen.remat(lambda norm, h: self.activation(norm(h)), prevent_cse=False, policy=policy)
         for i in range(2):
             h = _conv(width, (3, 3))(active(_GroupNorm(math.gcd(8, width), name=f"GroupNorm_{i}"), h))
