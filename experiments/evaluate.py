@@ -29,6 +29,7 @@ def evaluate(
     decompose: bool = False,
     samples: bool = False,
     factors: bool = False,
+    clustering: bool = False,
 ) -> None:
     """Judges a trained model on a split.
 
@@ -40,10 +41,12 @@ def evaluate(
         checkpoint: latest, best, or a step.
         data_dir: folder of prepared sets, where it has moved since the training.
         batch_size: examples at once in the log-likelihood; memory is that of batch_size times 500 decoded latents.
-        decompose: KL in its three parts: index-code mutual information, total correlation, dimension-wise KL.
+        decompose: KL in its three parts: index-code mutual information, total correlation, dimension-wise KL; the first
+            and the rest where there are no densities by coordinate.
         samples: precision, recall, density, coverage, Frechet distance and copies of samples of x, in the features of a
             classifier that is trained on the labels.
         factors: disentanglement, of a set whose factors are known (shapes).
+        clustering: accuracy of the prior's components, each matched to a class.
     """
     config = folders.load_config(workdir)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, test_split=split or config.test_split)
@@ -51,7 +54,7 @@ def evaluate(
     step, params = folders.restore(run, workdir, checkpoint)
     test = run.test.take(slice(num_examples))
     judged = outcomes.judge(run, params, test, num_samples, batch_size)
-    more = judgements.chosen(run, params, test, decompose, samples, factors)
+    more = judgements.chosen(run, params, test, decompose, samples, factors, clustering)
     settings = {"split": config.test_split, "checkpoint": step}
     folders.write_json(workdir / "evaluation.json", settings | judged | more)
     print(f"{run.dataset.name}, {config.test_split} split, checkpoint of step {step}")

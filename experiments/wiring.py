@@ -189,6 +189,7 @@ def _vae(
         sizes += (config.flow_steps,)
     upper = config.upper_latent if config.prior == "hierarchical_mixture" else 0
     posterior = posteriors.POSTERIORS[config.posterior](sizes[0] + upper, *sizes[1:])
+    _check_density(config, posterior)
     prior = _prior(config, sizes)
     x = example.x if isinstance(example, models.Given) else example
     if config.condition != "none":
@@ -199,6 +200,26 @@ def _vae(
         decoder = networks.of_part(decoder, slice(upper, None))
     vae = models.vae(encoder, decoder, posterior, likelihood, prior)
     return _vampprior(config, vae, examples, treat) if config.prior in VAMPPRIORS else vae
+
+
+def _check_density(config: Config, posterior: posteriors.Posterior) -> None:
+    """Raises ValueError where a bound needs more of the posterior's density than there is."""
+    if config.bound != "elbo" and config.posterior == "spike_and_slab":
+        raise ValueError(
+            f"--posterior spike_and_slab needs --bound elbo, whose KL is in closed form; the gradient of --bound "
+            f"{config.bound} would miss that the density of a draw jumps at zero"
+        )
+    if config.bound != "elbo" and config.posterior in posteriors.FLOWS:
+        key = jax.random.key(0)
+        q = posterior.make(posterior.init(key), jnp.zeros(posterior.size))
+        bound = (lambda *_: q.log_prob(q.sample(key))) if config.bound == "sampled_elbo" else _bound(config)
+        try:
+            jax.eval_shape(lambda: bound(key, q, lambda z: z.sum(), config.num_samples))
+        except TypeError as error:
+            raise ValueError(
+                f"--bound {config.bound} takes the density of --posterior {config.posterior} at given latents, and "
+                "without an inverse that flow has it for its own draws alone, as --bound elbo, iwae, miwae and ciwae do"
+            ) from error
 
 
 def _prior(config: Config, sizes: tuple[int, ...]) -> priors.Prior:

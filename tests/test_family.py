@@ -16,6 +16,7 @@ from jaxvae import checkpoints, datasets, training
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import config
 import evaluate
+import judgements
 import sample
 import train
 import wiring
@@ -103,6 +104,12 @@ MISTAKES = {
     "warm-up": (["annealed-vae", "--kl-warmup", "linear"], "--kl-capacity takes neither"),
     "weight": (["cvae", "--cvae-weight", "2"], "--cvae-weight must be between 0 and 1"),
     "pseudo-inputs": (["vampprior", "--prior", "vampprior_data", "--components", "5000"], "need as many examples"),
+    "density": (
+        ["planar", "--bound", "piwae", "--num-samples", "4"],
+        "takes the density of --posterior planar at given",
+    ),
+    "sampled density": (["sylvester", "--bound", "sampled_elbo"], "flow has it for its own draws alone"),
+    "jumps": (["spike-and-slab", "--bound", "iwae", "--num-samples", "4"], "needs --bound elbo"),
     "classes": (["joint-vae", "--classes", "1"], "--classes must be at least 2"),
 }
 
@@ -113,6 +120,49 @@ def test_mistakes_are_named(mistake: str, data_dir: Path) -> None:
     _, settings = config.parse([*given, "--data-dir", str(data_dir)])
     with pytest.raises(ValueError, match=answer):
         wiring.build(settings).init_state()
+
+
+@pytest.mark.parametrize("bound", ["iwae", "miwae", "piwae", "ciwae"])
+@pytest.mark.parametrize("preset", ["vampprior", "sylvester", "iaf", "cvae", "gmvae", "von-mises-fisher"])
+def test_bounds_of_many_samples_are_of_any_member(preset: str, bound: str, data_dir: Path) -> None:
+    """All are objectives of a member, or refused in a sentence."""
+    many = ["--bound", bound, "--num-samples", "4", *(("--groups", "2") if bound in ("miwae", "piwae") else ())]
+    settings = config.parse([*arguments(preset, data_dir), *many])[1]
+    if (preset, bound) == ("sylvester", "piwae"):
+        with pytest.raises(ValueError, match="takes the density"):
+            wiring.build(settings)
+        return
+    run = wiring.build(settings)
+    state = jax.eval_shape(lambda: run.algorithm.init(run.key, jax.tree.map(lambda a: a[0], run.train)))
+    batch = training.Batch(jax.tree.map(lambda a: a[:2], run.train), np.arange(2), np.full(2, 0.5, np.float32))
+    metrics = jax.eval_shape(run.algorithm.step, state, batch)[1]
+    assert {"loss", "reconstruction", "kl"} <= set(metrics)
+
+
+@pytest.mark.parametrize("preset", ["gmvae", "vade", "vampprior", "digits"])
+def test_components_of_a_prior_are_clusters(preset: str, data_dir: Path) -> None:
+    run = wiring.build(config.parse(arguments(preset, data_dir))[1])
+    params, split = training.trained(run.init_state()), run.test.take(slice(12))
+    if preset == "digits":
+        with pytest.raises(ValueError, match="--clustering needs a prior that is a mixture"):
+            judgements.clustered(run, params, split)
+        return
+    assert 0 < judgements.clustered(run, params, split)["clustering_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "parts"), [("digits", 4), ("vampprior", 2), ("full-covariance", 2), ("iaf", 2), ("sylvester", 0)]
+)
+def test_the_kl_term_is_taken_apart_as_far_as_densities_go(preset: str, parts: int, data_dir: Path) -> None:
+    run = wiring.build(config.parse(arguments(preset, data_dir))[1])
+    params, split = training.trained(run.init_state()), run.test.take(slice(12))
+    if not parts:
+        with pytest.raises(ValueError, match="--decompose needs the density of --posterior sylvester"):
+            judgements.decomposed(run, params, split)
+        return
+    found = judgements.decomposed(run, params, split)
+    assert len(found) == parts and np.isfinite(list(found.values())).all()
+    assert 0 <= found["mutual_information"] <= np.log(12) + 0.1
 
 
 def trained(preset: list[str], workdir: Path, data_dir: Path) -> None:

@@ -23,6 +23,8 @@ from papers import (
     stacked,
 )
 
+from jaxvae import evaluation
+
 SLOW = ("vae", "annealed-vae", "joint-vae", "vae, noise of each pixel")
 
 
@@ -106,6 +108,6 @@ def test_stopping_early_needs_a_validation_split(data_dir: Path) -> None:
 def test_clusters_are_matched_to_classes() -> None:
     """Best of all matchings, however clusters are numbered; one too many is lost."""
     labels = np.repeat([0, 1, 2], 10)
-    assert clusters.matched(np.array([2, 0, 1])[labels], labels) == 1
-    assert clusters.matched(np.where(np.arange(30) < 5, 3, labels), labels) == pytest.approx(25 / 30)
-    assert clusters.matched(np.zeros(30, int), labels) == pytest.approx(1 / 3)
+    assert evaluation.clusters.accuracy(np.array([2, 0, 1])[labels], labels) == 1
+    assert evaluation.clusters.accuracy(np.where(np.arange(30) < 5, 3, labels), labels) == pytest.approx(25 / 30)
+    assert evaluation.clusters.accuracy(np.zeros(30, int), labels) == pytest.approx(1 / 3)

@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from scipy.optimize import linear_sum_assignment
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cells
 import commands
+import judgements
 import wiring
 
-from jaxvae import distributions, evaluation
+from jaxvae import evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,27 +41,6 @@ class Options(cells.Options):
     pretraining: int = 5000
     """Steps of the autoencoder that VaDE starts from."""
     seeds: int = 3
-
-
-def matched(clusters: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples whose cluster is that of their class, under the best matching of clusters and classes."""
-    counts = np.zeros((clusters.max() + 1, labels.max() + 1), int)
-    np.add.at(counts, (clusters, labels), 1)
-    return counts[linear_sum_assignment(-counts)].sum() / len(labels)
-
-
-def clusters(run: wiring.Run, params: Any, split: Any) -> np.ndarray:
-    """The component with the largest responsibility for the posterior mean of every example."""
-    means = evaluation.encode_split(run.vae, params, split.images, run.key, treat=run.treat)
-    prior = run.vae.prior(params)
-
-    def responsibilities(z: jax.Array) -> jax.Array:
-        if isinstance(prior, distributions.Hierarchy):
-            w, z = jnp.split(z, [prior.first.loc.size])
-            return prior.then(prior.params, w).responsibilities(z)
-        return prior.responsibilities(z)
-
-    return np.asarray(jax.jit(jax.vmap(lambda z: responsibilities(z).argmax()))(jnp.asarray(means, jnp.float32)))
 
 
 def from_autoencoder(arguments: list[Any], pretraining: int) -> tuple[wiring.Run, Any, float]:
@@ -90,7 +69,7 @@ def of_pixels(arguments: list[Any]) -> tuple[wiring.Run, np.ndarray, float]:
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Clusters of digits that mixtures in the latent space find without labels."""
-    clustered = lambda run, params, seconds: (run, clusters(run, params, run.test), seconds)
+    clustered = lambda run, params, seconds: (run, judgements.clusters(run, params, run.test), seconds)
     rows: dict[str, tuple[str, Callable]] = {  # preset, and how its clusters are found
         "gmvae": ("gmvae", lambda own: clustered(*cells.trained(own))),
         "vade": ("vade", lambda own: clustered(*from_autoencoder(own, options.pretraining))),
@@ -99,7 +78,7 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 
     def measure(run: wiring.Run, found: np.ndarray) -> dict[str, float]:
         used = np.bincount(found, minlength=options.components) > 0.01 * len(found)
-        return {"accuracy": matched(found, run.test.labels), "clusters in use": float(used.sum())}
+        return {"accuracy": evaluation.clusters.accuracy(found, run.test.labels), "clusters in use": float(used.sum())}
 
     found: cells.Found = {}
     for name, (preset, train) in options.chosen(rows).items():

@@ -1,6 +1,6 @@
 """How good a model is: the ELBO and its terms, log-likelihoods with their error bars, active units. All in nats."""
 
-from jaxvae.evaluation import decompositions, disentanglement, samples
+from jaxvae.evaluation import clusters, decompositions, disentanglement, samples
 from jaxvae.evaluation.likelihoods import (
     ACTIVE_VARIANCE,
     Likelihoods,
@@ -22,6 +22,7 @@ __all__ = [
     "LogLikelihood",
     "Summary",
     "bits_per_dim",
+    "clusters",
     "decompositions",
     "disentanglement",
     "encode_split",
