@@ -232,7 +232,10 @@ def init_against(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], dict[
 
 
 def against(loss: BatchLoss, vae: VAE, adversary: Adversary) -> dict[str, BatchLoss]:
-    """Losses of the two players ``model`` and ``critic``, in the parameters of both, for ``training.players``."""
+    """Losses of the two players ``model`` and ``critic``, in the parameters of both, for ``training.players``.
+
+    Both see the codes of one batch; Kim & Mnih 2018 (arXiv:1802.05983) permute those of a second one.
+    """
 
     def of_model(params: Params, *args: Any) -> tuple[Array, Terms]:
         penalty = lambda codes: adversary.penalty(params["critic"], codes)
