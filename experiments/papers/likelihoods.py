@@ -3,6 +3,7 @@
 ``python experiments/papers/likelihoods.py priors|posteriors|bounds|noise [--dataset binarized_mnist] [--data-dir DIR]``
 
 Nets 784-300-300-40 (ReLU), batches of 100, Adam with a cosine; log p(x) by importance sampling with the encoder.
+Bounds other than the ELBO have no KL term to warm up: ``--warmup 0`` compares them with it.
 Published, on statically binarized MNIST after far longer training: VampPrior 85.57 (Tomczak & Welling 2017); IWAE-5
 87.63 where the VAE has 88.71 (Burda et al. 2015); Sylvester flows ahead of the diagonal posterior, with an ELBO of
 -83.32 (van den Berg et al. 2018). *noise* takes images of real values, such as frey_faces, on which residuals with a
