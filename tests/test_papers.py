@@ -111,3 +111,5 @@ def test_clusters_are_matched_to_classes() -> None:
     assert evaluation.clusters.accuracy(np.array([2, 0, 1])[labels], labels) == 1
     assert evaluation.clusters.accuracy(np.where(np.arange(30) < 5, 3, labels), labels) == pytest.approx(25 / 30)
     assert evaluation.clusters.accuracy(np.zeros(30, int), labels) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match=r"must be \[N\] each; they were \(3,\) and \(30,\)"):
+        evaluation.clusters.accuracy(np.arange(3), labels)

@@ -8,7 +8,7 @@ import numpy as np
 def accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Share of examples whose cluster is that of their class, max over one-to-one maps m of mean_n 1[y_n = m(c_n)].
 
-    Xie et al. 2016, arXiv:1511.06335, eq. 10; as GMVAE and VaDE report it. A cluster without a class counts as wrong.
+    Xie et al. 2016, arXiv:1511.06335; as GMVAE and VaDE report it. A cluster without a class counts as wrong.
 
     Args:
       clusters: [N] integers from zero.
