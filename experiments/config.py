@@ -59,8 +59,8 @@ class Config:
     remat: bool = False
     """Compute the insides of residual blocks again in the backward pass, to save memory (residual only)."""
     precision: Literal[tuple(networks.PRECISIONS)] = "float32"  # type: ignore[valid-type]
-    """How encoder and decoder compute: true float32, TF32 (three bfloat16 passes on TPU), or bfloat16; parameters and
-    densities are float32 always."""
+    """How encoder, decoder and a conditional prior compute: true float32, TF32 (three bfloat16 passes on TPU), or
+    bfloat16; parameters, densities and other networks are float32 always."""
     latent: int = 10
     """Dimensions of z."""
     posterior: Literal[tuple(posteriors.POSTERIORS)] = "normal"  # type: ignore[valid-type]

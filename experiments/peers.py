@@ -8,26 +8,29 @@ from __future__ import annotations
 import functools
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-LATENT = {"mlp": 20, "conv": 128, "residual": 64}
-SHAPE = {"mlp": (28, 28, 1), "conv": (32, 32, 3), "residual": (64, 64, 3)}
-CHANNELS = {"conv": (32, 64, 128, 256), "residual": (32, 64, 128)}
+LATENT = {"mlp": 20, "conv": 128, "residual": 64, "wide": 256}
+SHAPE = {"mlp": (28, 28, 1), "conv": (32, 32, 3), "residual": (64, 64, 3), "wide": (64, 64, 3)}
+CHANNELS = {"conv": (32, 64, 128, 256), "residual": (32, 64, 128), "wide": (128, 256, 512)}
 HIDDEN = 500
+RATE = 1e-4  # of Adam; with 1e-3 the wide net diverges on these images
 SAMPLES = 5000  # of the likelihood
 
 
 class Work(NamedTuple):
-    """A network, what is done with it, and the batch."""
+    """A network, what is done with it, the batch, and how networks compute."""
 
-    network: Literal["mlp", "conv", "residual"]
+    network: Literal["mlp", "conv", "residual", "wide"]
     task: Literal["train", "iwae", "likelihood"]
     batch: int
     examples: int  # in the data set
+    precision: str = "float32"  # of jaxvae.networks.PRECISIONS
 
     def images(self) -> np.ndarray:
         """uint8 images, [N, H, W, C]: binary for the Bernoulli likelihood of the mlp, else 0 to 255."""
@@ -45,6 +48,7 @@ WORKS = {
     "IWAE K = 50, mlp, batch 128": Work("mlp", "iwae", 128, 1_280),
     f"log p(x), K = {SAMPLES:,}, mlp": Work("mlp", "likelihood", 50, 100),
 }
+LARGE = {"wide residual 64x64x3, batch 256": Work("wide", "train", 256, 1024)}  # for accelerators
 
 Run = Callable[[int], None]
 
@@ -68,9 +72,11 @@ def _ours(work: Work) -> tuple[Any, Any, Any]:
         kinds = {
             "conv": (networks.convolutional_encoder, networks.convolutional_decoder),
             "residual": (networks.residual_encoder, networks.residual_decoder),
+            "wide": (networks.residual_encoder, networks.residual_decoder),
         }
         encode, decode = kinds[work.network]
         encoder, decoder = encode(channels, posterior.size), decode(channels[::-1], shape)
+    encoder, decoder = (networks.computed_in(network, work.precision) for network in (encoder, decoder))
     likelihood = likelihoods.bernoulli() if work.network == "mlp" else likelihoods.normal_learned()
     vae = models.vae(encoder, decoder, posterior, likelihood, priors.standard_normal(latent))
     scale = 1.0 if work.network == "mlp" else 1 / 255
@@ -79,7 +85,7 @@ def _ours(work: Work) -> tuple[Any, Any, Any]:
     algorithm = training.gradient_descent(
         lambda key, x: vae.init(key, treat(key, x)),
         training.treated(treat, training.batch_mean(loss)),
-        optax.adam(1e-3),
+        optax.adam(RATE),
         gradient_norm=False,  # which nobody else here computes
     )
     return vae, algorithm, treat
@@ -152,6 +158,22 @@ def scan(work: Work) -> Run | None:
     return run
 
 
+def step(work: Work) -> tuple[Callable, tuple]:
+    """Our step, of a batch or for the likelihood of one image, and what it takes."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxvae import bounds, models, training
+
+    vae, algorithm, treat = _ours(work)
+    images, key = jnp.asarray(work.images()[: work.batch]), jax.random.key(0)
+    if work.task == "likelihood":
+        x = treat(None, images[0])
+        return models.negative(bounds.iwae, vae, SAMPLES), (vae.init(key, x), key, x, jnp.int32(0))
+    batch = training.Batch(images, jnp.arange(work.batch), jnp.full(work.batch, 1 / work.batch))
+    return algorithm.step, (jax.eval_shape(algorithm.init, key, images[0]), batch)
+
+
 def products(work: Work) -> Run:
     """The matrix products of our step alone, each as a plain [M, K] times [K, N]; a convolution is one of them."""
     import collections
@@ -159,16 +181,10 @@ def products(work: Work) -> Run:
     import jax
     import jax.numpy as jnp
 
-    from jaxvae import bounds, costs, models, training
+    from jaxvae import costs, networks
 
-    vae, algorithm, treat = _ours(work)
-    images, key = jnp.asarray(work.images()[: work.batch]), jax.random.key(0)
-    if work.task == "likelihood":  # of one image, of which each step takes one
-        x = treat(None, images[0])
-        jaxpr = jax.make_jaxpr(models.negative(bounds.iwae, vae, SAMPLES))(vae.init(key, x), key, x, 0)
-    else:
-        batch = training.Batch(images, jnp.arange(work.batch), jnp.full(work.batch, 1 / work.batch))
-        jaxpr = jax.make_jaxpr(algorithm.step)(jax.eval_shape(algorithm.init, key, images[0]), batch)
+    function, arguments = step(work)
+    jaxpr, how = jax.make_jaxpr(function)(*arguments), networks.PRECISIONS[work.precision]
     times: collections.Counter[tuple[int, int, int]] = collections.Counter()
 
     def collect(jaxpr: Any, repeated: int) -> None:
@@ -188,7 +204,7 @@ def products(work: Work) -> Run:
                 times[out.aval.size // columns, round(operations / 2 / out.aval.size), columns] += repeated
 
     collect(jaxpr, 1)
-    pairs = [(jnp.ones((m, k)), jnp.ones((k, n))) for m, k, n in times]
+    pairs = [(jnp.ones((m, k), how.dtype), jnp.ones((k, n), how.dtype)) for m, k, n in times]
 
     @jax.jit
     def run_steps(steps: Any, pairs: Any) -> Any:
@@ -196,7 +212,7 @@ def products(work: Work) -> Run:
             out = []
             for (left, right), repeated in zip(pairs, times.values(), strict=True):
                 for _ in range(repeated):  # the next one needs the last one's result, so that none can be dropped
-                    left = left.at[0, 0].set((left @ right)[0, 0])
+                    left = left.at[0, 0].set(jnp.matmul(left, right, precision=how.matmul)[0, 0])
                 out.append((left, right))
             return out
 
@@ -206,6 +222,45 @@ def products(work: Work) -> Run:
     return lambda count: jax.block_until_ready(run_steps(max(count // images_a_step, 1), pairs)) and None
 
 
+def cost(work: Work) -> dict[str, float]:
+    """Operations of our step's products, and bytes that the kernels of the compiled step read and write, an image."""
+    from jaxvae import costs
+
+    function, arguments = step(work)
+    images = 1 if work.task == "likelihood" else work.batch
+    counts = {"flops": costs.flops(function, *arguments), "bytes": costs.bytes_accessed(function, *arguments)}
+    return {name: math.nan if count is None else count / images for name, count in counts.items()}
+
+
+def rates(precision: str) -> dict[str, float] | None:
+    """Operations a second at the vendor's peak, where it is known, and in a large product; bytes of a large copy.
+
+    None on a CPU, whose caches hold most of what a step reads and writes.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jaxvae import costs, networks
+
+    if (device := jax.devices()[0]).platform == "cpu":
+        return None
+
+    def seconds(function: Callable, start: Any, times: int = 20) -> float:
+        """In one program, so that no memory is asked for."""
+        again = lambda i, a: jax.lax.optimization_barrier(function(a))
+        run = jax.jit(lambda a: jax.lax.fori_loop(0, times, again, a), donate_argnums=0)
+        a = jax.block_until_ready(run(start))
+        began = time.perf_counter()
+        jax.block_until_ready(run(a))
+        return (time.perf_counter() - began) / times
+
+    n, words, how = 8192, 2**28, networks.PRECISIONS[precision]
+    square = jax.random.normal(jax.random.key(0), (n, n), how.dtype) / math.sqrt(n)
+    product = 2 * n**3 / seconds(lambda a: jnp.matmul(a, square, precision=how.matmul), square.copy())
+    copy = 2 * 4 * words / seconds(lambda a: a + 1, jnp.zeros(words))
+    return {"peak": costs.peak_flops(device, precision) or product, "product": product, "copy": copy}
+
+
 def flax(work: Work) -> Run | None:
     """A jitted step for every batch, as in Flax's VAE example."""
     import jax
@@ -213,8 +268,9 @@ def flax(work: Work) -> Run | None:
     import optax
     from flax import linen
 
-    if (work.network, work.task) != ("mlp", "train"):
+    if (work.network, work.task) != ("mlp", "train") or work.precision == "bfloat16":
         return None
+    jax.config.update("jax_default_matmul_precision", work.precision)
 
     class Model(linen.Module):
         @linen.compact
@@ -225,7 +281,7 @@ def flax(work: Work) -> Run | None:
             return linen.Dense(math.prod(SHAPE["mlp"]))(linen.relu(linen.Dense(HIDDEN)(z))), mean, log_var
 
     model, images = Model(), work.images().reshape(work.examples, -1).astype(np.float32)
-    optimizer = optax.adam(1e-3)
+    optimizer = optax.adam(RATE)
 
     def loss(params: Any, x: Any, key: Any) -> Any:
         logits, mean, log_var = model.apply(params, x, key)
@@ -258,8 +314,9 @@ def numpyro(work: Work) -> Run | None:
     from numpyro import distributions as dist
     from numpyro import infer, module, optim, plate, sample
 
-    if (work.network, work.task) != ("mlp", "train"):
+    if (work.network, work.task) != ("mlp", "train") or work.precision == "bfloat16":
         return None
+    jax.config.update("jax_default_matmul_precision", work.precision)
     pixels, latent = math.prod(SHAPE["mlp"]), LATENT["mlp"]
     heads = stax.parallel(stax.Dense(latent), stax.serial(stax.Dense(latent), stax.Exp))
     encoder = stax.serial(stax.Dense(HIDDEN), stax.Relu, stax.FanOut(2), heads)
@@ -277,7 +334,7 @@ def numpyro(work: Work) -> Run | None:
         with plate("batch", work.batch):
             sample("z", dist.Normal(mean, scale).to_event(1))
 
-    svi = infer.SVI(model, guide, optim.Adam(1e-3), infer.TraceMeanField_ELBO())
+    svi = infer.SVI(model, guide, optim.Adam(RATE), infer.TraceMeanField_ELBO())
     images, steps = jnp.asarray(work.images().reshape(work.examples, pixels), jnp.float32), work.examples // work.batch
 
     @jax.jit
@@ -319,7 +376,7 @@ def _torch_networks(work: Work) -> tuple[Any, Any]:
         def forward(self, x: Any) -> Any:
             return x + self.layers(x)
 
-    channels, residual = CHANNELS[work.network], work.network == "residual"
+    channels, residual = CHANNELS[work.network], work.network in ("residual", "wide")
     blocks = lambda width: [Block(width), Block(width)] if residual else []
     small = (channels[-1], shape[0] >> len(channels), shape[1] >> len(channels))
     down: list[Any] = []
@@ -337,16 +394,26 @@ def _torch_images(work: Work) -> Any:
     import torch
 
     scale = 1.0 if work.network == "mlp" else 1 / 255
-    return torch.from_numpy(work.images()).permute(0, 3, 1, 2).contiguous().float() * scale
+    return torch.from_numpy(work.images()).permute(0, 3, 1, 2).contiguous().to(_torch_device()).float() * scale
+
+
+def _torch_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def torch(work: Work, compiled: bool = False) -> Run:
-    """A hand-written loop: data in memory, fused Adam."""
+    """A hand-written loop: data on the device, fused Adam, autocast to bfloat16 where that is asked for."""
     import torch
     from torch.nn import functional as F
 
     torch.manual_seed(0)
-    encoder, decoder = _torch_networks(work)
+    device = _torch_device()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tensorfloat32"
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=work.precision == "bfloat16")
+    compiler = functools.partial(torch.compile, mode="reduce-overhead" if device == "cuda" else None)  # CUDA graphs
+    encoder, decoder = (network.to(device) for network in _torch_networks(work))
     images, latent = _torch_images(work), LATENT[work.network]
     parameters = [*encoder.parameters(), *decoder.parameters()]
 
@@ -358,23 +425,26 @@ def torch(work: Work, compiled: bool = False) -> Run:
         return 0.5 * ((out.flatten(1) - x) ** 2).sum(-1)
 
     def log_weights(x: Any, samples: int) -> Any:
-        mean, log_var = encoder(x).chunk(2, -1)
-        noise = torch.randn(samples, *mean.shape)
-        z = mean + (0.5 * log_var).exp() * noise
-        out = decoder(z.reshape(-1, latent)).reshape(samples, len(x), -1)
+        with autocast():
+            mean, log_var = encoder(x).float().chunk(2, -1)
+            noise = torch.randn(samples, *mean.shape, device=device)
+            z = mean + (0.5 * log_var).exp() * noise
+            out = decoder(z.reshape(-1, latent)).float().reshape(samples, len(x), -1)
         prior_over_posterior = (0.5 * (noise**2 - z**2 + log_var)).sum(-1)
         return prior_over_posterior - reconstruction(out, x)
 
     def loss(x: Any) -> Any:
         if work.task == "iwae":
             return (math.log(50) - torch.logsumexp(log_weights(x, 50), 0)).mean()
-        mean, log_var = encoder(x).chunk(2, -1)
-        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
+        with autocast():
+            mean, log_var = encoder(x).float().chunk(2, -1)
+            z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
+            out = decoder(z).float()
         kl = -0.5 * (1 + log_var - mean**2 - log_var.exp()).sum(-1)
-        return (reconstruction(decoder(z), x) + kl).mean()
+        return (reconstruction(out, x) + kl).mean()
 
     if work.task == "likelihood":
-        one = torch.compile(log_weights) if compiled else log_weights
+        one = compiler(log_weights) if compiled else log_weights
 
         def judge(count: int) -> None:
             with torch.no_grad():
@@ -382,17 +452,19 @@ def torch(work: Work, compiled: bool = False) -> Run:
                     torch.logsumexp(one(images[i : i + 1], SAMPLES), 0).item()
 
         return judge
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
-    of_batch = torch.compile(loss) if compiled else loss
+    optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
+    of_batch = compiler(loss) if compiled else loss
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def run(count: int) -> None:
         left = max(count // work.batch, 1)
         while left > 0:
-            for rows in torch.randperm(work.examples).split(work.batch)[:left]:
+            for rows in torch.randperm(work.examples, device=device).split(work.batch)[:left]:
                 optimizer.zero_grad(set_to_none=True)
                 of_batch(images[rows]).backward()
                 optimizer.step()
                 left -= 1
+        synchronize()
 
     return run
 
@@ -411,8 +483,9 @@ def pythae(work: Work) -> Run | None:
     from pythae.pipelines import TrainingPipeline
     from pythae.trainers import BaseTrainerConfig
 
-    if work.task == "iwae":
+    if work.task == "iwae" or work.precision != "float32":
         return None
+    device = _torch_device()
     height, width, depth = SHAPE[work.network]
     shape, binary = (depth, height, width), work.network == "mlp"
     networks = _torch_networks(work)
@@ -436,7 +509,7 @@ def pythae(work: Work) -> Run | None:
             return ModelOutput(reconstruction=torch.sigmoid(out) if binary else out)
 
     config = VAEConfig(input_dim=shape, latent_dim=LATENT[work.network], reconstruction_loss="bce" if binary else "mse")
-    model, images = VAE(config, Encoder(), Decoder()), _torch_images(work)
+    model, images = VAE(config, Encoder(), Decoder()).to(device), _torch_images(work)
     if work.task == "likelihood":
         return lambda count: model.get_nll(images[:count], n_samples=SAMPLES) and None
 
@@ -444,10 +517,10 @@ def pythae(work: Work) -> Run | None:
         with tempfile.TemporaryDirectory() as folder:
             training = BaseTrainerConfig(
                 output_dir=folder,
-                learning_rate=1e-3,
+                learning_rate=RATE,
                 per_device_train_batch_size=work.batch,
                 num_epochs=max(round(count / work.examples), 1),
-                no_cuda=True,
+                no_cuda=device == "cpu",
             )
             TrainingPipeline(model=model, training_config=training)(train_data=images)
 

@@ -6,11 +6,14 @@ Every peer has a process of its own, and all take turns within a round, so that 
 counts is the ratio within a round. Training speeds include reading the data, and ours reports and checkpoints too.
 ``products`` does nothing but the matrix products of our step, as plain ones: what XLA could do at best on that machine.
 The start of a peer is from its process's first line to the end of its first step, without any cache of programs; memory
-is the most that its process held. Results, and what was tried, are in SPEED.md.
+is the most that its process held. On an accelerator every row also has its roofline: the time that our step's products
+would take at the device's peak, or its kernels' reads and writes at the speed of a large copy, whichever is more.
+Results, and what was tried, are in SPEED.md.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.metadata
 import multiprocessing
@@ -21,8 +24,9 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import folders
 import peers
@@ -36,9 +40,13 @@ class Settings:
     """What is measured, and where it is written."""
 
     works: tuple[str, ...] = ()
-    """Beginnings of the names of works, such as mlp or conv; none is all."""
+    """Beginnings of the names of works, such as mlp or conv; none is all but wide, which is for accelerators."""
     peers: tuple[str, ...] = tuple(peers.PEERS)
     """Who does them; scan is the bare loop over this library's step, products its matrix products alone."""
+    precisions: tuple[Literal["float32", "tensorfloat32", "bfloat16"], ...] = ("float32",)
+    """How networks compute; bfloat16 is autocast in torch, and left out where a peer has no such thing."""
+    together: bool = False
+    """Start all processes of a work at once, which is faster with many cores; their starts then say little."""
     rounds: int = 3
     """Rounds, in each of which every peer takes its turn."""
     seconds: float = 4.0
@@ -85,6 +93,10 @@ class Turns:
         theirs.close()
         self.missing: str | None = None
         self.images, self.samples, self.memory = work.batch, list[float](), float("nan")
+        self.start = float("nan")
+
+    def ready(self) -> None:
+        """Waits for the end of its first step."""
         self.start = self._answer()
 
     def _answer(self) -> float:
@@ -131,10 +143,22 @@ class Turns:
         self.process.terminate()
 
 
-def measure(work: peers.Work, settings: Settings) -> dict[str, Any]:
-    """images/s of every peer in every round, its start and its memory."""
-    turns = {peer: Turns(peer, work) for peer in settings.peers}
+def measure(works: dict[str, peers.Work], settings: Settings, rates: dict[str, Any]) -> dict[str, Any]:
+    """For each work images/s of every peer in every round, its start and its memory, and what an image costs.
+
+    All of the works' processes are there at once, and take turns.
+    """
+    turns: dict[tuple[str, str], Turns] = {}
     try:
+        for name, work in works.items():
+            for peer in settings.peers:
+                turns[name, peer] = Turns(peer, work)
+                if not settings.together:
+                    turns[name, peer].ready()
+        limits = {name: limit(work, rates[work.precision]) for name, work in works.items()}
+        for turn in turns.values():
+            if settings.together:
+                turn.ready()
         for turn in turns.values():
             if turn.missing is None:
                 turn.calibrate(settings.seconds)
@@ -145,7 +169,31 @@ def measure(work: peers.Work, settings: Settings) -> dict[str, Any]:
     finally:
         for turn in turns.values():
             turn.close()
-    return {peer: turn.cell() for peer, turn in turns.items()}
+    return {name: limits[name] | {peer: turns[name, peer].cell() for peer in settings.peers} for name in works}
+
+
+def apart(function: Callable, *args: Any) -> Any:
+    """The function's value, from a process of its own."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def limit(work: peers.Work, rates: dict[str, float] | None) -> dict[str, Any]:
+    """What an image costs, and the least seconds for it: of its products at the peak, of its bytes as in a copy."""
+    if rates is None:
+        return {}
+    cost = apart(peers.cost, work)
+    return {"limit": cost | {"products": cost["flops"] / rates["peak"], "memory": cost["bytes"] / rates["copy"]}}
+
+
+def share(limit: dict[str, float], images_per_second: float) -> str:
+    """How near a speed is to what the device could do."""
+    wall = max(("products", "memory"), key=limit.__getitem__)
+    return (
+        f"  an image: {limit['flops'] / 1e9:.4g} GFLOP, {limit['bytes'] / 1e6:.4g} MB; ours is at "
+        f"{limit['products'] * images_per_second:.1%} of the peak, "
+        f"{limit[wall] * images_per_second:.1%} of the roofline ({wall})"
+    )
 
 
 def ratios(row: dict[str, Any], ours: str = "jaxvae", theirs: tuple[str, ...] = ()) -> dict[str, float]:
@@ -173,6 +221,8 @@ def table(rows: dict[str, Any], settings: Settings) -> str:
             ratio = f"  ours is {against[peer]:.2f} of it" if peer in against else ""
             start = f"start {cell['start_seconds']:.1f} s, {cell['peak_megabytes']:,.0f} MB"
             lines.append(f"  {peer:<14} {spread} images/s, {start}{ratio}")
+        if "limit" in row and "images_per_second" in row.get("jaxvae", {}):
+            lines.append(share(row["limit"], statistics.median(row["jaxvae"]["images_per_second"])))
         libraries = [against[peer] for peer in against if peer not in peers.OUR_OWN]
         if libraries:
             lines.append(f"  ours to the best library: {min(libraries):.2f}")
@@ -189,7 +239,10 @@ def draw(path: Path, rows: dict[str, Any], settings: Settings) -> None:
     axes = figure.subplots()
     height = 0.8 / len(settings.peers)
     best = [
-        max((statistics.median(c["images_per_second"]) for c in row.values() if "missing" not in c), default=np.nan)
+        max(
+            (statistics.median(c["images_per_second"]) for c in row.values() if "images_per_second" in c),
+            default=np.nan,
+        )
         for row in rows.values()
     ]
     for k, peer in enumerate(settings.peers):
@@ -229,21 +282,40 @@ def versions() -> dict[str, str | None]:
 def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     """Measures, prints and writes it all."""
     unknown = set(settings.peers) - set(peers.PEERS)
-    chosen = {
-        name: work for name, work in peers.WORKS.items() if not settings.works or name.startswith(tuple(settings.works))
-    }
+    named = tuple(settings.works) or tuple(peers.WORKS)
+    chosen = {name: work for name, work in (peers.LARGE | peers.WORKS).items() if name.startswith(named)}
     if unknown or not chosen:
         what = f"peer {sorted(unknown)[0]!r}" if unknown else f"work that begins with {' or '.join(settings.works)}"
-        raise ValueError(f"no {what}; peers are {', '.join(peers.PEERS)}; works are {'; '.join(peers.WORKS)}")
+        raise ValueError(
+            f"no {what}; peers are {', '.join(peers.PEERS)}; works are {'; '.join(peers.WORKS | peers.LARGE)}"
+        )
     if settings.rounds < 1 or settings.seconds <= 0:
         raise ValueError(f"--rounds and --seconds must be above 0; they were {settings.rounds}, {settings.seconds}")
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes that share a GPU share its memory
+    in_words = lambda precision: "" if precision == "float32" else f", {precision}"
+    groups = [
+        {name + in_words(precision): work._replace(precision=precision) for precision in settings.precisions}
+        for name, work in chosen.items()
+    ]
+    if not settings.together:
+        groups = [{name: work} for group in groups for name, work in group.items()]
+    rates = {precision: apart(peers.rates, precision) for precision in settings.precisions}
+    for precision, rate in rates.items():
+        if rate:
+            rate_in = lambda name, rate=rate: f"{rate[name] / 1e12:.3g}"
+            print(
+                f"{precision}: peak {rate_in('peak')} TFLOP/s, a large product {rate_in('product')} TFLOP/s, "
+                f"a large copy {rate_in('copy')} TB/s"
+            )
     rows: dict[str, Any] = {}
-    for name, work in chosen.items():
-        rows[name] = measure(work, settings)
-        print(table({name: rows[name]}, settings), flush=True)
+    for group in groups:
+        rows |= (measured := measure(group, settings, rates))
+        print(table(measured, settings), flush=True)
         text = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
-        folders.write_json(settings.json, {"machine": machine, "versions": versions(), "settings": text, "rows": rows})
+        folders.write_json(
+            settings.json, {"machine": machine, "versions": versions(), "rates": rates, "settings": text, "rows": rows}
+        )
     draw(settings.plot, rows, settings)
     print(f"\nwritten: {settings.json}, {settings.plot}")
 

@@ -287,6 +287,7 @@ def _cvae(
     encoder, decoder = _networks(config, posterior.size, (*shape[:-1], shape[-1] * likelihood.size))
     encoder = networks.scaled_input(encoder, 1 / (levels - 1))
     learned = networks.mlp(config.hidden, posterior.size, networks.ACTIVATIONS[config.activation])
+    learned = networks.computed_in(learned, config.precision)
     return models.cvae(encoder, decoder, posterior, likelihood, learned if config.prior == "auto" else prior)
 
 
@@ -427,7 +428,7 @@ def _algorithm(config: Config, vae: Any, treat: Callable, dataset_size: int) -> 
             virtual_shards=config.virtual_shards,
             ema_decay=config.ema_decay,
         )
-    critic = networks.mlp(config.critic_hidden, 1, lambda x: jax.nn.leaky_relu(x, 0.2))
+    critic = networks.computed_in(networks.mlp(config.critic_hidden, 1, lambda x: jax.nn.leaky_relu(x, 0.2)))
     adversary = getattr(models, config.divergence)(critic, config.divergence_weight)
     optimizers = {"model": _optimizer(config), "critic": optax.adam(config.critic_learning_rate, 0.5, 0.9)}
     losses = models.against(loss, model, adversary)

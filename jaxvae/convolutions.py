@@ -1,8 +1,9 @@
 """Convolutions that are matrix products on a CPU, where XLA's own are many times slower, and XLA's own elsewhere.
 
 ``conv_general_dilated`` and ``conv_transpose`` take and return what those of ``jax.lax`` do, and are batched,
-differentiated and transposed by its rules. They end in a primitive that differs in what is compiled for a CPU alone:
-wide layers by minimal filtering (``winograd``), others as products of patches, shifts or taps.
+differentiated and transposed by its rules. They end in a primitive that differs in what is compiled: for a CPU wide
+layers by minimal filtering (``winograd``), others as products of patches, shifts or taps; elsewhere XLA's own, but for
+one gradient that GPUs have no kernel for as JAX states it.
 """
 
 from __future__ import annotations
@@ -90,6 +91,27 @@ def _lhs_transposed(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Ar
 def _rhs_transposed(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
     of = lambda g, lhs: jax.linear_transpose(lambda rhs: _xla(lhs, rhs, **params), rhs.aval)(g)[0]
     return through(of)(cotangent, lhs)
+
+
+def _elsewhere(lhs: Array, rhs: Array, **params: Any) -> Array:
+    """XLA's own; the gradient in a transposed layer's kernel as that in the kernel of the layer which it transposes.
+
+    With lhs and rhs exchanged the sum over i of lhs[i] rhs[d i + low - t] is a layer's gradient with the taps t from
+    last to first. A GPU has kernels for those alone: the other was seen to take twenty times as long.
+    """
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    holes, low = params["lhs_dilation"], [low for low, _ in params["padding"]]
+    plain = max(*params["window_strides"], *params["rhs_dilation"], 1) == 1
+    grouped = params["feature_group_count"] * params["batch_group_count"] > 1
+    if not (lhs_spec[1] < lhs_spec[0] and plain and max(holes, default=1) > 1) or grouped:
+        return _xla(lhs, rhs, **params)
+    size = lambda array, spec: [array.shape[i] for i in spec[2:]]
+    taps = size(_abstract(lhs, rhs, **params), out_spec)
+    sizes = zip(size(lhs, lhs_spec), size(rhs, rhs_spec), taps, low, holes, strict=True)
+    padding = [(t - 1 - a, d * (m - 1) - n + 1 + a) for m, n, t, a, d in sizes]
+    numbers = lax.ConvDimensionNumbers(rhs_spec, lhs_spec, (out_spec[1], out_spec[0], *out_spec[2:]))
+    changed = {"padding": tuple(padding), "lhs_dilation": (1,) * len(taps), "rhs_dilation": holes}
+    return lax.rev(_xla(rhs, lhs, **params | changed | {"dimension_numbers": numbers}), out_spec[2:])
 
 
 class _Geometry(NamedTuple):
@@ -264,5 +286,5 @@ def _pieces(examples: int, size: int) -> int:
 
 ad.defbilinear(convolution_p, _lhs_transposed, _rhs_transposed)
 batching.primitive_batchers[convolution_p] = _batched
-mlir.register_lowering(convolution_p, mlir.lower_fun(_xla, multiple_results=False))
+mlir.register_lowering(convolution_p, mlir.lower_fun(_elsewhere, multiple_results=False))
 mlir.register_lowering(convolution_p, mlir.lower_fun(_for_cpu, multiple_results=False), platform="cpu")

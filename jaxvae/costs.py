@@ -35,6 +35,16 @@ def flops(function: Callable, *args: Any) -> float | None:
     return None if math.isnan(count) else count
 
 
+def bytes_accessed(function: Callable, *args: Any) -> float | None:
+    """Bytes that the kernels of the compiled ``function(*args)`` read and write, by XLA's analysis; it is not run.
+
+    What stays within a kernel is not counted, what one writes and the next reads is counted twice, whether a cache
+    holds it or not, and a loop counts once, however often it runs. ``args`` are arrays or ``jax.ShapeDtypeStruct``.
+    None where the backend does not tell.
+    """
+    return (jax.jit(function).lower(*args).compile().cost_analysis() or {}).get("bytes accessed")
+
+
 def _jaxpr_flops(jaxpr: Any) -> float:
     return float(sum(_equation_flops(equation) for equation in jaxpr.eqns))
 

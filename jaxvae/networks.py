@@ -258,7 +258,7 @@ def scaled_input(network: Network, factor: float) -> Network:
 class Precision(NamedTuple):
     """How a network computes."""
 
-    dtype: Any  # of parameters, input and all between them
+    dtype: Any  # of parameters, input and all between them; None leaves them as they are
     matmul: str  # jax_default_matmul_precision: how float32 matrix products and convolutions are multiplied
 
 
@@ -267,18 +267,18 @@ class Precision(NamedTuple):
 #   tensorfloat32  TF32 on GPUs that have it, else float32; three bfloat16 passes on TPU
 #   bfloat16       JAX's own default: on GPU as tensorfloat32; one bfloat16 pass on TPU
 PRECISIONS: dict[str, Precision] = {
-    "float32": Precision(jnp.float32, "float32"),
+    "float32": Precision(None, "float32"),
     "tensorfloat32": Precision(jnp.float32, "tensorfloat32"),
     "bfloat16": Precision(jnp.bfloat16, "bfloat16"),
 }
 
 
-def computed_in(network: Network, precision: str) -> Network:
+def computed_in(network: Network, precision: str = "float32") -> Network:
     """The same network, computed in a member of ``PRECISIONS`` whatever JAX's ambient default is.
 
     Parameters and input are cast inside ``apply`` and the output back to float32, so that parameters stay float32,
-    gradients come out float32, and densities see float32. Integers are not cast. A layer that states a type or a
-    precision of its own keeps it. Raises ValueError for an unknown name.
+    gradients come out float32, and densities see float32. Integers are not cast, and nothing is for ``float32``. A
+    layer that states a type or a precision of its own keeps it. Raises ValueError for an unknown name.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
@@ -286,6 +286,8 @@ def computed_in(network: Network, precision: str) -> Network:
 
     def apply(params: Any, x: Any) -> Any:
         with jax.default_matmul_precision(matmul):
+            if dtype is None:
+                return network.apply(params, x)
             return _cast(network.apply(_cast(params, dtype), _cast(x, dtype)), jnp.float32)
 
     return network._replace(apply=apply)

@@ -85,7 +85,7 @@ def hierarchical_mixture(latent: int, components: int = 10, upper: int = 5, hidd
     GMVAE: Dilokthanakul et al. 2016, arXiv:1611.02648, of which log p(w, z) has summed over the component.
     ``then(params, w).responsibilities(z)`` are its posterior. m and s are a network of one hidden layer.
     """
-    network = networks.mlp((hidden,), (components, 2, latent), jnp.tanh)
+    network = networks.computed_in(networks.mlp((hidden,), (components, 2, latent), jnp.tanh))
 
     def then(params: Any, w: Array) -> Mixture:
         loc, log_scale = jnp.moveaxis(network.apply(params, w), 1, 0)

@@ -16,9 +16,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 SCRIPTS = Path(__file__).parent.parent / "experiments"
 TIMINGS = {"images_per_second", "flops_per_second", "share_of_peak"}
 PATIENCE = 300.0  # seconds after which a test gives up; nothing here should take a tenth of it
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, those of loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params):
+            yield from equations(value) if hasattr(value, "eqns") else ()
+
+
+def products(function: Callable, *args: Any) -> list[Any]:
+    """The matrix products and convolutions of a function."""
+    kinds = "dot_general", "conv_general_dilated", "convolution"
+    return [found for found in equations(jax.make_jaxpr(function)(*args)) if found.primitive.name in kinds]
 
 
 def command(name: str, *arguments: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.interpreters import mlir
 
 from jaxvae import convolutions, networks, winograd
 
@@ -93,6 +94,27 @@ TRANSPOSED = [
     ((1, 2), (2, 3), "VALID"),
     ((5, 4), (3, 2), "VALID"),
 ]
+
+
+@pytest.fixture
+def lowered_as_elsewhere() -> Iterator[None]:
+    """What accelerators run, on the CPU."""
+    register = lambda function: mlir.register_lowering(
+        convolutions.convolution_p, mlir.lower_fun(function, multiple_results=False), platform="cpu"
+    )
+    register(convolutions._elsewhere)
+    yield
+    register(convolutions._for_cpu)
+
+
+@pytest.mark.usefixtures("compiled_quickly", "lowered_as_elsewhere")
+@pytest.mark.parametrize(("kernel", "strides", "padding"), TRANSPOSED)
+def test_transposed_convolutions_of_accelerators_are_those_of_lax(
+    kernel: tuple[int, int], strides: tuple[int, int], padding: str
+) -> None:
+    x, k = arrays(kernel, 2)
+    ours, theirs = (derivatives(transposed(module, strides, padding)) for module in (convolutions, lax))
+    agree(ours(x, k), theirs(x, k))
 
 
 @pytest.mark.usefixtures("compiled_quickly")
@@ -208,6 +230,8 @@ def test_accelerators_get_convolutions(platform: str) -> None:
     program = lowered(platform)
     assert program.count("stablehlo.convolution") == 11  # of 4 layers 3 each, but for the input of the first
     assert program.count("stablehlo.dot_general") == 6  # of 2 dense layers
+    # Holes in an image are of transposed layers and of gradients in an image; every kernel's gradient is a layer's.
+    assert (program.count("lhs_dilate = [2, 2]"), program.count("rhs_dilate = [2, 2]")) == (3, 4)
 
 
 def test_a_cpu_gets_no_convolution_that_it_runs_slowly() -> None:

@@ -154,6 +154,19 @@ def test_peak_rates_are_the_vendors(kind: str, peaks: tuple[float | None, ...]) 
     assert tuple(costs.peak_flops(device, name) for name in ("bfloat16", "tensorfloat32", "float32")) == peaks
 
 
+@pytest.mark.parametrize(
+    ("function", "args", "words"),
+    [
+        (lambda a: a + 1, [jnp.ones(1000)], 2 * 1000),
+        (lambda a: jnp.sin(a + 1) * 2, [jnp.ones(1000)], 2 * 1000),  # one kernel
+        (lambda a, b: a @ b, [A, B], 3 * 5 + 5 * 7 + 3 * 7),
+    ],
+    ids=["sum", "chain", "product"],
+)
+def test_bytes_are_what_kernels_read_and_write(function: Callable, args: list, words: int) -> None:
+    assert costs.bytes_accessed(function, *args) == pytest.approx(4 * words, rel=0.01)
+
+
 def test_peak_rates_are_of_known_precisions_and_grow_as_those_shorten() -> None:
     order = ["float32", "tensorfloat32", "bfloat16"]
     assert set(order) == set(networks.PRECISIONS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from harness import result
+from harness import products, result
 
 from jaxvae import checkpoints, datasets, training
 
@@ -122,6 +123,24 @@ def test_mistakes_are_named(mistake: str, data_dir: Path) -> None:
         wiring.build(settings).init_state()
 
 
+def of_a_step(run: wiring.Run) -> tuple[Any, training.Batch]:
+    """State, by its shapes, and batch."""
+    state = jax.eval_shape(lambda: run.algorithm.init(run.key, jax.tree.map(lambda a: a[0], run.train)))
+    return state, training.Batch(jax.tree.map(lambda a: a[:2], run.train), np.arange(2), np.full(2, 0.5, np.float32))
+
+
+@pytest.mark.parametrize("member", [*config.FAMILY, "nvil", "relax", "rodeo"])
+def test_products_of_a_member_are_float32_whatever_the_ambient_is(member: str, data_dir: Path) -> None:
+    """JAX's own default on an accelerator is less; priors, critics and estimators have networks too."""
+    bits = ["--posterior", "bernoulli", "--num-samples", "2", "--estimator", member]
+    given = arguments(member, data_dir) if member in config.FAMILY else [*arguments("digits", data_dir), *bits]
+    run = wiring.build(config.parse(given)[1])
+    with jax.default_matmul_precision("bfloat16"):
+        found = products(run.algorithm.step, *of_a_step(run))
+    assert found
+    assert all(set(equation.params["precision"]) == {jax.lax.Precision.HIGHEST} for equation in found)
+
+
 @pytest.mark.parametrize("bound", ["iwae", "miwae", "piwae", "ciwae"])
 @pytest.mark.parametrize("preset", ["vampprior", "sylvester", "iaf", "cvae", "gmvae", "von-mises-fisher"])
 def test_bounds_of_many_samples_are_of_any_member(preset: str, bound: str, data_dir: Path) -> None:
@@ -133,9 +152,7 @@ def test_bounds_of_many_samples_are_of_any_member(preset: str, bound: str, data_
             wiring.build(settings)
         return
     run = wiring.build(settings)
-    state = jax.eval_shape(lambda: run.algorithm.init(run.key, jax.tree.map(lambda a: a[0], run.train)))
-    batch = training.Batch(jax.tree.map(lambda a: a[:2], run.train), np.arange(2), np.full(2, 0.5, np.float32))
-    metrics = jax.eval_shape(run.algorithm.step, state, batch)[1]
+    metrics = jax.eval_shape(run.algorithm.step, *of_a_step(run))[1]
     assert {"loss", "reconstruction", "kl"} <= set(metrics)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -14,6 +14,7 @@ import numpyro.distributions as npd
 import optax
 import pytest
 from flax import linen, nnx
+from harness import equations, products
 
 from jaxvae import (
     bounds,
@@ -147,20 +148,6 @@ def test_any_pair_of_functions_trains(pair: tuple[networks.Network, networks.Net
 def test_an_nnx_module_with_other_state_is_refused() -> None:
     with pytest.raises(ValueError, match=r"nnx\.Param only.*BatchStat"):
         networks.from_nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs))
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a jaxpr, those of loops and calls included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(equation.params):
-            yield from equations(value) if hasattr(value, "eqns") else ()
-
-
-def products(function: Callable, *args: Any) -> list[Any]:
-    """The matrix products and convolutions of a function."""
-    found = equations(jax.make_jaxpr(function)(*args))
-    return [equation for equation in found if equation.primitive.name in ("dot_general", "conv_general_dilated")]
 
 
 OF_ANY_KIND = {

@@ -52,14 +52,22 @@ def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
     assert throughput.ratios({"torch": cells["torch"]}) == {}
 
 
+def test_the_roofline_is_the_nearer_wall() -> None:
+    """100 images/s, of 2 ms of products and 5 ms of memory each: a fifth of the peak, half of the roofline."""
+    said = throughput.share({"flops": 1e9, "bytes": 1e6, "products": 2e-3, "memory": 5e-3}, 100.0)
+    assert "1 GFLOP, 1 MB" in said and "20.0% of the peak" in said and "50.0% of the roofline (memory)" in said
+
+
 @pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
     chosen = ["--works", "mlp, batch 2048", "--peers", "jaxvae", "scan", "torch", "--rounds", 2, "--seconds", 0.1]
     files = ["--json", tmp_path / "t.json", "--plot", tmp_path / "t.png"]
-    said = script("throughput.py", *chosen, *files).stdout
-    row = json.loads((tmp_path / "t.json").read_text())["rows"]["mlp, batch 2048"]
-    assert all(len(row[peer]["images_per_second"]) == 2 for peer in ("jaxvae", "scan"))
-    assert "images_per_second" in row["torch"] or "torch is not installed" in said
+    said = script("throughput.py", *chosen, *files, "--precisions", "float32", "bfloat16", "--together").stdout
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert list(rows) == ["mlp, batch 2048", "mlp, batch 2048, bfloat16"]
+    for row in rows.values():
+        assert all(len(row[peer]["images_per_second"]) == 2 for peer in ("jaxvae", "scan"))
+        assert "images_per_second" in row["torch"] or "torch is not installed" in said
     with Image.open(tmp_path / "t.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
 
@@ -70,6 +78,7 @@ def test_the_script(tmp_path: Path) -> None:
         (["--works", "gan"], "no work that begins with gan"),
         (["--peers", "keras"], "no peer 'keras'"),
         (["--rounds", 0], "must be above 0"),
+        (["--precisions", "float16"], "--precisions"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(arguments: list, answer: str) -> None:

@@ -314,6 +314,21 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(where: str, norm: b
     assert all(np.isfinite(report["loss"]) and ("gradient_norm" in report) == norm for report in reports)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_accelerators_run_does_the_same(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selections in place of branches, whole dispatches of a program of their own, and one queued behind another."""
+
+    def trained() -> Any:
+        algorithm = quadratic(optax.adam(0.1), poisoned({3, 4, 25}, "term"), ema_decay=0.5)
+        counts = {"num_steps": 45, "batch_size": 4, "steps_per_call": 20, "seconds_per_call": float("inf")}
+        return training.fit(algorithm, CENTERS, devices=jax.local_devices()[:devices], **counts)
+
+    on_cpu = trained()
+    monkeypatch.setattr(training.devices.Layout, "on_cpu", False)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **others: default(*args))
+    assert_same(on_cpu, trained())
+
+
 def test_a_row_of_them_stops_the_run_and_names_step_and_term() -> None:
     algorithm = quadratic(optax.adam(0.1), poisoned({2, *range(30, 60)}, "term"))
     with pytest.raises(training.NotFiniteError, match=r"step 31: error and loss .* 5 updates in a row"):

@@ -37,6 +37,7 @@ TABLES: dict[str, dict[str, list[Any]]] = {
         "beta-vae": ["beta-vae"],
         "annealed-vae": ["annealed-vae", "--kl-capacity", 25],
         "beta-tcvae": ["beta-tcvae"],
+        "beta-tcvae, stratified": ["beta-tcvae", "--divergence", "stratified_total_correlation"],
         "factor-vae": ["factor-vae"],
         "dip-vae-i": ["dip-vae-i"],
         "dip-vae-ii": ["dip-vae-ii"],

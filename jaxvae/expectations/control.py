@@ -57,7 +57,7 @@ def double_cv(noise: Array, q: Bernoulli, f: Function, control: Array, context: 
     return values.mean(), Bernoulli(direction)
 
 
-_STEIN = networks.mlp((100,), 2, lambda x: jax.nn.leaky_relu(x, 0.3))
+_STEIN = networks.computed_in(networks.mlp((100,), 2, lambda x: jax.nn.leaky_relu(x, 0.3)))
 
 
 def _stein_init(key: Array, q: Bernoulli, context: Array) -> Any:

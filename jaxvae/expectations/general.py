@@ -44,7 +44,7 @@ def rloo(noise: Array, q: Any, f: Function) -> Array:
 # Learned baselines
 
 DECAY = 0.1  # share of a moving average that a new value has
-_BASELINE = networks.mlp((100,), 1, jnp.tanh)
+_BASELINE = networks.computed_in(networks.mlp((100,), 1, jnp.tanh))
 
 
 def _of_context(control: Any, context: Array) -> Array:
@@ -146,7 +146,7 @@ def _lax_network(key: Array, q: Any, context: Array) -> Any:
     return CONTROL.init(key, jnp.concatenate([context.ravel(), jnp.ravel(q.mean)]))
 
 
-CONTROL = networks.mlp((137,), 1, jnp.tanh)
+CONTROL = networks.computed_in(networks.mlp((137,), 1, jnp.tanh))
 
 
 def learned_function(control: Any, context: Array, z: Array) -> Array:

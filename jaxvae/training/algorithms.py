@@ -7,6 +7,7 @@ the key ``fold_in(fold_in(key, t), i)``, with i its place in the global batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,8 +152,12 @@ def players(
                 params[name] = optax.apply_updates(own, updates)
             return params, _moving_average(state.average, params, state.step, ema_decay), opt_state
 
-        # A branch and not a selection, which would read and write every array again.
-        params, average, opt_state = lax.cond(finite, updated, lambda: (state.params, state.average, state.opt_state))
+        kept = state.params, state.average, state.opt_state
+        # On a CPU a selection would read and write every array again; elsewhere the host would wait for a branch.
+        params, average, opt_state = lax.platform_dependent(
+            cpu=lambda: lax.cond(finite, updated, lambda: kept),
+            default=lambda: jax.tree.map(functools.partial(jnp.where, finite), updated(), kept),
+        )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         new = State(state.step + 1, state.key, params, average, opt_state, skipped)
         return new, metrics | {"skipped": new.skipped}

@@ -39,6 +39,11 @@ class Layout:
         self.own = [self.devices[place] for place in self.places]
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are CPUs, which gain nothing from work that is queued."""
+        return self.devices[0].platform == "cpu"
+
     def replicated(self, tree: Any) -> Any:
         """Copies of a tree on the devices: local arrays under ``pmap``, global ones under ``shard_map``."""
         if self.count == 1:
@@ -90,14 +95,15 @@ def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> C
     with a leading axis for this process's P devices where there are several in all. ``examples`` is the data set, on
     every device, or with ``streamed`` each device's own [P, ...]; ``rows`` are the examples of each batch. The first
     ``count`` of the S steps are taken; it is no constant of the compiled program, so that one serves dispatches of
-    every length. ``votes`` are integers whose largest over all devices comes back, the same in every process. The
-    state is donated.
+    every length. But all S have a program of their own, except on a CPU: other devices would wait for the host to see
+    whether a loop of unknown length goes on. ``votes`` are integers whose largest over all devices comes back, the
+    same in every process. The state is donated.
 
     Under ``jax.jit`` for one device; for several under ``jax.pmap`` or under ``jit(shard_map)``, with
     ``check_vma=False`` because models may start loops from constants, and because gradients are averaged by hand.
     """
 
-    compiled = _compiled(algorithm, tuple(layout.devices), layout.mapping, streamed)
+    compiled = functools.partial(_compiled, algorithm, tuple(layout.devices), layout.mapping, streamed)
 
     def dispatch(
         state: Any, examples: Any, count: int, rows: np.ndarray, weight: np.ndarray, votes: Sequence[int]
@@ -107,14 +113,19 @@ def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> C
         each = np.array(votes, np.int32)
         ballots = each if layout.count == 1 else np.tile(each, (len(layout.places), 1))
         examples = layout.sharded(examples) if streamed else examples
-        return compiled(state, examples, np.int32(count), *layout.sharded((rows, weight, place, ballots)))
+        run = compiled(whole=count == rows.shape[-2] and not layout.on_cpu)
+        return run(state, examples, np.int32(count), *layout.sharded((rows, weight, place, ballots)))
 
     return dispatch
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(algorithm: Algorithm, devices: tuple[jax.Device, ...], mapping: str, streamed: bool) -> Callable:
-    """The mapped function; kept, so that the next training of the same algorithm does not compile it again."""
+def _compiled(
+    algorithm: Algorithm, devices: tuple[jax.Device, ...], mapping: str, streamed: bool, *, whole: bool
+) -> Callable:
+    """The mapped function, of ``whole`` dispatches alone or of any; kept, so that the next training of the same
+    algorithm does not compile it again.
+    """
 
     def run(
         state: Any,
@@ -136,7 +147,7 @@ def _compiled(algorithm: Algorithm, devices: tuple[jax.Device, ...], mapping: st
 
         _, shapes = jax.eval_shape(take, state, rows[0], weight[0])
         columns = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
-        state, columns = lax.fori_loop(0, count, body, (state, columns))
+        state, columns = lax.fori_loop(0, len(rows) if whole else count, body, (state, columns))
         return state, columns, votes if axis is None else lax.pmax(votes, axis)
 
     if len(devices) == 1:
