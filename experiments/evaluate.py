@@ -53,8 +53,8 @@ def evaluate(
     run = wiring.build(config)
     step, params = folders.restore(run, workdir, checkpoint)
     test = run.test.take(slice(num_examples))
+    more = judgements.chosen(run, params, test, decompose, samples, factors, clustering)  # may be refused
     judged = outcomes.judge(run, params, test, num_samples, batch_size)
-    more = judgements.chosen(run, params, test, decompose, samples, factors, clustering)
     settings = {"split": config.test_split, "checkpoint": step}
     folders.write_json(workdir / "evaluation.json", settings | judged | more)
     print(f"{run.dataset.name}, {config.test_split} split, checkpoint of step {step}")

@@ -212,9 +212,19 @@ def test_disentanglement_is_judged(tmp_path: Path, data_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prior", ["aggregate", "gaussian_mixture", "coupling"])
-def test_samples_of_what_was_fitted_after_training(prior: str, tmp_path: Path, data_dir: Path) -> None:
-    trained(["autoencoder"], tmp_path, data_dir)
-    sample.sample(tmp_path, num=5, prior=prior, temperature=0.5 if prior != "aggregate" else 1.0, components=3)
+@pytest.mark.parametrize(
+    ("given", "prior"),
+    [
+        *((["autoencoder"], prior) for prior in ("aggregate", "gaussian_mixture", "coupling", "second_stage")),
+        (["rae-gp"], "gaussian_mixture"),
+        (["learned-variance", "--devices", "2"], "second_stage"),
+    ],
+)
+def test_samples_of_what_was_fitted_after_training(
+    given: list[str], prior: str, tmp_path: Path, data_dir: Path
+) -> None:
+    trained(given, tmp_path, data_dir)
+    temperature = 0.5 if prior in ("gaussian_mixture", "coupling") else 1.0
+    sample.sample(tmp_path, num=5, prior=prior, temperature=temperature, components=3)
     with np.load(tmp_path / "samples.npz") as file:
         assert file["z"].shape == (5, 3) and np.isfinite(file["means"]).all()
