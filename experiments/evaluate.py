@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import commands
 import folders
@@ -30,6 +30,7 @@ def evaluate(
     samples: bool = False,
     factors: bool = False,
     clustering: bool = False,
+    prior: Literal[judgements.SOURCES] = "model",  # type: ignore[valid-type]
 ) -> None:
     """Judges a trained model on a split.
 
@@ -47,13 +48,14 @@ def evaluate(
             classifier that is trained on the labels.
         factors: disentanglement, of a set whose factors are known (shapes).
         clustering: accuracy of the prior's components, each matched to a class.
+        prior: what z of the samples is drawn from, as in sample.py.
     """
     config = folders.load_config(workdir)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir, test_split=split or config.test_split)
     run = wiring.build(config)
     step, params = folders.restore(run, workdir, checkpoint)
     test = run.test.take(slice(num_examples))
-    more = judgements.chosen(run, params, test, decompose, samples, factors, clustering)  # may be refused
+    more = judgements.chosen(run, params, test, decompose, samples, factors, clustering, prior)  # may be refused
     judged = outcomes.judge(run, params, test, num_samples, batch_size)
     settings = {"split": config.test_split, "checkpoint": step}
     folders.write_json(workdir / "evaluation.json", settings | judged | more)

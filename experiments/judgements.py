@@ -9,21 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 from wiring import Run
 
-from jaxvae import datasets, distributions, evaluation
+from jaxvae import datasets, distributions, evaluation, fitted, priors
 
 # Points that learn and that judge, as in the study of Locatello et al. 2018 (arXiv:1811.12359): of a smaller split two
 # thirds and one.
 POINTS = 10_000, 5000
+SOURCES = ("model", "aggregate", "gaussian_mixture", "coupling", "second_stage")  # of z
 
 
 def chosen(
-    run: Run, params: Any, split: datasets.Split, decompose: bool, samples: bool, factors: bool, clustering: bool
+    run: Run,
+    params: Any,
+    split: datasets.Split,
+    decompose: bool,
+    samples: bool,
+    factors: bool,
+    clustering: bool,
+    prior: str,
 ) -> dict[str, float]:
     """Those judgements that were asked for. Raises ValueError for what the model or the set does not have."""
+    if prior != "model" and not samples:
+        raise ValueError(f"--prior {prior} says what --samples are drawn from, and these were not asked for")
     if (decompose or samples or factors or clustering) and run.config.condition != "none":
         raise ValueError("--decompose, --samples, --factors and --clustering are of models without a condition")
     found = decomposed(run, params, split) if decompose else {}
-    found |= judged_samples(run, params, split) if samples else {}
+    found |= judged_samples(run, params, split, prior) if samples else {}
     found |= disentangled(run, params, split) if factors else {}
     return found | (clustered(run, params, split) if clustering else {})
 
@@ -51,6 +61,27 @@ def posteriors(run: Run, params: Any, split: datasets.Split) -> Any:
     keys = jax.random.split(run.key, datasets.num_examples(split.images))
     posterior = jax.jit(lambda key, stored: run.vae.encode(params, run.treat(key, stored)))
     return jax.lax.map(lambda pair: posterior(*pair), (keys, jnp.asarray(split.images)), batch_size=500)
+
+
+def source(run: Run, params: Any, kind: str, components: int = 10, rows: int = POINTS[0]) -> Any:
+    """p(z): the model's prior; the posteriors of training examples; or a density fitted to their means."""
+    if kind == "model":
+        return run.vae.prior(params)
+    if run.config.condition != "none":
+        raise ValueError(f"--prior {kind} is of all conditions at once; a conditional model draws from its own prior")
+    if run.config.stream:
+        raise ValueError(f"--prior {kind} needs the training examples in memory, without --stream")
+    examples = run.train[:rows]
+    if kind in ("aggregate", "second_stage"):
+        q = posteriors(run, params, datasets.Split(examples))
+        if kind == "aggregate":
+            return evaluation.decompositions.aggregated_posterior(q)
+        draws = jax.vmap(lambda q, key: q.sample(key))(q, jax.random.split(run.key, len(examples)))
+        return fitted.second_stage(draws, run.key)
+    means = evaluation.encode_split(run.vae, params, examples, run.key, treat=run.treat)
+    if kind == "gaussian_mixture":
+        return fitted.gaussian_mixture(means, components, run.key)
+    return fitted.density_by_gradient(priors.coupling(means.shape[1]), means, run.key).distribution
 
 
 def clustered(run: Run, params: Any, split: datasets.Split) -> dict[str, float]:
@@ -104,11 +135,11 @@ def treated(run: Run, images: Any) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(run.treat))(keys, jnp.asarray(images)))
 
 
-def judged_samples(run: Run, params: Any, split: datasets.Split) -> dict[str, float]:
+def judged_samples(run: Run, params: Any, split: datasets.Split, prior: str) -> dict[str, float]:
     """Samples of x beside the split, in features of a classifier that is trained on the training examples' labels."""
     judge, count = Judge.of(run), len(split.images)
     key_z, key_x = jax.random.split(run.key)
-    z = run.vae.prior(params).sample(key_z, (count,))
+    z = source(run, params, prior).sample(key_z, (count,))
     draw = lambda z, key: run.vae.decode(params, z).sample(key)
     drawn = np.asarray(jax.jit(jax.vmap(draw))(z, jax.random.split(key_x, count)))
     of_real, of_drawn, of_train = judge.seen(run, split.images), *map(judge.classifier.features, (drawn, judge.train))

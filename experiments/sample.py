@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import commands
 import folders
@@ -18,30 +18,7 @@ import numpy as np
 import tyro
 import wiring
 
-from jaxvae import datasets, distributions, evaluation, figures, fitted, priors
-
-SOURCES = ("model", "aggregate", "gaussian_mixture", "coupling", "second_stage")
-
-
-def source(run: wiring.Run, params: Any, kind: str, components: int, rows: int) -> Any:
-    """p(z): the model's prior; the posteriors of training examples; or a density fitted to their means."""
-    if kind == "model":
-        return run.vae.prior(params)
-    if run.config.condition != "none":
-        raise ValueError(f"--prior {kind} is of all conditions at once; a conditional model draws from its own prior")
-    if run.config.stream:
-        raise ValueError(f"--prior {kind} needs the training examples in memory, without --stream")
-    examples = run.train[:rows]
-    if kind in ("aggregate", "second_stage"):
-        q = judgements.posteriors(run, params, datasets.Split(examples))
-        if kind == "aggregate":
-            return evaluation.decompositions.aggregated_posterior(q)
-        draws = jax.vmap(lambda q, key: q.sample(key))(q, jax.random.split(run.key, len(examples)))
-        return fitted.second_stage(draws, run.key)
-    means = evaluation.encode_split(run.vae, params, examples, run.key, treat=run.treat)
-    if kind == "gaussian_mixture":
-        return fitted.gaussian_mixture(means, components, run.key)
-    return fitted.density_by_gradient(priors.coupling(means.shape[1]), means, run.key).distribution
+from jaxvae import distributions, figures
 
 
 def sample(
@@ -50,7 +27,7 @@ def sample(
     seed: int = 0,
     checkpoint: str = "latest",
     data_dir: str | None = None,
-    prior: Literal[SOURCES] = "model",  # type: ignore[valid-type]
+    prior: Literal[judgements.SOURCES] = "model",  # type: ignore[valid-type]
     temperature: float = 1.0,
     components: int = 10,
     encodings: int = 10_000,
@@ -80,7 +57,8 @@ def sample(
     examples = jax.vmap(run.treat)(jax.random.split(key_treat, num), stored)
     here = lambda example: run.vae.at(example)[0]
     if config.condition == "none" or prior != "model":
-        z = distributions.tempered(source(run, params, prior, components, encodings), temperature).sample(key_z, (num,))
+        z = distributions.tempered(judgements.source(run, params, prior, components, encodings), temperature)
+        z = z.sample(key_z, (num,))
     else:
         of = lambda key, example: distributions.tempered(here(example).prior(params), temperature).sample(key)
         z = jax.jit(jax.vmap(of))(jax.random.split(key_z, num), examples)

@@ -198,6 +198,11 @@ def test_latents_and_samples_are_judged(tmp_path: Path, data_dir: Path) -> None:
     assert parts == pytest.approx(found["kl"], rel=0.05)
     assert found["classifier_accuracy"] > 0.85
     assert found["frechet_distance"] > 0 and 0 <= found["precision"] <= 1 and 0 <= found["recall"] <= 1
+    evaluate.evaluate(tmp_path, num_samples=5, samples=True, prior="gaussian_mixture")
+    fitted = json.loads((tmp_path / "evaluation.json").read_text())
+    assert fitted["frechet_distance"] < found["frechet_distance"]
+    with pytest.raises(ValueError, match="--prior coupling says what --samples are drawn from"):
+        evaluate.evaluate(tmp_path, prior="coupling")
     with pytest.raises(ValueError, match="needs a set whose factors are known"):
         evaluate.evaluate(tmp_path, factors=True, num_samples=5)
 

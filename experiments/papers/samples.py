@@ -25,15 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import cells
 import commands
 import judgements
-import sample
 import wiring
 
 from jaxvae import evaluation, figures
 
 NOISE = ["--likelihood", "normal_learned"]
 ROWS: dict[str, tuple[list[Any], tuple[str, ...]]] = {  # arguments, and what z is drawn from
-    "fixed noise": (["digits", "--likelihood", "normal"], sample.SOURCES),
-    "learned noise": (["learned-variance"], sample.SOURCES),
+    "fixed noise": (["digits", "--likelihood", "normal"], judgements.SOURCES),
+    "learned noise": (["learned-variance"], judgements.SOURCES),
     "coupling prior": (["coupling-prior", *NOISE], ("model",)),
     "vampprior": (["vampprior", *NOISE], ("model",)),
     "wae-mmd": (["wae-mmd", *NOISE], ("model", "gaussian_mixture", "coupling")),
@@ -64,10 +63,10 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         test = run.test.take(slice(options.examples))
         x = judgements.treated(run, test.images)
         real = judge().classifier.features(x)
-        found = dict.fromkeys(sample.SOURCES, float("nan"))
+        found = dict.fromkeys(judgements.SOURCES, float("nan"))
         decode = jax.jit(jax.vmap(lambda z: run.vae.decode(params, z).mean))
         for kind in sources:
-            p = sample.source(run, params, kind, options.components, options.encodings)
+            p = judgements.source(run, params, kind, options.components, options.encodings)
             z = p.sample(run.key, (len(real),))
             drawn = np.concatenate([np.asarray(decode(part)) for part in np.array_split(z, max(len(z) // 500, 1))])
             found[kind] = evaluation.samples.frechet(real, judge().classifier.features(drawn))
