@@ -58,6 +58,14 @@ def test_the_roofline_is_the_nearer_wall() -> None:
     assert "1 GFLOP, 1 MB" in said and "20.0% of the peak" in said and "50.0% of the roofline (memory)" in said
 
 
+def test_what_a_step_costs_is_what_its_layers_do() -> None:
+    """784-500-40 and 20-500-784: values, gradients in weights, and in all inputs but the image."""
+    sizes = 784 * 500, 500 * 40, 20 * 500, 500 * 784
+    cost = peers.cost(SMALL["mlp"])
+    assert cost["flops"] == 2 * (3 * sum(sizes) - sizes[0])
+    assert cost["bytes"] > 4 * 6 * sum(sizes) / SMALL["mlp"].batch  # parameters and two moments, read and written
+
+
 @pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
     chosen = ["--works", "mlp, batch 2048", "--peers", "jaxvae", "scan", "torch", "--rounds", 2, "--seconds", 0.1]
