@@ -45,8 +45,8 @@ class Settings:
     """Who does them; scan is the bare loop over this library's step, products its matrix products alone."""
     precisions: tuple[Literal["float32", "tensorfloat32", "bfloat16"], ...] = ("float32",)
     """How networks compute; bfloat16 is autocast in torch, and left out where a peer has no such thing."""
-    together: bool = False
-    """Start all processes of a work at once, which is faster with many cores; their starts then say little."""
+    together: int = 1
+    """Rows whose processes all start at once, which is sooner done with many cores; their starts then say little."""
     rounds: int = 3
     """Rounds, in each of which every peer takes its turn."""
     seconds: float = 4.0
@@ -97,9 +97,9 @@ class Turns:
 
     def ready(self) -> None:
         """Waits for the end of its first step."""
-        self.start = self._answer()
+        self.start = self.answer()
 
-    def _answer(self) -> float:
+    def answer(self) -> float:
         """A number; nan, with the reason in ``missing``, where there is none."""
         try:
             answer = self.pipe.recv()
@@ -113,21 +113,19 @@ class Turns:
     def take(self, images: int) -> float:
         """Seconds for some images."""
         self.pipe.send(images)
-        return self._answer()
+        return self.answer()
+
+    def first(self) -> int:
+        """Images of the first turns. Epochs are whole, so that all peers do whole ones."""
+        return min(self.work.examples, 5) if self.work.task == "likelihood" else self.work.examples
 
     def calibrate(self, seconds: float) -> None:
-        """Finds how many images fill a turn, and takes one, in which what depends on their number is compiled.
-
-        Epochs are whole, so that all peers do whole ones.
-        """
-        whole, most = self.work.examples, sys.maxsize
-        if self.work.task == "likelihood":
-            whole, most = min(whole, 5), self.work.examples
-        self.take(whole)
-        speed = whole / self.take(whole) if self.missing is None else float("nan")
+        """Finds how many images fill a turn."""
+        whole = self.first()
+        most = self.work.examples if self.work.task == "likelihood" else sys.maxsize
+        speed = whole / self.take(whole)
         if self.missing is None:
             self.images = min(max(round(speed * seconds / whole), 1) * whole, most)
-            self.take(self.images)
 
     def cell(self) -> dict[str, Any]:
         """What was measured."""
@@ -153,37 +151,53 @@ def measure(works: dict[str, peers.Work], settings: Settings, rates: dict[str, A
         for name, work in works.items():
             for peer in settings.peers:
                 turns[name, peer] = Turns(peer, work)
-                if not settings.together:
+                if settings.together == 1:
                     turns[name, peer].ready()
-        limits = {name: limit(work, rates[work.precision]) for name, work in works.items()}
+        walls = dict(zip(works, limits(list(works.values()), rates), strict=True))
         for turn in turns.values():
-            if settings.together:
+            if settings.together > 1:
                 turn.ready()
-        for turn in turns.values():
-            if turn.missing is None:
-                turn.calibrate(settings.seconds)
+        there = [turn for turn in turns.values() if turn.missing is None]
+        warm_up(there, [turn.first() for turn in there])
+        for turn in there:
+            turn.calibrate(settings.seconds)
+        warm_up(there, [turn.images for turn in there])
         for _ in range(settings.rounds):
-            for turn in turns.values():
+            for turn in there:
                 if turn.missing is None:
                     turn.samples.append(turn.images / turn.take(turn.images))
     finally:
         for turn in turns.values():
             turn.close()
-    return {name: limits[name] | {peer: turns[name, peer].cell() for peer in settings.peers} for name in works}
+    return {name: walls[name] | {peer: turns[name, peer].cell() for peer in settings.peers} for name in works}
 
 
-def apart(function: Callable, *args: Any) -> Any:
-    """The function's value, from a process of its own."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+def warm_up(turns: list[Turns], images: list[int]) -> None:
+    """A turn of each, all at once, in which is compiled what depends on the number of images."""
+    for turn, count in zip(turns, images, strict=True):
+        if turn.missing is None:
+            turn.pipe.send(count)
+    for turn in turns:
+        if turn.missing is None:
+            turn.answer()
 
 
-def limit(work: peers.Work, rates: dict[str, float] | None) -> dict[str, Any]:
+def apart(function: Callable, *each: Any, processes: int = 1) -> list[Any]:
+    """The function's values for each argument, from processes of their own."""
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(function, each))
+
+
+def limits(works: list[peers.Work], rates: dict[str, Any]) -> list[dict[str, Any]]:
     """What an image costs, and the least seconds for it: of its products at the peak, of its bytes as in a copy."""
-    if rates is None:
-        return {}
-    cost = apart(peers.cost, work)
-    return {"limit": cost | {"products": cost["flops"] / rates["peak"], "memory": cost["bytes"] / rates["copy"]}}
+    if any(rates[work.precision] is None for work in works):
+        return [{} for _ in works]
+    costs = apart(peers.cost, *works, processes=len(works))
+    own = [rates[work.precision] for work in works]
+    walls = [
+        {"products": c["flops"] / r["peak"], "memory": c["bytes"] / r["copy"]} for c, r in zip(costs, own, strict=True)
+    ]
+    return [{"limit": cost | wall} for cost, wall in zip(costs, walls, strict=True)]
 
 
 def share(limit: dict[str, float], images_per_second: float) -> str:
@@ -282,25 +296,25 @@ def versions() -> dict[str, str | None]:
 def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     """Measures, prints and writes it all."""
     unknown = set(settings.peers) - set(peers.PEERS)
-    named = tuple(settings.works) or tuple(peers.WORKS)
-    chosen = {name: work for name, work in (peers.LARGE | peers.WORKS).items() if name.startswith(named)}
+    known = peers.WORKS | peers.LARGE
+    chosen = {name: known[name] for start in settings.works or peers.WORKS for name in known if name.startswith(start)}
     if unknown or not chosen:
         what = f"peer {sorted(unknown)[0]!r}" if unknown else f"work that begins with {' or '.join(settings.works)}"
+        raise ValueError(f"no {what}; peers are {', '.join(peers.PEERS)}; works are {'; '.join(known)}")
+    if settings.rounds < 1 or settings.together < 1 or settings.seconds <= 0:
         raise ValueError(
-            f"no {what}; peers are {', '.join(peers.PEERS)}; works are {'; '.join(peers.WORKS | peers.LARGE)}"
+            "--rounds, --together and --seconds must be above 0; "
+            f"they were {settings.rounds}, {settings.together}, {settings.seconds}"
         )
-    if settings.rounds < 1 or settings.seconds <= 0:
-        raise ValueError(f"--rounds and --seconds must be above 0; they were {settings.rounds}, {settings.seconds}")
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes that share a GPU share its memory
     in_words = lambda precision: "" if precision == "float32" else f", {precision}"
-    groups = [
-        {name + in_words(precision): work._replace(precision=precision) for precision in settings.precisions}
+    each = [
+        (name + in_words(precision), work._replace(precision=precision))
         for name, work in chosen.items()
+        for precision in settings.precisions
     ]
-    if not settings.together:
-        groups = [{name: work} for group in groups for name, work in group.items()]
-    rates = {precision: apart(peers.rates, precision) for precision in settings.precisions}
+    rates = {precision: apart(peers.rates, precision)[0] for precision in settings.precisions}
     for precision, rate in rates.items():
         if rate:
             rate_in = lambda name, rate=rate: f"{rate[name] / 1e12:.3g}"
@@ -309,9 +323,9 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
                 f"a large copy {rate_in('copy')} TB/s"
             )
     rows: dict[str, Any] = {}
-    for group in groups:
-        rows |= (measured := measure(group, settings, rates))
-        print(table(measured, settings), flush=True)
+    for first in range(0, len(each), settings.together):
+        rows |= (found := measure(dict(each[first : first + settings.together]), settings, rates))
+        print(table(found, settings), flush=True)
         text = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
         folders.write_json(
             settings.json, {"machine": machine, "versions": versions(), "rates": rates, "settings": text, "rows": rows}

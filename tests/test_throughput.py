@@ -70,7 +70,7 @@ def test_what_a_step_costs_is_what_its_layers_do() -> None:
 def test_the_script(tmp_path: Path) -> None:
     chosen = ["--works", "mlp, batch 2048", "--peers", "jaxvae", "scan", "torch", "--rounds", 2, "--seconds", 0.1]
     files = ["--json", tmp_path / "t.json", "--plot", tmp_path / "t.png"]
-    said = script("throughput.py", *chosen, *files, "--precisions", "float32", "bfloat16", "--together").stdout
+    said = script("throughput.py", *chosen, *files, "--precisions", "float32", "bfloat16", "--together", 2).stdout
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert list(rows) == ["mlp, batch 2048", "mlp, batch 2048, bfloat16"]
     for row in rows.values():
@@ -86,6 +86,7 @@ def test_the_script(tmp_path: Path) -> None:
         (["--works", "gan"], "no work that begins with gan"),
         (["--peers", "keras"], "no peer 'keras'"),
         (["--rounds", 0], "must be above 0"),
+        (["--together", 0], "must be above 0"),
         (["--precisions", "float16"], "--precisions"),
     ],
 )
