@@ -25,7 +25,8 @@ from papers import (
 
 from jaxvae import evaluation
 
-SLOW = ("vae", "annealed-vae", "joint-vae", "joint-vae, class", "vae, noise of each pixel")
+LEARNED = {name for name in exact.ROWS if name.endswith("correlated posterior")} - {"householder, correlated posterior"}
+SLOW = LEARNED | {"vae", "annealed-vae", "joint-vae", "joint-vae, class", "vae, noise of each pixel"}
 
 
 @pytest.mark.parametrize("member", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in exact.ROWS])
