@@ -178,6 +178,12 @@ def householder(latent: int) -> Flow:
     return _flow("a Householder flow", latent, forward, forward, latent)
 
 
+def shift(latent: int) -> Flow:
+    """y = z + raw."""
+    moved = lambda sign: lambda params, raw, z: (z + sign * raw, jnp.zeros((), jnp.result_type(z)))
+    return _flow("a shift", latent, moved(1), moved(-1), latent)
+
+
 def _reflected(z: Array, v: Array) -> Array:
     return z - 2 * _inverse_square(v) * jnp.vdot(v, z, precision="float32") * v
 

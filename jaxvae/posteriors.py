@@ -50,15 +50,17 @@ def point(latent: int) -> Posterior:
 
 
 def multivariate_normal(latent: int) -> Posterior:
-    """Full-covariance Gaussian, N(z; m, L L^T), L lower triangular with exp(raw) on its diagonal.
+    """Full-covariance Gaussian, N(z; m, L L^T), L = diag(s) (I + R) with R strictly lower triangular.
 
-    raw holds m [D], log diag L [D] and the D (D-1) / 2 entries below the diagonal (arXiv:1312.6114, app. F).
+    raw = [m, log s, the D (D-1) / 2 entries of R by rows] (arXiv:1312.6114, app. F, where they are not relative to the
+    scales: noise of the same size for all latents drowns those whose posterior is narrow).
     """
     below = jnp.tril_indices(latent, -1)
 
     def make(params: Any, raw: Array) -> MultivariateNormal:
-        loc, log_diagonal, rest = jnp.split(raw, [latent, 2 * latent])
-        return MultivariateNormal(loc, jnp.diag(jnp.exp(log_diagonal)).at[below].set(rest))
+        loc, log_scale, rest = jnp.split(raw, [latent, 2 * latent])
+        relative = jnp.eye(latent, dtype=raw.dtype).at[below].set(rest)
+        return MultivariateNormal(loc, jnp.exp(log_scale)[:, None] * relative)
 
     return Posterior(2 * latent + latent * (latent - 1) // 2, make)
 
@@ -123,17 +125,21 @@ def joint(latent: int, classes: int = 10) -> Posterior:
     return Posterior(gaussian.size + discrete.size, make)
 
 
-def flowed(latent: int, flow: flows.Flow) -> Posterior:
+def flowed(latent: int, flow: flows.Flow, centred: bool = False) -> Posterior:
     """What a flow makes of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770): raw = [m, log s, flow's].
 
-    Its density is known for its own draws; KL is that of draws.
+    z = f(m + s e), or with ``centred`` m + f(s e), which has the same densities where f is a linear map and trains
+    better: the mean does not turn with the noise. Its density is known for its own draws; KL is that of draws.
     """
+    whole = flows.chain(flow, flows.shift(latent)) if centred else flow
 
     def make(params: Any, raw: Array) -> Transformed:
         loc, log_scale, rest = jnp.split(raw, [latent, 2 * latent])
-        return Transformed(Normal(loc, jnp.exp(log_scale)), params, rest, flow)
+        if centred:
+            loc, rest = jnp.zeros_like(loc), jnp.concatenate([rest, loc])
+        return Transformed(Normal(loc, jnp.exp(log_scale)), params, rest, whole)
 
-    return Posterior(2 * latent + flow.size, make, flow.init)
+    return Posterior(2 * latent + flow.size, make, whole.init)
 
 
 # name -> the flow of so many steps over so many latents
@@ -150,7 +156,7 @@ FLOWS: dict[str, Callable[[int, int], flows.Flow]] = {
 
 
 def _of_flow(name: str, latent: int, steps: int = 4) -> Posterior:
-    return flowed(latent, FLOWS[name](latent, steps))
+    return flowed(latent, FLOWS[name](latent, steps), centred=name == "householder")
 
 
 # name -> function of the number of latents, and of the classes of a latent or the steps of a flow

@@ -949,21 +949,21 @@ def test_discrete_posterior_of_zeros_is_uniform(name, classes, latent):
 
 @latents
 @posteriors
-def test_posterior_uses_every_number_once(posterior, latent):
+def test_posterior_uses_every_number_for_something_else(posterior, latent):
     family = posterior(latent)
     leaves = lambda raw: ravel_pytree(family.make({}, raw))[0]
     jacobian = jax.jit(jax.jacfwd(leaves))(np.random.default_rng(0).normal(0, 0.3, family.size))
     assert np.linalg.matrix_rank(jacobian) == family.size
-    assert int((jacobian != 0).sum()) == family.size
 
 
 @latents
 def test_multivariate_normal_posterior_has_a_cholesky_factor(latent):
     family = multivariate_normal(latent)
     raw = np.random.default_rng(0).normal(size=family.size)
-    loc, log_diagonal, rest = np.split(raw, [latent, 2 * latent])
-    factor = np.diag(np.exp(log_diagonal))
+    loc, log_scale, rest = np.split(raw, [latent, 2 * latent])
+    factor = np.eye(latent)
     factor[np.tril_indices(latent, -1)] = rest
+    factor = np.diag(np.exp(log_scale)) @ factor
     d = family.make({}, jnp.asarray(raw, jnp.float32))
     np.testing.assert_allclose(d.scale_tril, factor, rtol=1e-5)
     assert np.all(np.diag(d.scale_tril) > 0)

@@ -13,7 +13,7 @@ import pytest
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from scipy import stats
 
-from jaxvae import flows
+from jaxvae import flows, posteriors
 from jaxvae.distributions import Distribution, Normal, Transformed, drawn, noise_of
 
 KEY = jax.random.key(0)
@@ -52,6 +52,7 @@ MEMBERS = {
     "masked_autoregressive": Member(lambda d: flows.masked_autoregressive(d, (8,))),
     "affine_coupling": Member(lambda d: flows.affine_coupling(d, (8,))),
     "reverse": Member(flows.reverse, start="isometry"),
+    "shift": Member(flows.shift, True, lambda d: d),
     "chain": Member(mixed, True, lambda d: d + 2, start="isometry"),
 }
 INVERTIBLE = [name for name, member in MEMBERS.items() if member.inverse]
@@ -475,6 +476,18 @@ def test_affine_flows_of_a_gaussian_are_gaussian(case):
     oracle = stats.multivariate_normal(matrix @ loc + offset, matrix @ np.diag(scale**2) @ matrix.T)
     np.testing.assert_allclose(log_q, oracle.logpdf(y), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(direct, oracle.logpdf(y), rtol=1e-6, atol=1e-6)
+
+
+def test_the_householder_posterior_is_a_gaussian_about_its_mean():
+    """N(m, H S H^T) with H the product of both reflections."""
+    m, log_s, *vs = np.random.default_rng(0).normal(size=(4, 3))
+    family = posteriors.POSTERIORS["householder"](3, 2)
+    q = family.make(family.init(KEY), jnp.asarray([*m, *log_s, *vs[0], *vs[1]]))
+    first, second = (np.eye(3) - 2 * np.outer(v, v) / (v @ v) for v in vs)
+    root = second @ first @ np.diag(np.exp(log_s))
+    z = np.random.default_rng(1).normal(size=(5, 3))
+    expected = stats.multivariate_normal(m, root @ root.T).logpdf(z)
+    np.testing.assert_allclose(jax.vmap(q.log_prob)(z), expected, rtol=1e-4)
 
 
 def test_chain_applies_its_flows_in_order():
