@@ -44,14 +44,18 @@ class Options(cells.Options):
 
 
 def from_autoencoder(arguments: list[Any], pretraining: int) -> tuple[wiring.Run, Any, float]:
-    """VaDE: an autoencoder's networks and a diagonal mixture fitted to its codes, then trained as one."""
+    """VaDE: an autoencoder's networks and the diagonal of a mixture fitted to its codes, then trained as one.
+
+    The mixture is fitted with full covariances, which find the digits where diagonal ones do not.
+    """
     from sklearn.mixture import GaussianMixture
 
     run, params, first = cells.trained([*arguments, "--kl-weight", 0, "--steps", pretraining])
     means = evaluation.encode_split(run.vae, params, run.train[:20_000], run.key, treat=run.treat)
-    fit = GaussianMixture(run.config.components, covariance_type="diag", n_init=5, random_state=run.config.seed)
+    fit = GaussianMixture(run.config.components, covariance_type="full", n_init=5, random_state=run.config.seed)
     fit.fit(means)
-    prior = {"logits": np.log(fit.weights_), "loc": fit.means_, "log_scale": 0.5 * np.log(fit.covariances_)}
+    variances = np.diagonal(fit.covariances_, axis1=1, axis2=2)
+    prior = {"logits": np.log(fit.weights_), "loc": fit.means_, "log_scale": 0.5 * np.log(variances)}
     params |= {"prior": jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), prior)}
     run, params, second = cells.trained(arguments, params)
     return run, params, first + second
