@@ -949,11 +949,14 @@ def test_discrete_posterior_of_zeros_is_uniform(name, classes, latent):
 
 @latents
 @posteriors
-def test_posterior_uses_every_number_for_something_else(posterior, latent):
+def test_posterior_uses_every_number_once(posterior, latent):
+    """But for the scales of a full covariance, of which each is in all entries of its row."""
     family = posterior(latent)
     leaves = lambda raw: ravel_pytree(family.make({}, raw))[0]
     jacobian = jax.jit(jax.jacfwd(leaves))(np.random.default_rng(0).normal(0, 0.3, family.size))
     assert np.linalg.matrix_rank(jacobian) == family.size
+    again = latent * (latent - 1) // 2 if posterior is multivariate_normal else 0
+    assert int((jacobian != 0).sum()) == family.size + again
 
 
 @latents
