@@ -91,7 +91,8 @@ class Linear:
             rest = 0.5 * np.log(self.s2 / np.diag(m))
         else:
             lower = np.linalg.cholesky(self.s2 * np.linalg.inv(m))
-            rest = np.concatenate([np.log(np.diag(lower)), lower[np.tril_indices(self.q, -1)]])
+            scale = np.diag(lower)
+            rest = np.concatenate([np.log(scale), (lower / scale[:, None])[np.tril_indices(self.q, -1)]])
         kernel = np.concatenate([project, np.zeros((len(rest), self.d))]).T
         bias = np.concatenate([-project @ self.mean, rest])
         params = {
