@@ -266,7 +266,7 @@ def rates(precision: str) -> dict[str, float] | None:
 
 
 def flax(work: Work) -> Run | None:
-    """A jitted step for every batch, as in Flax's VAE example."""
+    """A jitted step for every batch, as in Flax's VAE example, and its loss, which all others here compute too."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -294,8 +294,9 @@ def flax(work: Work) -> Run | None:
 
     @jax.jit
     def step(params: Any, moments: Any, x: Any, key: Any) -> Any:
-        updates, moments = optimizer.update(jax.grad(loss)(params, x, key), moments)
-        return optax.apply_updates(params, updates), moments
+        value, grads = jax.value_and_grad(loss)(params, x, key)
+        updates, moments = optimizer.update(grads, moments)
+        return optax.apply_updates(params, updates), moments, value
 
     params = model.init(jax.random.key(0), images[:1], jax.random.key(0))
     state, rng = [params, optimizer.init(params)], np.random.default_rng(0)
@@ -304,14 +305,17 @@ def flax(work: Work) -> Run | None:
         rows, key = rng.permutation(work.examples), jax.random.key(1)
         for i in range(max(count // work.batch, 1)):
             own = np.take(rows, range(i * work.batch, (i + 1) * work.batch), mode="wrap")
-            state[:] = step(*state, images[own], jax.random.fold_in(key, i))
-        jax.block_until_ready(state)
+            *state[:], loss = step(*state, images[own], jax.random.fold_in(key, i))
+        jax.block_until_ready((state, loss))
 
     return run
 
 
 def numpyro(work: Work) -> Run | None:
-    """SVI with a ``fori_loop`` over an epoch, as in NumPyro's VAE example, and the KL in closed form."""
+    """SVI with a ``fori_loop`` over an epoch that sums the losses, as in NumPyro's VAE example; the KL in closed form.
+
+    Without the sum XLA would not compute the losses, only their gradients.
+    """
     import jax
     import jax.numpy as jnp
     from jax.example_libraries import stax
@@ -345,14 +349,19 @@ def numpyro(work: Work) -> Run | None:
     def epoch(state: Any, key: Any) -> Any:
         rows = jax.random.permutation(key, work.examples)
         batch = lambda i: images[jax.lax.dynamic_slice_in_dim(rows, i * work.batch, work.batch)]
-        return jax.lax.fori_loop(0, steps, lambda i, state: svi.update(state, batch(i))[0], state)
+
+        def update(i: Any, carry: Any) -> Any:
+            state, loss = svi.update(carry[0], batch(i))
+            return state, carry[1] + loss
+
+        return jax.lax.fori_loop(0, steps, update, (state, 0.0))
 
     state = [svi.init(jax.random.key(0), images[: work.batch])]
 
     def run(count: int) -> None:
         for i in range(max(round(count / work.examples), 1)):
-            state[0] = epoch(state[0], jax.random.key(i))
-        jax.block_until_ready(state[0])
+            state[0], loss = epoch(state[0], jax.random.key(i))
+        jax.block_until_ready((state[0], loss))
 
     return run
 
