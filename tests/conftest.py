@@ -24,15 +24,19 @@ import pytest
 from jaxvae import datasets, likelihoods, models, networks, posteriors, priors
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_disable_most_optimizations", True)  # but for tests marked optimized, below
 sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
 
-@pytest.fixture
-def compiled_quickly() -> Iterator[None]:
-    """For tests of many programs that run once: without XLA's optimizations they compile in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture(autouse=True)
+def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """XLA's, for tests marked ``optimized``. Other programs run once, and compile in half the time without."""
+    if not request.node.get_closest_marker("optimized"):
+        yield
+        return
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

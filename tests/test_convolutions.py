@@ -71,7 +71,6 @@ def filtered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "LEAST", 1)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("channels", [2, 16])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_convolution_and_its_derivatives_are_those_of_lax(name: str, channels: int) -> None:
@@ -80,7 +79,7 @@ def test_a_convolution_and_its_derivatives_are_those_of_lax(name: str, channels:
     agree(derivatives(layer(convolutions, name))(x, k), derivatives(layer(lax, name))(x, k))
 
 
-@pytest.mark.usefixtures("compiled_quickly", "filtered")
+@pytest.mark.usefixtures("filtered")
 @pytest.mark.parametrize("name", ["4x4, stride 2", "3x3", "uneven padding"])
 def test_minimal_filtering_and_its_derivatives_are_those_of_lax(name: str) -> None:
     x, k = arrays(LAYERS[name][0], 2)
@@ -107,7 +106,7 @@ def lowered_as_elsewhere() -> Iterator[None]:
     register(convolutions._for_cpu)
 
 
-@pytest.mark.usefixtures("compiled_quickly", "lowered_as_elsewhere")
+@pytest.mark.usefixtures("lowered_as_elsewhere")
 @pytest.mark.parametrize(("kernel", "strides", "padding"), TRANSPOSED)
 def test_transposed_convolutions_of_accelerators_are_those_of_lax(
     kernel: tuple[int, int], strides: tuple[int, int], padding: str
@@ -117,7 +116,6 @@ def test_transposed_convolutions_of_accelerators_are_those_of_lax(
     agree(ours(x, k), theirs(x, k))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("channels", [2, 16])
 @pytest.mark.parametrize(("kernel", "strides", "padding"), TRANSPOSED)
 def test_a_transposed_convolution_and_its_derivatives_are_those_of_lax(
@@ -128,7 +126,7 @@ def test_a_transposed_convolution_and_its_derivatives_are_those_of_lax(
     agree(ours(x, k), theirs(x, k))
 
 
-@pytest.mark.usefixtures("compiled_quickly", "filtered")
+@pytest.mark.usefixtures("filtered")
 @pytest.mark.parametrize(("kernel", "strides", "padding"), [*TRANSPOSED[:2], ((3, 2), (2, 1), "VALID")])
 def test_transposed_minimal_filtering_and_its_derivatives_are_those_of_lax(
     kernel: tuple[int, int], strides: tuple[int, int], padding: str
@@ -138,7 +136,6 @@ def test_transposed_minimal_filtering_and_its_derivatives_are_those_of_lax(
     agree(ours(x, k), theirs(x, k))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("channels", [4, 64])
 def test_wide_layers_and_those_that_are_cut_are_those_of_lax(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel gradients: of wide layers tap by tap, of thin ones some examples at a time."""

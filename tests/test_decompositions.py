@@ -16,7 +16,6 @@ from jaxvae.distributions import Bernoulli, Laplace, Mixture, MultivariateNormal
 from jaxvae.evaluation import decompositions
 from jaxvae.evaluation.decompositions import aggregated_posterior, decomposition, surgery
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
 Z_BOUND = 5.0
 DRAWS = 6000

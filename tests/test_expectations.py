@@ -20,7 +20,6 @@ from jaxvae.expectations.contract import MIXED
 TARGET = jnp.array([0.6, 0.51, 0.48])
 WEIGHTS = jnp.array([[0.2, -1.0, 0.7], [0.4, 0.1, -0.3]])
 CONTEXT = jnp.array([0.3, -1.0])
-pytestmark = pytest.mark.usefixtures("compiled_quickly")  # every program runs once
 RELAXED = ("rebar", "relax", "concrete", "straight_through_gumbel", "gumbel_rao")
 UNLIKELY = 1e-4  # of a false alarm, for a row
 

@@ -40,7 +40,6 @@ def numbers(state: training.State) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     "preset", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in config.FAMILY]
 )
@@ -123,13 +122,23 @@ def test_mistakes_are_named(mistake: str, data_dir: Path) -> None:
         wiring.build(settings).init_state()
 
 
+# One of each kind: priors, conditions, flows, mixtures, critics, estimators; the others are marked slow.
+WITH_NETWORKS = ("vampprior", "coupling-prior", "cvae", "iaf", "gmvae", "factor-vae", "relax")
+
+
 def of_a_step(run: wiring.Run) -> tuple[Any, training.Batch]:
     """State, by its shapes, and batch."""
     state = jax.eval_shape(lambda: run.algorithm.init(run.key, jax.tree.map(lambda a: a[0], run.train)))
     return state, training.Batch(jax.tree.map(lambda a: a[:2], run.train), np.arange(2), np.full(2, 0.5, np.float32))
 
 
-@pytest.mark.parametrize("member", [*config.FAMILY, "nvil", "relax", "rodeo"])
+@pytest.mark.parametrize(
+    "member",
+    [
+        name if name in WITH_NETWORKS else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*config.FAMILY, "nvil", "relax", "rodeo")
+    ],
+)
 def test_products_of_a_member_are_float32_whatever_the_ambient_is(member: str, data_dir: Path) -> None:
     """JAX's own default on an accelerator is less; priors, critics and estimators have networks too."""
     bits = ["--posterior", "bernoulli", "--num-samples", "2", "--estimator", member]

@@ -20,8 +20,6 @@ from PIL import Image
 
 from jaxvae import measurements
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def rows(problem: str, tmp_path: Path, **options: object) -> dict[str, dict]:
     """What the script writes, by estimator."""

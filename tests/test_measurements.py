@@ -18,7 +18,6 @@ from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical
 from jaxvae.expectations import ESTIMATORS, noises
 from jaxvae.measurements import reports
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 TABLE = ESTIMATORS | bounds.BOUNDS
 
 

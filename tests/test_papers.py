@@ -26,7 +26,19 @@ from papers import (
 from jaxvae import evaluation
 
 LEARNED = {name for name in exact.ROWS if name.endswith("correlated posterior")} - {"householder, correlated posterior"}
-SLOW = LEARNED | {"vae", "annealed-vae", "joint-vae", "joint-vae, class", "vae, noise of each pixel"}
+SLOW = LEARNED | {
+    "vae",
+    "annealed-vae",
+    "joint-vae",
+    "joint-vae, class",
+    "vae, noise of each pixel",
+    "factor-vae",
+    "info-vae",
+    "learned-variance",
+    "learned-variance, latents",
+    "swae",
+    "wae-mmd",
+}
 
 
 @pytest.mark.parametrize("member", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in exact.ROWS])

@@ -13,7 +13,6 @@ import pytest
 from jaxvae import datasets, evaluation, likelihoods, models, networks, posteriors, priors, training
 from jaxvae.datasets import shapes
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 COUNT = math.prod(shapes.SIZES)
 SQUARE, ELLIPSE, HEART = range(3)
 SCALES, TURN = 0.5 + 0.1 * np.arange(6), 40

@@ -19,11 +19,11 @@ SMALL = {
     "iwae": peers.Work("mlp", "iwae", 2, 4),
     "likelihood": peers.Work("mlp", "likelihood", 2, 2),
 }
+CONVOLUTIONS = ("conv", "residual")
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.filterwarnings("ignore")  # of other libraries
-@pytest.mark.parametrize("work", [pytest.param(n, marks=pytest.mark.slow) if n == "residual" else n for n in SMALL])
+@pytest.mark.parametrize("work", [pytest.param(n, marks=pytest.mark.slow) if n in CONVOLUTIONS else n for n in SMALL])
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_a_peer_does_the_work(peer: str, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SAMPLES", 200)

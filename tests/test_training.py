@@ -115,6 +115,7 @@ def fitted(
     return jax.tree.map(np.asarray, training.trained(state)), reports
 
 
+@pytest.mark.optimized
 def test_virtual_shards_give_the_same_bits_on_any_number_of_devices(
     small_vae: models.VAE, digits: datasets.Dataset
 ) -> None:
@@ -240,7 +241,8 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         training.fit(quadratic(optax.sgd(0.1), accumulate=3), CENTERS, num_steps=1, batch_size=10)
 
 
-@pytest.mark.parametrize("cut", [1, 7, 50, 99])
+@pytest.mark.optimized
+@pytest.mark.parametrize("cut", [1, 50])
 def test_a_run_that_stopped_goes_on_bit_for_bit(small_vae: models.VAE, digits: datasets.Dataset, cut: int) -> None:
     algorithm = digits_vae(small_vae, optax.adam(1e-3), ema_decay=0.9)
     examples = digits.splits["train"].images[:300]
