@@ -26,7 +26,7 @@ def test_the_closed_form_is_the_published_one_and_scikit_learns(
 
 @pytest.mark.optimized
 def test_training_reaches_the_maximum_likelihood_and_a_tight_elbo(images: np.ndarray) -> None:
-    latent, steps = 10, 12_000
+    latent, steps = 10, 20_000
     linear = Linear(images, latent)
     posterior = posteriors.normal(latent)
     vae = models.vae(
