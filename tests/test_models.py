@@ -69,8 +69,14 @@ OBJECTIVES = {
     ("network", "posterior", "likelihood", "objective"),
     [
         *(("mlp", "normal", likelihood, "closed KL") for likelihood in likelihoods.LIKELIHOODS),
-        *(("mlp", "multivariate_normal", "normal_decoded", each) for each in OBJECTIVES),
-        *((network, "multivariate_normal", "normal_decoded", "iwae") for network in ("convolutional", "residual")),
+        *(
+            pytest.param(
+                *(network, "multivariate_normal", "normal_decoded", each),
+                marks=() if network == "mlp" or each == "iwae" else pytest.mark.slow,
+            )
+            for network in NETWORKS
+            for each in OBJECTIVES
+        ),
     ],
 )
 def test_every_family_has_a_finite_loss_and_gradient(

@@ -86,9 +86,9 @@ def algorithm(name: str) -> training.Algorithm:
     "name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in (*PENALTIES, *ADVERSARIES)]
 )
 def test_penalties_are_of_the_global_batch(name: str) -> None:
-    """Eleven examples on one device, and on four, where the last part is padded: the same run."""
+    """Eleven examples on one device, and on two and four, where the last parts are padded: the same run."""
     found = {}
-    for devices in (1, 4):
+    for devices in (1, 2, 4):
         reports: list[dict] = []
         training.fit(
             algorithm(name),
@@ -100,6 +100,7 @@ def test_penalties_are_of_the_global_batch(name: str) -> None:
             devices=jax.local_devices()[:devices],
         )
         found[devices] = [report["loss"] for report in reports]
+    np.testing.assert_allclose(found[1], found[2], rtol=1e-4)
     np.testing.assert_allclose(found[1], found[4], rtol=1e-4)
 
 

@@ -242,7 +242,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("cut", [1, 50])
+@pytest.mark.parametrize("cut", [1, 7, 50, 99])
 def test_a_run_that_stopped_goes_on_bit_for_bit(small_vae: models.VAE, digits: datasets.Dataset, cut: int) -> None:
     algorithm = digits_vae(small_vae, optax.adam(1e-3), ema_decay=0.9)
     examples = digits.splits["train"].images[:300]
