@@ -196,7 +196,7 @@ def products(work: Work) -> Run:
             inner = [value for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
             for own in inner:
                 collect(own, repeated * equation.params.get("length", 1))
-            if equation.primitive.name in ("dot_general", "convolution"):
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
                 alone = lambda *args, equation=equation: equation.primitive.bind(*args, **equation.params)
                 operations = costs.flops(alone, *(variable.aval for variable in equation.invars))
                 (out,), numbers = equation.outvars, equation.params["dimension_numbers"]

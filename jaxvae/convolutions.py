@@ -11,42 +11,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Literal, Primitive
-from jax.interpreters import ad, batching, mlir
 
-from jaxvae import winograd
+from jaxvae import lowering, winograd
 from jaxvae.winograd import window
 
 Array = jax.Array
 XLA = lax.conv_general_dilated_p
-convolution_p = Primitive("convolution")  # takes what XLA's takes
 CACHE_BYTES = 2**22  # of a product's operands or result, for those that are cut
-
-
-def through(function: Callable) -> Callable:
-    """The same function of arrays, with ``convolution_p`` in place of XLA's convolutions."""
-
-    @functools.wraps(function)
-    def replaced(*args: Any) -> Any:
-        closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-        jaxpr = closed.jaxpr
-        known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        known |= dict(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
-        value = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
-        for equation in jaxpr.eqns:
-            primitive = convolution_p if equation.primitive is XLA else equation.primitive
-            results = primitive.bind(*map(value, equation.invars), **equation.params)
-            results = results if primitive.multiple_results else [results]
-            known |= dict(zip(equation.outvars, results, strict=True))
-        return jax.tree.unflatten(jax.tree.structure(out), map(value, jaxpr.outvars))
-
-    return replaced
 
 
 def conv_general_dilated(lhs: Array, rhs: Array, *args: Any, **settings: Any) -> Array:
@@ -59,38 +36,9 @@ def conv_transpose(lhs: Array, rhs: Array, *args: Any, **settings: Any) -> Array
     return through(lambda lhs, rhs: lax.conv_transpose(lhs, rhs, *args, **settings))(lhs, rhs)
 
 
-def _xla(lhs: Array, rhs: Array, **params: Any) -> Array:
-    return XLA.bind(lhs, rhs, **params)
-
-
-@convolution_p.def_abstract_eval
-def _abstract(lhs: Any, rhs: Any, **params: Any) -> Any:
-    out = jax.eval_shape(functools.partial(_xla, **params), lhs, rhs)
-    return jax.core.ShapedArray(out.shape, out.dtype)
-
-
-@convolution_p.def_impl
-def _at_once(lhs: Array, rhs: Array, **params: Any) -> Array:
-    return _compiled(**params)(lhs, rhs)
-
-
-@functools.lru_cache
-def _compiled(**params: Any) -> Callable:
-    return jax.jit(functools.partial(convolution_p.bind, **params))
-
-
-def _batched(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
-    return through(jax.vmap(functools.partial(_xla, **params), dims))(*args), 0
-
-
-def _lhs_transposed(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
-    of = lambda g, rhs: jax.linear_transpose(lambda lhs: _xla(lhs, rhs, **params), lhs.aval)(g)[0]
-    return through(of)(cotangent, rhs)
-
-
-def _rhs_transposed(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
-    of = lambda g, lhs: jax.linear_transpose(lambda rhs: _xla(lhs, rhs, **params), rhs.aval)(g)[0]
-    return through(of)(cotangent, lhs)
+def _result(lhs: Array, rhs: Array, **params: Any) -> Any:
+    """Shape and type."""
+    return jax.eval_shape(functools.partial(XLA.bind, **params), lhs, rhs)
 
 
 def _elsewhere(lhs: Array, rhs: Array, **params: Any) -> Array:
@@ -104,14 +52,14 @@ def _elsewhere(lhs: Array, rhs: Array, **params: Any) -> Array:
     plain = max(*params["window_strides"], *params["rhs_dilation"], 1) == 1
     grouped = params["feature_group_count"] * params["batch_group_count"] > 1
     if not (lhs_spec[1] < lhs_spec[0] and plain and max(holes, default=1) > 1) or grouped:
-        return _xla(lhs, rhs, **params)
+        return XLA.bind(lhs, rhs, **params)
     size = lambda array, spec: [array.shape[i] for i in spec[2:]]
-    taps = size(_abstract(lhs, rhs, **params), out_spec)
+    taps = size(_result(lhs, rhs, **params), out_spec)
     sizes = zip(size(lhs, lhs_spec), size(rhs, rhs_spec), taps, low, holes, strict=True)
     padding = [(t - 1 - a, d * (m - 1) - n + 1 + a) for m, n, t, a, d in sizes]
     numbers = lax.ConvDimensionNumbers(rhs_spec, lhs_spec, (out_spec[1], out_spec[0], *out_spec[2:]))
     changed = {"padding": tuple(padding), "lhs_dilation": (1,) * len(taps), "rhs_dilation": holes}
-    return lax.rev(_xla(rhs, lhs, **params | changed | {"dimension_numbers": numbers}), out_spec[2:])
+    return lax.rev(XLA.bind(rhs, lhs, **params | changed | {"dimension_numbers": numbers}), out_spec[2:])
 
 
 class _Geometry(NamedTuple):
@@ -130,7 +78,7 @@ class _Geometry(NamedTuple):
 def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
     """Layers and their gradients as matrix products, or as the one convolution for which XLA has a fast kernel."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    out = _abstract(lhs, rhs, **params)
+    out = _result(lhs, rhs, **params)
     geometry = _Geometry(
         params["window_strides"],
         params["rhs_dilation"],
@@ -142,7 +90,7 @@ def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
     grouped = params["feature_group_count"] * params["batch_group_count"] > 1
     transposed = max(geometry.holes, default=1) > 1
     if grouped or (transposed and not dense) or 0 in (*lhs.shape, *rhs.shape, *out.shape) or not lhs_spec[2:]:
-        return _xla(lhs, rhs, **params)
+        return XLA.bind(lhs, rhs, **params)
     # [N, H, C] with several H, and [T, C, O]; in the gradient of a kernel C are the examples, and come first.
     x = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
     kernel = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
@@ -284,7 +232,4 @@ def _pieces(examples: int, size: int) -> int:
     return next((count for count in range(least, min(4 * least, examples) + 1) if examples % count == 0), 1)
 
 
-ad.defbilinear(convolution_p, _lhs_transposed, _rhs_transposed)
-batching.primitive_batchers[convolution_p] = _batched
-mlir.register_lowering(convolution_p, mlir.lower_fun(_elsewhere, multiple_results=False))
-mlir.register_lowering(convolution_p, mlir.lower_fun(_for_cpu, multiple_results=False), platform="cpu")
+convolution_p, through = lowering.like(XLA, _elsewhere, cpu=_for_cpu)

@@ -55,7 +55,7 @@ def _equation_flops(equation: Any) -> float:
     match equation.primitive.name:
         case "dot_general":
             return _dot_flops(equation)
-        case "conv_general_dilated" | "convolution":
+        case "conv_general_dilated":
             return _convolution_flops(equation)
         case "scan":
             return equation.params["length"] * sum(inner)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jax import lax
 
-from jaxvae import convolutions
+from jaxvae import convolutions, lowering
 
 Array = jax.Array
 Activation = Callable[[Array], Array]
@@ -68,6 +68,10 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     return Network(init, apply)
 
 
+_dense = functools.partial(linen.Dense, dot_general=lowering.dot_general)
+_conv = functools.partial(linen.Conv, conv_general_dilated=convolutions.conv_general_dilated)
+
+
 def mlp(hidden: Sequence[int], output: int | Sequence[int], activation: Activation = jax.nn.relu) -> Network:
     """Fully connected network: the input is flattened, ``hidden`` gives the widths, ``output`` the output's shape.
 
@@ -80,13 +84,10 @@ def mlp(hidden: Sequence[int], output: int | Sequence[int], activation: Activati
         def __call__(self, x: Array) -> Array:
             x = x.reshape(-1)
             for width in hidden:
-                x = activation(linen.Dense(width)(x))
-            return linen.Dense(math.prod(shape))(x).reshape(shape)
+                x = activation(_dense(width)(x))
+            return _dense(math.prod(shape))(x).reshape(shape)
 
     return from_linen(MLP())
-
-
-_conv = functools.partial(linen.Conv, conv_general_dilated=convolutions.conv_general_dilated)
 
 
 class _ConvTranspose(linen.Module):
@@ -112,7 +113,7 @@ def convolutional_encoder(channels: Sequence[int], output: int, activation: Acti
         def __call__(self, x: Array) -> Array:
             for width in channels:
                 x = activation(_conv(width, (4, 4), strides=2)(x))
-            return linen.Dense(output)(x.reshape(-1))
+            return _dense(output)(x.reshape(-1))
 
     return from_linen(Encoder())
 
@@ -132,7 +133,7 @@ def convolutional_decoder(
         @linen.compact
         def __call__(self, z: Array) -> Array:
             small = (-(-height // factor), -(-width // factor), channels[0])
-            x = activation(linen.Dense(math.prod(small))(z)).reshape(small)
+            x = activation(_dense(math.prod(small))(z)).reshape(small)
             for i, features in enumerate((*channels[1:], None)):
                 x = _ConvTranspose(features or depth, name=f"ConvTranspose_{i}")(x)
                 x = activation(x) if features else x
@@ -213,7 +214,7 @@ def residual_encoder(
             for i, width in enumerate(channels):
                 x = _conv(width, (4, 4), strides=2)(x)
                 x = _residual_stage(x, f"stage_{i}", blocks, activation, remat)
-            return linen.Dense(output)(activation(x).reshape(-1))
+            return _dense(output)(activation(x).reshape(-1))
 
     return from_linen(Encoder())
 
@@ -233,7 +234,7 @@ def residual_decoder(
         @linen.compact
         def __call__(self, z: Array) -> Array:
             small = (-(-height // factor), -(-width // factor), channels[0])
-            x = linen.Dense(math.prod(small))(z).reshape(small)
+            x = _dense(math.prod(small))(z).reshape(small)
             for i, features in enumerate((*channels[1:], depth)):
                 x = _residual_stage(x, f"stage_{i}", blocks, activation, remat)
                 x = _ConvTranspose(features, name=f"ConvTranspose_{i}")(activation(x))

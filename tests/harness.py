@@ -33,7 +33,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 def products(function: Callable, *args: Any) -> list[Any]:
     """The matrix products and convolutions of a function."""
-    kinds = "dot_general", "conv_general_dilated", "convolution"
+    kinds = "dot_general", "conv_general_dilated"
     return [found for found in equations(jax.make_jaxpr(function)(*args)) if found.primitive.name in kinds]
 
 

@@ -1,0 +1,90 @@
+"""Bilinear operations of JAX's that are compiled as other programs, and matrix products among them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Literal, Primitive
+from jax.interpreters import ad, batching, mlir
+
+Array = jax.Array
+Program = Callable[..., Array]  # (lhs, rhs, **params) -> out
+
+
+def like(original: Primitive, default: Program, **platforms: Program) -> tuple[Primitive, Callable]:
+    """A primitive with the rules of a bilinear one, ``original``, that is compiled as ``default`` or a platform's.
+
+    Also ``through(function)``, the same function of arrays with the new primitive in place of the original.
+    """
+    primitive = Primitive(original.name)
+
+    def through(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def replaced(*args: Any) -> Any:
+            closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+            jaxpr = closed.jaxpr
+            known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+            known |= dict(zip(jaxpr.invars, jax.tree.leaves(args), strict=True))
+            value = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
+            for equation in jaxpr.eqns:
+                used = primitive if equation.primitive is original else equation.primitive
+                results = used.bind(*map(value, equation.invars), **equation.params)
+                results = results if used.multiple_results else [results]
+                known |= dict(zip(equation.outvars, results, strict=True))
+            return jax.tree.unflatten(jax.tree.structure(out), map(value, jaxpr.outvars))
+
+        return replaced
+
+    def abstract(lhs: Any, rhs: Any, **params: Any) -> Any:
+        out = jax.eval_shape(functools.partial(original.bind, **params), lhs, rhs)
+        return jax.core.ShapedArray(out.shape, out.dtype)
+
+    @functools.lru_cache
+    def compiled(**params: Any) -> Callable:
+        return jax.jit(functools.partial(primitive.bind, **params))
+
+    def batched(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+        return through(jax.vmap(functools.partial(original.bind, **params), dims))(*args), 0
+
+    def lhs_transposed(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
+        of = lambda g, rhs: jax.linear_transpose(lambda lhs: original.bind(lhs, rhs, **params), lhs.aval)(g)[0]
+        return through(of)(cotangent, rhs)
+
+    def rhs_transposed(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
+        of = lambda g, lhs: jax.linear_transpose(lambda rhs: original.bind(lhs, rhs, **params), rhs.aval)(g)[0]
+        return through(of)(cotangent, lhs)
+
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(lambda lhs, rhs, **params: compiled(**params)(lhs, rhs))
+    ad.defbilinear(primitive, lhs_transposed, rhs_transposed)
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
+    for platform, program in platforms.items():
+        mlir.register_lowering(primitive, mlir.lower_fun(program, multiple_results=False), platform=platform)
+    return primitive, through
+
+
+def _merged(lhs: Array, rhs: Array, **params: Any) -> Array:
+    """A sum over the leading dimensions of both as one over a single dimension, for which XLA transposes no operand.
+
+    Such is the gradient in weights that examples and their samples share.
+    """
+    (lhs_summed, rhs_summed), batch = params["dimension_numbers"]
+    count = len(lhs_summed)
+    if count > 1 and lhs_summed == rhs_summed == tuple(range(count)) and not any(batch):
+        lhs, rhs = (a.reshape(math.prod(a.shape[:count]), *a.shape[count:]) for a in (lhs, rhs))
+        params |= {"dimension_numbers": (((0,), (0,)), ((), ()))}
+    return lax.dot_general_p.bind(lhs, rhs, **params)
+
+
+_, _through = like(lax.dot_general_p, _merged)
+
+
+def dot_general(lhs: Array, rhs: Array, *args: Any, **settings: Any) -> Array:
+    """``jax.lax.dot_general``."""
+    return _through(lambda lhs, rhs: lax.dot_general(lhs, rhs, *args, **settings))(lhs, rhs)
