@@ -62,7 +62,9 @@ def serve(pipe: Any, peer: str, work: peers.Work) -> None:
     seconds, and for zero of them the most memory that it held, in MB.
     """
     began = time.perf_counter()
-    sys.stderr = sys.stdout = open(os.devnull, "w")  # progress bars  # noqa: SIM115
+    silence = os.open(os.devnull, os.O_WRONLY)  # of progress bars and logs, whoever writes them
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(silence, stream.fileno())
     try:
         run = peers.PEERS[peer](work)
         if run is None:
