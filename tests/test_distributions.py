@@ -692,7 +692,7 @@ def test_bernoulli_derivatives_around_zero_logits(x):
 
 
 @precisions
-@pytest.mark.parametrize("size", [1, 7, 64, 127, 784, 3072])
+@pytest.mark.parametrize("size", [0, 1, 7, 64, 127, 784, 3072])
 def test_bernoulli_sums_over_events_of_any_size(size, x64):
     """Logarithms are taken of products, which must neither overflow nor lose digits."""
     rng = np.random.default_rng(size)
@@ -701,6 +701,12 @@ def test_bernoulli_sums_over_events_of_any_size(size, x64):
         expected = (x * logits - np.logaddexp(0, logits)).sum()
         with jax.enable_x64(x64):
             np.testing.assert_allclose(Bernoulli(A(logits)).log_prob(A(x)), expected, rtol=1e-12 if x64 else 2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)])
+def test_bernoulli_in_half_precision(dtype, tolerance):
+    """The products of 1 + e^0 = 2 stay below float16's largest number."""
+    np.testing.assert_allclose(log_prob(Bernoulli(jnp.zeros(784, dtype)), jnp.ones(784)), -784 * np.log(2), tolerance)
 
 
 def test_bernoulli_derivative_in_x_is_the_logits():

@@ -20,9 +20,9 @@ def bernoulli_log_prob(logits: Array, x: Array) -> Array:
     a CPU, and the derivative takes the exponential again, which is less than to keep it.
     """
     factors = 1.0 + jnp.exp(-jnp.abs(logits))
-    count = max(n for n in range(1, 17) if factors.shape[-1] % n == 0)  # XLA cuts products of 32 in two
-    factors = factors.reshape(*factors.shape[:-1], count, -1)
-    # Not 0, of which XLA would write an array, because the sum begins with the same number.
+    most = min(jnp.finfo(factors.dtype).maxexp // 2, 16)  # XLA cuts products of 32 in two
+    count = max(n for n in range(1, most + 1) if factors.shape[-1] % n == 0)
+    factors = factors.reshape(*factors.shape[:-1], count, factors.shape[-1] // count)
     positive = jnp.maximum(logits, -0.0)  # +0.0, which sums begin with, XLA would write out as an array
     return (x * logits - positive).sum(-1) - jnp.log(factors.prod(-2)).sum(-1)
 
