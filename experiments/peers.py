@@ -94,7 +94,8 @@ def _ours(work: Work) -> tuple[Any, Any, Any]:
 def jaxvae(work: Work) -> Run:
     """``training.fit`` with reports and checkpoints; ``evaluation.estimate_log_likelihood``.
 
-    A checkpoint every 1,000 steps, or 10,000 on an accelerator, where that is one a second.
+    A checkpoint every 1,000 steps, or 10,000 on an accelerator, where that is one a second. Dispatches are long from
+    the start: a run begins with short ones, to find out how long they take, and every turn would begin so again.
     """
     import jax
 
@@ -127,6 +128,7 @@ def jaxvae(work: Work) -> Run:
             state=state[0],
             report=lambda step, means: None,
             hooks=[training.Hook(period, save)],
+            seconds_per_call=math.inf,
         )
         jax.block_until_ready(state[0])
 
