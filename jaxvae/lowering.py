@@ -41,8 +41,8 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
         return replaced
 
     def abstract(lhs: Any, rhs: Any, **params: Any) -> Any:
-        out = jax.eval_shape(functools.partial(original.bind, **params), lhs, rhs)
-        return jax.core.ShapedArray(out.shape, out.dtype)
+        (out,) = jax.make_jaxpr(functools.partial(original.bind, **params))(lhs, rhs).out_avals
+        return out  # with the mesh axes over which it varies in a shard_map
 
     @functools.lru_cache
     def compiled(**params: Any) -> Callable:

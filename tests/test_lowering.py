@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from jaxvae import lowering
+from jaxvae import lowering, networks
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)  # examples, samples, features
 W = jnp.asarray(np.random.default_rng(1).normal(size=(5, 6)), jnp.float32)
@@ -67,3 +68,18 @@ def test_a_gradient_in_weights_that_examples_and_samples_share_sums_over_one_dim
     program = jax.jit(jax.grad(lambda w, x: jnp.sin(outputs(x, w)).sum())).lower(W, X).as_text()
     gradient = "contracting_dims = [0] x [0]"
     assert gradient in program and "[0, 1] x [0, 1]" not in program
+
+
+@pytest.mark.parametrize(
+    "network", [networks.mlp((8,), 3), networks.convolutional_encoder((2,), 3)], ids=["mlp", "conv"]
+)
+def test_gradients_under_a_checked_shard_map_are_those_of_one_device(network: networks.Network) -> None:
+    """JAX sums over devices where a result is marked as varying over them, as these operations must mark theirs."""
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(4, 4, 4, 1)), jnp.float32)
+    params = network.init(jax.random.key(0), x[0])
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    loss = lambda params, x: jnp.sin(jax.vmap(lambda x: network.apply(params, x))(x)).sum()
+    whole = lambda params, x: jax.grad(lambda params: lax.psum(loss(params, x), "data"))(params)
+    found = jax.jit(jax.shard_map(whole, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(params, x)
+    expected = jax.grad(loss)(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
