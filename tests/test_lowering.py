@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +70,21 @@ def test_a_gradient_in_weights_that_examples_and_samples_share_sums_over_one_dim
     program = jax.jit(jax.grad(lambda w, x: jnp.sin(outputs(x, w)).sum())).lower(W, X).as_text()
     gradient = "contracting_dims = [0] x [0]"
     assert gradient in program and "[0, 1] x [0, 1]" not in program
+
+
+@pytest.mark.parametrize("leading", [(600,), (60, 10)], ids=str)
+@pytest.mark.parametrize("shape", [(20, 150), (150, 20), (150, 130), (160, 144)], ids=str)
+def test_large_products_are_of_whole_vectors_on_a_cpu(shape: tuple[int, int], leading: tuple[int, ...]) -> None:
+    """With other numbers of columns the product and the gradient in its input take longer."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=size) / 4, jnp.float32) for size in ((*leading, shape[0]), shape))
+    of = lambda module: functools.reduce(lambda f, _: jax.vmap(f, (0, None)), leading, dense(module))
+    ours, theirs = (derivatives(of(module))(x, w) for module in (lowering, lax))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    program = jax.jit(jax.value_and_grad(lambda x, w: jnp.sin(of(lowering)(x, w)).sum())).lower(x, w).as_text()
+    widths = [int(n) for n in re.findall(r"dot_general .*-> tensor<(?:\d+x)+(\d+)xf32>", program)]
+    assert sorted(widths) == sorted(n if n <= 128 else n + -n % 16 for n in shape)
 
 
 @pytest.mark.parametrize(
