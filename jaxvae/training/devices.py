@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvae import processes
@@ -119,6 +121,11 @@ def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> C
     return dispatch
 
 
+def _rows(a: Array, rows: Array) -> Array:
+    """``a[rows]``, from rows that are flat: for each entry XLA on a CPU computes its indices along all axes."""
+    return a.reshape(len(a), math.prod(a.shape[1:]))[rows].reshape(*rows.shape, *a.shape[1:])
+
+
 @functools.lru_cache(maxsize=16)
 def _compiled(
     algorithm: Algorithm, devices: tuple[jax.Device, ...], mapping: str, streamed: bool, *, whole: bool
@@ -138,17 +145,18 @@ def _compiled(
         axis: str | None = AXIS,
     ) -> Any:
         def take(state: Any, rows: Array, weight: Array) -> tuple[Any, Terms]:
-            x = jax.tree.map(lambda a: a[rows], examples)
+            x = jax.tree.map(lambda a: _rows(a, rows), examples)
             return algorithm.step(state, Batch(x, place, weight), axis)
 
-        def body(i: Array, carry: tuple[Any, Terms]) -> tuple[Any, Terms]:
+        def body(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
             state, metrics = take(carry[0], rows[i], weight[i])
-            return state, jax.tree.map(lambda column, value: column.at[i].set(value), carry[1], metrics)
+            return state, carry[1].at[i].set(ravel_pytree(metrics)[0])
 
         _, shapes = jax.eval_shape(take, state, rows[0], weight[0])
-        columns = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
-        state, columns = lax.fori_loop(0, len(rows) if whole else count, body, (state, columns))
-        return state, columns, votes if axis is None else lax.pmax(votes, axis)
+        none, named = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+        kept = jnp.zeros((len(rows), *none.shape), none.dtype)  # one array, which is one kernel a step
+        state, kept = lax.fori_loop(0, len(rows) if whole else count, body, (state, kept))
+        return state, jax.vmap(named)(kept), votes if axis is None else lax.pmax(votes, axis)
 
     if len(devices) == 1:
         return jax.jit(functools.partial(run, axis=None), donate_argnums=0)
