@@ -59,7 +59,6 @@ Run = Callable[[int], None]
 def _ours(work: Work) -> tuple[Any, Any, Any]:
     """Model, algorithm and treatment of pixels."""
     import jax.numpy as jnp
-    import optax
 
     from jaxvae import bounds, likelihoods, models, networks, posteriors, priors, training
 
@@ -85,7 +84,7 @@ def _ours(work: Work) -> tuple[Any, Any, Any]:
     algorithm = training.gradient_descent(
         lambda key, x: vae.init(key, treat(key, x)),
         training.treated(treat, training.batch_mean(loss)),
-        optax.adam(RATE),
+        training.adam(RATE),
         gradient_norm=False,  # which nobody else here computes
     )
     return vae, algorithm, treat

@@ -430,7 +430,7 @@ def _algorithm(config: Config, vae: Any, treat: Callable, dataset_size: int) -> 
         )
     critic = networks.computed_in(networks.mlp(config.critic_hidden, 1, lambda x: jax.nn.leaky_relu(x, 0.2)))
     adversary = getattr(models, config.divergence)(critic, config.divergence_weight)
-    optimizers = {"model": _optimizer(config), "critic": optax.adam(config.critic_learning_rate, 0.5, 0.9)}
+    optimizers = {"model": _optimizer(config), "critic": training.adam(config.critic_learning_rate, 0.5, 0.9)}
     losses = models.against(loss, model, adversary)
     init = models.init_against(vae, adversary)
     return training.players(
@@ -466,9 +466,15 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
     if config.warmup_steps:
         rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
         course = optax.join_schedules([rise, course], [config.warmup_steps])
-    makers: dict[str, Callable] = {"adam": optax.adam, "adamw": optax.adamw, "adamax": optax.adamax, "sgd": optax.sgd}
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    whole = optax.chain(*clip, makers[config.optimizer](course))
+    makers: dict[str, Callable] = {
+        "adam": training.adam,
+        "adamw": optax.adamw,
+        "adamax": optax.adamax,
+        "sgd": optax.sgd,
+    }
+    whole = makers[config.optimizer](course)
+    if config.clip_norm:
+        whole = optax.chain(optax.clip_by_global_norm(config.clip_norm), whole)
     estimator = _estimator(config) if estimates(config) else None
     if estimator is None or estimator.init is None:
         return whole

@@ -297,9 +297,12 @@ def poisoned(bad: set[int], where: str) -> Any:
 
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize(("where", "norm"), [("term", True), ("gradient", True), ("term", False)])
-def test_an_update_that_is_not_finite_is_skipped_and_counted(where: str, norm: bool, devices: int) -> None:
+@pytest.mark.parametrize("adam", [optax.adam, training.adam], ids=["from outside", "by itself"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(
+    adam: Callable, where: str, norm: bool, devices: int
+) -> None:
     reports: list[dict] = []
-    algorithm = quadratic(optax.adam(0.1), poisoned({3, 4, 9}, where), ema_decay=0.5, gradient_norm=norm)
+    algorithm = quadratic(adam(0.1), poisoned({0, 4, 9}, where), ema_decay=0.5, gradient_norm=norm)
     state = training.fit(
         algorithm,
         CENTERS,
@@ -330,6 +333,34 @@ def test_what_accelerators_run_does_the_same(devices: int, monkeypatch: pytest.M
     monkeypatch.setattr(training.devices.Layout, "on_cpu", False)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **others: default(*args))
     chex.assert_trees_all_close(on_cpu, trained(), rtol=1e-5)
+
+
+RATES = {"constant": 0.1, "schedule": optax.linear_schedule(0.3, 0.1, 5)}
+
+
+@pytest.mark.parametrize("decays", [(0.9, 0.999), (0.5, 0.9)], ids=str)
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_adam_is_that_of_optax_and_skips_what_is_not_finite(rate: str, decays: tuple, dtype: Any) -> None:
+    """States too, so that one goes on where the other stopped; skipped updates leave every bit as it was."""
+    ours, theirs = (module.adam(RATES[rate], *decays) for module in (training, optax))
+    rng = np.random.default_rng(0)
+    shapes = {"w": (3, 4), "b": (4,), "c": (), "none": (0,)}
+    params = mine = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+    own, state = ours.init(params), theirs.init(params)
+    descend = jax.jit(lambda *args: training.optimizers.descend(ours, *args))
+    for step in range(8):
+        grads = {name: jnp.asarray(1e-3 * rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+        if step in (0, 3):
+            broken = jax.tree.map(lambda g, step=step: g * (np.nan if step else np.inf), grads)
+            skipped = descend(broken, own, mine, jnp.bool_(False))
+            chex.assert_trees_all_equal(skipped, (mine, own))
+        updates, state = theirs.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        mine, own = descend(grads, own, mine, jnp.bool_(True))
+    chex.assert_trees_all_equal_shapes_and_dtypes((mine, own), (params, state))
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    chex.assert_trees_all_close((mine, own), (params, state), rtol=tolerance, atol=tolerance)
 
 
 def test_a_row_of_them_stops_the_run_and_names_step_and_term() -> None:

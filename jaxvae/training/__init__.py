@@ -14,6 +14,7 @@ from jaxvae.training.algorithms import (
 )
 from jaxvae.training.devices import MAPPINGS, everywhere, run_steps
 from jaxvae.training.loop import Hook, Moment, NotFiniteError, Totals, fit
+from jaxvae.training.optimizers import Skipping, adam
 from jaxvae.training.sweeps import Sweep, member, swept
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "Moment",
     "NotFiniteError",
     "Player",
+    "Skipping",
     "State",
     "Sweep",
     "Totals",
+    "adam",
     "batch_mean",
     "everywhere",
     "fit",

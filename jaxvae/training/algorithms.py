@@ -7,7 +7,6 @@ the key ``fold_in(fold_in(key, t), i)``, with i its place in the global batch.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import optax
 from jax import lax
 
 from jaxvae.models.vae import Loss, Terms
+from jaxvae.training.optimizers import descend
 
 Array = jax.Array
 
@@ -144,20 +144,11 @@ def players(
         if len(members) > 1:
             metrics["loss"] = jnp.stack([metrics[f"{name}/loss"] for name in members]).sum()
 
-        def updated() -> tuple[Any, Any, Any]:
-            params, opt_state = {}, {}
-            for name, player in members.items():
-                own = state.params[name]
-                updates, opt_state[name] = player.optimizer.update(grads[name], state.opt_state[name], own)
-                params[name] = optax.apply_updates(own, updates)
-            return params, _moving_average(state.average, params, state.step, ema_decay), opt_state
-
-        kept = state.params, state.average, state.opt_state
-        # On a CPU a selection would read and write every array again; elsewhere the host would wait for a branch.
-        params, average, opt_state = lax.platform_dependent(
-            cpu=lambda: lax.cond(finite, updated, lambda: kept),
-            default=lambda: jax.tree.map(functools.partial(jnp.where, finite), updated(), kept),
-        )
+        params, opt_state = {}, {}
+        for name, player in members.items():
+            before = state.opt_state[name], state.params[name]
+            params[name], opt_state[name] = descend(player.optimizer, grads[name], *before, finite)
+        average = _moving_average(state.average, params, state.step, ema_decay, finite)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         new = State(state.step + 1, state.key, params, average, opt_state, skipped)
         return new, metrics | {"skipped": new.skipped}
@@ -235,8 +226,8 @@ def _parts(args: tuple, parts: int, setting: str) -> tuple:
     return jax.tree.map(lambda a: a.reshape(parts, size // parts, *a.shape[1:]), args)
 
 
-def _moving_average(average: Any, params: Any, step: Array, decay: float) -> Any:
+def _moving_average(average: Any, params: Any, step: Array, decay: float, finite: Array) -> Any:
     if average is None:
         return None
     now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return optax.incremental_update(params, average, 1.0 - now)
+    return optax.incremental_update(params, average, jnp.where(finite, 1.0 - now, 0.0))
