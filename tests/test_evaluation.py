@@ -45,6 +45,23 @@ def test_exact_posteriors_have_all_samples_effective(images: np.ndarray) -> None
     assert result.effective_samples == pytest.approx(100, rel=1e-4)
 
 
+@pytest.mark.parametrize(("count", "chunk"), [(1, 1), (600, 300), (1500, 1500)])
+def test_an_estimate_does_not_depend_on_how_many_examples_are_computed_at_once(
+    images: np.ndarray, count: int, chunk: int
+) -> None:
+    """Each example is drawn with a key of its own; all of 7 (count 1), 3 and then one, or one at a time on a CPU."""
+    linear = Linear(images, 10)
+    vae, params = linear.vae("normal", linear.w[:, ::-1])
+    settings = {"num_samples": count, "chunk": chunk}
+    found = evaluation.estimate_log_likelihood(vae, params, images[:7], jax.random.key(0), **settings)
+    for size in (1, 5):
+        again = evaluation.estimate_log_likelihood(
+            vae, params, images[:7], jax.random.key(0), batch_size=size, **settings
+        )
+        assert found.log_likelihood == pytest.approx(again.log_likelihood, rel=1e-5)
+        assert found.standard_error == pytest.approx(again.standard_error, rel=1e-4)
+
+
 @pytest.mark.parametrize("shape", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_pareto_shape_is_that_of_the_tail(shape: float) -> None:
     """On generalized Pareto draws it agrees with the truth, and with SciPy's maximum likelihood, before the prior."""

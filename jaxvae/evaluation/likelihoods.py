@@ -24,6 +24,7 @@ from jaxvae.models.vae import VAE, elbo_terms
 
 Array = jax.Array
 Treatment = Callable[[Array, Any], Any]  # (key, stored example) -> x
+LATENTS_ON_CPU = 1000  # decoded at once: what is computed of them stays in the cache
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2015, sec. 5.2
 
 
@@ -170,8 +171,8 @@ def estimate_log_likelihood(
 ) -> Likelihoods:
     """``log_likelihood`` over a split, ``batch_size`` examples and ``chunk`` samples at a time.
 
-    Peak memory is that of decoding ``batch_size * chunk`` latents, whatever K is. ``progress`` is called with the
-    number of examples done.
+    Peak memory is that of decoding ``batch_size * chunk`` latents, whatever K is; of a thousand on a CPU, or one chunk,
+    whose numbers stay in its cache. ``progress`` is called with the number of examples done.
     """
 
     columns = _over_split(
@@ -228,7 +229,7 @@ def _likelihood_columns(vae: VAE, treat: Treatment, num_samples: int, chunk: int
         key_x, key_z = jax.random.split(key)
         return log_likelihood(vae, params, key_z, treat(key_x, stored), num_samples, chunk)._asdict()
 
-    return _batched(one)
+    return _batched(one, max(LATENTS_ON_CPU // min(chunk, num_samples), 1))
 
 
 @functools.lru_cache(maxsize=32)
@@ -240,12 +241,18 @@ def _mean_columns(vae: VAE, treat: Treatment) -> Callable:
     return _batched(one)
 
 
-def _batched(one: Callable) -> Callable:
-    """``one(params, fold_in(key, i), example i)`` over a batch, with i the examples' places in the split."""
+def _batched(one: Callable, on_cpu: int | None = None) -> Callable:
+    """``one(params, fold_in(key, i), example i)`` over a batch, with i the examples' places in the split.
+
+    A CPU takes ``on_cpu`` examples at once.
+    """
 
     def batch(params: Any, key: Array, places: Array, stored: Any) -> Any:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        return jax.vmap(one, (None, 0, 0))(params, keys, stored)
+        whole = lambda *each: jax.vmap(one, (None, 0, 0))(params, *each)
+        size = min(on_cpu or 1, len(places))
+        parts = lambda *each: lax.map(lambda each: one(params, *each), each, batch_size=size)
+        return lax.platform_dependent(keys, stored, cpu=parts if on_cpu else whole, default=whole)
 
     return jax.jit(batch)
 
