@@ -363,6 +363,14 @@ def test_adam_is_that_of_optax_and_skips_what_is_not_finite(rate: str, decays: t
     chex.assert_trees_all_close((mine, own), (params, state), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("adam", [optax.adam, training.adam], ids=["from outside", "by itself"])
+def test_a_gradient_that_nobody_looks_at_stops_the_run_too(adam: Callable) -> None:
+    """Without the norm the loss alone is looked at: it is not finite some steps after the gradient was not."""
+    algorithm = quadratic(adam(0.1), poisoned({20}, "gradient"), gradient_norm=False)
+    with pytest.raises(training.NotFiniteError, match=r"step 2[12]: error and loss .* 5 updates in a row"):
+        training.fit(algorithm, CENTERS, num_steps=100, batch_size=4, steps_per_call=8, max_skipped=5)
+
+
 def test_a_row_of_them_stops_the_run_and_names_step_and_term() -> None:
     algorithm = quadratic(optax.adam(0.1), poisoned({2, *range(30, 60)}, "term"))
     with pytest.raises(training.NotFiniteError, match=r"step 31: error and loss .* 5 updates in a row"):
