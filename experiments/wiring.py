@@ -472,9 +472,11 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
         "adamax": optax.adamax,
         "sgd": optax.sgd,
     }
-    whole = makers[config.optimizer](course)
-    if config.clip_norm:
-        whole = optax.chain(optax.clip_by_global_norm(config.clip_norm), whole)
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    last = makers[config.optimizer](course)
+    whole = optax.chain(*clip, last)
+    if isinstance(last, training.Skipping):  # so is the chain: clipping has no state
+        whole = training.Skipping(*whole)
     estimator = _estimator(config) if estimates(config) else None
     if estimator is None or estimator.init is None:
         return whole

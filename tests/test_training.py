@@ -350,7 +350,8 @@ def test_adam_is_that_of_optax_and_skips_what_is_not_finite(rate: str, decays: t
     own, state = ours.init(params), theirs.init(params)
     descend = jax.jit(lambda *args: training.optimizers.descend(ours, *args))
     for step in range(8):
-        grads = {name: jnp.asarray(1e-3 * rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+        size = {"w": 1e-3, "b": 1e-7, "c": 1.0, "none": 1.0}  # beside those of b epsilon is not small
+        grads = {name: jnp.asarray(size[name] * rng.normal(size=shape), dtype) for name, shape in shapes.items()}
         if step in (0, 3):
             broken = jax.tree.map(lambda g, step=step: g * (np.nan if step else np.inf), grads)
             skipped = descend(broken, own, mine, jnp.bool_(False))
@@ -359,8 +360,9 @@ def test_adam_is_that_of_optax_and_skips_what_is_not_finite(rate: str, decays: t
         params = optax.apply_updates(params, updates)
         mine, own = descend(grads, own, mine, jnp.bool_(True))
     chex.assert_trees_all_equal_shapes_and_dtypes((mine, own), (params, state))
-    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
-    chex.assert_trees_all_close((mine, own), (params, state), rtol=tolerance, atol=tolerance)
+    half = dtype == jnp.bfloat16
+    chex.assert_trees_all_close(own, state, rtol=0.05 if half else 1e-5, atol=0)
+    chex.assert_trees_all_close(mine, params, rtol=0.01 if half else 1e-5, atol=0.005 if half else 0)
 
 
 @pytest.mark.parametrize("adam", [optax.adam, training.adam], ids=["from outside", "by itself"])

@@ -29,8 +29,8 @@ def adam(learning_rate: float | optax.Schedule, b1: float = 0.9, b2: float = 0.9
 
         theta <- theta - learning_rate r_t / (1 - b1^t) m_t / (sqrt(v_t) + eps r_t).
 
-    The state is ``optax.adam``'s. A skipped update has factors of 1 and 0 in place of b and 1 - b, and no rate; nor has
-    one, whatever ``finite`` says, in which the first entry of a vector's gradient is not finite.
+    The state is ``optax.adam``'s. A skipped update has factors of 1 and 0 in place of b and 1 - b, and a rate of 0. The
+    rate is 0, whatever ``finite`` says, where the first entry of a vector's gradient is not finite, too.
     """
     plain = optax.adam(learning_rate, b1, b2, eps)
 
