@@ -138,26 +138,32 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
     _, _, holes, low, places = geometry
     n, taps, size = len(places), kernel.shape[:-2], x.shape[1:-1]
     blocks = [-(-t // d) for t, d in zip(taps, holes, strict=True)]
-    if winograd.fits(x, kernel.shape[-1], blocks, [1] * n, [p // d for p, d in zip(places, holes, strict=True)]):
-        return winograd.transposed_layer(x, kernel, holes, low, places, how)
+    counts = [h + b - 1 for h, b in zip(size, blocks, strict=True)]
+    # A layer with a feature for each place between the inputs, and so a few places more than inputs.
+    as_layer = min(size) >= 8 and winograd.fits(x, kernel.shape[-1], blocks, [1] * n, counts)
     products = math.prod(size) * math.prod(b * d for b, d in zip(blocks, holes, strict=True)) * kernel.shape[-1]
-    pieces = _pieces(len(x), len(x) * products * x.dtype.itemsize)
+    pieces = 1 if as_layer else _pieces(len(x), len(x) * products * x.dtype.itemsize)
     if pieces > 1:
         of_some = lambda own: _transposed_layer(own, kernel, geometry, how)
         return lax.map(of_some, x.reshape(pieces, -1, *x.shape[1:])).reshape(len(x), *places, -1)
     fill = [(0, b * d - t, 0) for b, d, t in zip(blocks, holes, taps, strict=True)]
     kernel = lax.pad(lax.rev(kernel, range(n)), jnp.zeros((), kernel.dtype), [*fill, (0, 0, 0), (0, 0, 0)])
-    flat = jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
-    z = lax.dot_general(x, flat, (((n + 1,), (0,)), ((), ())), **how)
     pairs = [count for pair in zip(blocks, holes, strict=True) for count in pair]
-    z = z.reshape(*x.shape[:-1], *pairs, -1)  # [N, H, (block, d), O]
+    kernel = kernel.reshape(*pairs, *kernel.shape[n:])  # [(block, d), C, O]
     y: Any = 0
-    for block in itertools.product(*map(range, blocks)):
-        part = z[(..., *(i for b in block for i in (b, slice(None))), slice(None))]  # [N, H, d, O]
-        shift = [(b, m - 1 - b, 0) for b, m in zip(block, blocks, strict=True)]
-        y += lax.pad(part, jnp.zeros((), z.dtype), [(0, 0, 0), *shift, *[(0, 0, 0)] * (n + 1)])
+    if as_layer:
+        flat = kernel.transpose(*range(0, 2 * n, 2), 2 * n, *range(1, 2 * n, 2), 2 * n + 1)
+        flat = lax.rev(flat.reshape(*blocks, x.shape[-1], -1), range(n))
+        y = winograd.layer(x, flat, [1] * n, [b - 1 for b in blocks], counts, how).reshape(len(x), *counts, *holes, -1)
+    else:
+        flat = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
+        z = lax.dot_general(x, flat, (((n + 1,), (0,)), ((), ())), **how).reshape(*x.shape[:-1], *pairs, -1)
+        for block in itertools.product(*map(range, blocks)):
+            part = z[(..., *(i for b in block for i in (b, slice(None))), slice(None))]  # [N, H, d, O]
+            shift = [(b, m - 1 - b, 0) for b, m in zip(block, blocks, strict=True)]
+            y += lax.pad(part, jnp.zeros((), z.dtype), [(0, 0, 0), *shift, *[(0, 0, 0)] * (n + 1)])
     y = y.transpose(0, *(axis for i in range(1, n + 1) for axis in (i, i + n)), 2 * n + 1)
-    y = y.reshape(x.shape[0], *(d * (h + b - 1) for d, h, b in zip(holes, size, blocks, strict=True)), -1)
+    y = y.reshape(len(x), *(d * c for d, c in zip(holes, counts, strict=True)), -1)
     return window(y, [t - 1 - a for t, a in zip(taps, low, strict=True)], [1] * n, places)
 
 

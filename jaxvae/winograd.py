@@ -6,7 +6,7 @@ F(2, r) gives two neighbouring results of a filter w of r taps from r + 1 produc
 
 (Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). Nested over the spatial dimensions, with products of
 matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of 16. A layer with strides s is one
-of stride 1 whose channels are s times as many, and a transposed one is one for each place between its inputs.
+of stride 1 whose channels are s times as many, and a transposed one is one whose features are.
 Entries are 0, 1, -1 and 1/2, and float32 loses less than a digit; of other types nothing is gained.
 """
 
@@ -92,25 +92,6 @@ def gradient_of_kernel(
     y = y.transpose(*(axis for i in range(n) for axis in (i, n + i)), 2 * n, 2 * n + 1)
     y = y.reshape(*(b * s for b, s in zip(blocks, strides, strict=True)), *y.shape[-2:])
     return lax.slice(y, [0] * (n + 2), [*taps, *y.shape[-2:]])
-
-
-def transposed_layer(
-    x: Array, kernel: Array, holes: Sequence[int], low: Sequence[int], places: Sequence[int], how: dict[str, Any]
-) -> Array:
-    """y[p] = sum over those taps t for which i = (p + t - low) / d is whole of x[i] kernel[t].
-
-    The places p = d q + f with one f are a layer with the taps t0, t0 + d, ... of the kernel.
-    """
-    n, ones = len(places), [1] * len(places)
-    blocks = _blocks(kernel.shape[:-2], holes)
-    counts = [-(-p // d) for p, d in zip(places, holes, strict=True)]
-    phases = {}
-    for phase in itertools.product(*map(range, holes)):
-        first = [(a - f) % d for a, f, d in zip(low, phase, holes, strict=True)]
-        taps = window(kernel[None], first, holes, blocks, trailing=2)[0]
-        before = [(a - f - t) // d for a, f, t, d in zip(low, phase, first, holes, strict=True)]
-        phases[phase] = layer(x, taps, ones, before, counts, how)
-    return window(_together(phases, holes), [0] * n, ones, places)
 
 
 def window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int], trailing: int = 1) -> Array:

@@ -31,10 +31,12 @@ LAYERS = {  # kernel, strides, padding, further settings
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def arrays(kernel: tuple[int, ...], channels: int, groups: int = 1) -> tuple[jax.Array, jax.Array]:
+def arrays(
+    kernel: tuple[int, ...], channels: int, groups: int = 1, size: tuple[int, int] = (7, 8)
+) -> tuple[jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
     draw = lambda *size: jnp.asarray(rng.normal(size=size) / np.sqrt(channels), jnp.float32)
-    return draw(3, 7, 8, channels), draw(*kernel, channels // groups, 6)
+    return draw(3, *size, channels), draw(*kernel, channels // groups, 6)
 
 
 def layer(module: Any, name: str) -> Callable:
@@ -127,13 +129,20 @@ def test_a_transposed_convolution_and_its_derivatives_are_those_of_lax(
 
 
 @pytest.mark.usefixtures("filtered")
-@pytest.mark.parametrize(("kernel", "strides", "padding"), [*TRANSPOSED[:2], ((3, 2), (2, 1), "VALID")])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding"),
+    [*TRANSPOSED[:2], ((3, 2), (2, 1), "VALID"), ((4, 4), (2, 2), ((3, 1), (2, 2))), ((5, 6), (2, 3), "SAME")],
+)
 def test_transposed_minimal_filtering_and_its_derivatives_are_those_of_lax(
-    kernel: tuple[int, int], strides: tuple[int, int], padding: str
+    kernel: tuple[int, int], strides: tuple[int, int], padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, k = arrays(kernel, 2)
+    layers = []
+    of_layer = winograd.layer
+    monkeypatch.setattr(winograd, "layer", lambda *args: layers.append(args) or of_layer(*args))
+    x, k = arrays(kernel, 2, size=(8, 9))
     ours, theirs = (derivatives(transposed(module, strides, padding)) for module in (convolutions, lax))
     agree(ours(x, k), theirs(x, k))
+    assert layers
 
 
 @pytest.mark.parametrize("channels", [4, 64])
