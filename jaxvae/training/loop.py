@@ -145,10 +145,11 @@ def fit(
         nonlocal waiting, unread, stopping
         if waiting is None:
             return
-        stopped, slowest = np.asarray(waiting[-1]).tolist()
+        end, count, metrics, seen, votes = waiting
+        stopped, slowest = np.asarray(votes).tolist()
         stopping |= bool(stopped)
-        pace.done(waiting[1], -slowest)
-        waiting, unread = None, waiting[:-1]
+        pace.done(count, -slowest)
+        waiting, unread = None, (end, count, metrics, seen)
 
     def read() -> None:
         """Reads its metrics."""
