@@ -131,15 +131,16 @@ def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[s
 
 
 def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """Every example's input times every tap, [N, H, T O], and the products added where they overlap.
+    """Wide: a layer with a feature for each place between the inputs, [N, H, d O], by minimal filtering.
 
-    A few examples at a time: the products stay in cache, and XLA does not add them anew for each use of the sum.
+    Others: every example's input times every tap, [N, H, T O], and the products added where they overlap. A few
+    examples at a time: the products stay in cache, and XLA does not add them anew for each use of the sum.
     """
     _, _, holes, low, places = geometry
     n, taps, size = len(places), kernel.shape[:-2], x.shape[1:-1]
     blocks = [-(-t // d) for t, d in zip(taps, holes, strict=True)]
     counts = [h + b - 1 for h, b in zip(size, blocks, strict=True)]
-    # A layer with a feature for each place between the inputs, and so a few places more than inputs.
+    # It has a few places more than there are inputs, which is too many where there are few.
     as_layer = min(size) >= 8 and winograd.fits(x, kernel.shape[-1], blocks, [1] * n, counts)
     products = math.prod(size) * math.prod(b * d for b, d in zip(blocks, holes, strict=True)) * kernel.shape[-1]
     pieces = 1 if as_layer else _pieces(len(x), len(x) * products * x.dtype.itemsize)
