@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from harness import equations
 
 from jaxvae import datasets, models, rates, training
 from jaxvae.training import loop
@@ -168,6 +170,55 @@ def test_many_dispatches_on_simulated_devices_do_not_deadlock(mapping: str) -> N
     settings: dict[str, Any] = {"batch_size": 8, "steps_per_call": 1, "report_every": 200, "mapping": mapping}
     state = training.fit(quadratic(optax.sgd(0.1)), CENTERS, num_steps=200, devices=jax.local_devices(), **settings)
     assert int(state.step) == 200
+
+
+COLLECTIVES = ("psum", "pmax", "all_gather")
+
+
+def loops_beside_collectives(jaxpr: Any) -> list[str]:
+    """Equations with collectives of which one is a loop, and neither waits for the other."""
+    behind: dict[Any, frozenset[int]] = {}  # equations with collectives that a variable comes from
+    talking: dict[int, str] = {}
+    found = []
+    for i, equation in enumerate(jaxpr.eqns):
+        inner = [value for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
+        found += [pair for each in inner for pair in loops_beside_collectives(each)]
+        before = frozenset().union(*(behind.get(v, ()) for v in equation.invars if not hasattr(v, "val")))
+        name = equation.primitive.name
+        if any(each.primitive.name.startswith(COLLECTIVES) for each in equations(SimpleNamespace(eqns=[equation]))):
+            beside = [talking[j] for j in talking.keys() - before]
+            found += [f"{name} beside {other}" for other in beside if {name, other} & {"while", "scan"}]
+            talking[i], before = name, before | {i}
+        behind |= dict.fromkeys(equation.outvars, before)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"virtual_shards": 4}], ids=str)
+def test_collectives_and_loops_of_them_have_one_order(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By data: on a CPU XLA knows no other in programs from the compilation cache, and devices that begin with
+    different ones wait for each other for ever."""
+    programs, run_steps = [], loop.run_steps
+
+    def noted(*settings: Any) -> Callable:
+        run = run_steps(*settings)
+
+        def dispatch(state: Any, examples: Any, *host: Any) -> Any:
+            programs.append(jax.make_jaxpr(lambda state, examples: run(state, examples, *host))(state, examples))
+            return run(state, examples, *host)
+
+        return dispatch
+
+    monkeypatch.setattr(loop, "run_steps", noted)
+    member = lambda name: training.Player(
+        lambda params, *args: training.batch_mean(squared)(params[name], *args), optax.sgd(0.1), **options
+    )
+    both = training.players(
+        lambda key, x: {name: {"w": jnp.zeros(3)} for name in "ab"}, {name: member(name) for name in "ab"}
+    )
+    training.fit(both, CENTERS, num_steps=1, batch_size=16, devices=jax.local_devices()[:4])
+    (program,) = programs
+    assert sum(each.primitive.name.startswith(COLLECTIVES) for each in equations(program)) > 3
+    assert not loops_beside_collectives(program)
 
 
 def test_a_mapping_that_is_none_is_refused() -> None:

@@ -186,19 +186,23 @@ def _cut(value_and_grad: Callable, player: Player) -> Callable:
     def whole(params: Any, args: tuple, step: Array, axis_name: str | None) -> Any:
         if player.virtual_shards:
             return in_fixed_order(params, args, step, axis_name)
-        value, grads = (in_parts if player.accumulate > 1 else at_once)(params, args, step, axis_name)
+        if player.accumulate > 1:
+            return in_parts(params, args, step, axis_name)
+        value, grads = value_and_grad(params, *args, step, axis_name)
         return value, grads if axis_name is None else lax.pmean(grads, axis_name)
 
-    def at_once(params: Any, args: tuple, step: Array, axis_name: str | None) -> Any:
-        return value_and_grad(params, *args, step, axis_name)
+    def own(params: Any, args: tuple, step: Array) -> Any:
+        """The device's share of the sums; added up after the loops, in which collectives would have no order."""
+        return value_and_grad(params, *args, step, None)
 
     def in_parts(params: Any, args: tuple, step: Array, axis_name: str | None) -> Any:
         """One part after the other, added up: memory is that of a part."""
         cut = _parts(args, player.accumulate, "accumulate")
-        part = lambda args: at_once(params, args, step, axis_name)
+        part = lambda args: own(params, args, step)
         first = jax.eval_shape(part, jax.tree.map(lambda a: a[0], cut))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-        return lax.scan(lambda total, args: (jax.tree.map(jnp.add, total, part(args)), None), zero, cut)[0]
+        total, _ = lax.scan(lambda total, args: (jax.tree.map(jnp.add, total, part(args)), None), zero, cut)
+        return total if axis_name is None else lax.psum(total, axis_name)
 
     def in_fixed_order(params: Any, args: tuple, step: Array, axis_name: str | None) -> Any:
         """As many parts as there are virtual shards, gathered from all devices and added up by their number.
@@ -209,7 +213,7 @@ def _cut(value_and_grad: Callable, player: Player) -> Callable:
         if player.virtual_shards % devices:
             raise ValueError(f"virtual_shards={player.virtual_shards} do not divide over {devices} devices")
         cut = _parts(args, player.virtual_shards // devices, "virtual_shards")
-        shards = lax.map(lambda args: at_once(params, args, step, None), cut)
+        shards = lax.map(lambda args: own(params, args, step), cut)
         if axis_name is not None:
             shards = jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), shards)
         zero = jax.tree.map(lambda a: jnp.zeros_like(a[0]), shards)

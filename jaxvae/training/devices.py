@@ -156,7 +156,12 @@ def _compiled(
         none, named = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
         kept = jnp.zeros((len(rows), *none.shape), none.dtype)  # one array, which is one kernel a step
         state, kept = lax.fori_loop(0, len(rows) if whole else count, body, (state, kept))
-        return state, jax.vmap(named)(kept), votes if axis is None else lax.pmax(votes, axis)
+        columns = jax.vmap(named)(kept)
+        if axis is not None:
+            # With a number from the loop, or nothing would order this collective and the loop's: devices of a CPU that
+            # run a program from the compilation cache began with either, and waited for each other for ever.
+            votes = lax.pmax(jnp.append(votes, columns["skipped"][0]), axis)[:-1]
+        return state, columns, votes
 
     if len(devices) == 1:
         return jax.jit(functools.partial(run, axis=None), donate_argnums=0)
