@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import problems
 import tyro
+import variance_tables
 
 from jaxvae import evaluation
 
@@ -101,7 +102,7 @@ def compare(options: Options) -> None:
     print(f"{'estimator':20s}  train ELBO (± 95 %)   seconds  variance of the gradient")
     for name, own in sorted(found.items(), key=lambda item: -np.mean([cell["elbo"] for cell in item[1]])):
         elbos = [cell["elbo"] for cell in own]
-        trace = gradient_variance.with_ends(variances[name]["trace"]) if variances else ""
+        trace = variance_tables.with_ends(variances[name]["trace"]) if variances else ""
         seconds = np.mean([cell["seconds"] for cell in own])
         print(f"{name:20s}  {cells.written(np.mean(elbos), cells.interval(elbos)):18s}  {seconds:6.0f}  {trace}")
     cells.save(options.json, dataclasses.asdict(options), found, variances=variances)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import importlib
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +58,22 @@ def test_evaluate_and_sample(finished: Path) -> None:
     with np.load(finished / "samples.npz") as file:
         assert (file["x"].shape, file["z"].shape) == ((5, 8, 8, 1), (5, 10))
         assert set(np.unique(file["x"])) <= {0.0, 1.0}
+
+
+SCRIPTS = {path.stem: path for path in (Path(__file__).parent.parent / "experiments").rglob("*.py")}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_script_takes_from_another_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only the slow tests would come to it."""
+    monkeypatch.syspath_prepend(SCRIPTS[name].parent)
+    used = [node for node in ast.walk(ast.parse(SCRIPTS[name].read_text())) if isinstance(node, ast.Attribute)]
+    named = [(node.value.id, node.attr) for node in used if isinstance(node.value, ast.Name)]
+    loaded = vars(importlib.import_module(name))
+    for other, attribute in named:
+        module = loaded.get(other)
+        if isinstance(module, types.ModuleType) and module.__name__ in SCRIPTS:
+            assert hasattr(module, attribute), f"{other}.{attribute}"
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
