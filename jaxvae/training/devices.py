@@ -154,9 +154,10 @@ def _compiled(
 
         _, shapes = jax.eval_shape(take, state, rows[0], weight[0])
         none, named = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-        kept = jnp.zeros((len(rows), *none.shape), none.dtype)  # one array, which is one kernel a step
+        # One array, which is one kernel a step; of some KB, since XLA on a CPU places a step's arrays by their sizes.
+        kept = jnp.zeros((max(len(rows), 384), *none.shape), none.dtype)
         state, kept = lax.fori_loop(0, len(rows) if whole else count, body, (state, kept))
-        columns = jax.vmap(named)(kept)
+        columns = jax.vmap(named)(kept[: len(rows)])
         if axis is not None:
             # With a number from the loop, or nothing would order this collective and the loop's: devices of a CPU that
             # run a program from the compilation cache began with either, and waited for each other for ever.
