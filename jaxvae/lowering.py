@@ -92,7 +92,7 @@ def _of_whole_vectors(lhs: Array, rhs: Array, **params: Any) -> Array:
     if lhs_summed == (lhs.ndim - 1,) and rhs.ndim == 2 and not any(batch):
         axis = 1 - rhs_summed[0]
         columns = rhs.shape[axis]
-        if math.prod(lhs.shape[:-1]) >= 512 and columns > 128 and columns % 16:
+        if math.prod(lhs.shape[:-1]) > 512 and columns > 128 and columns % 16:
             widths = [(0, -columns % 16 if d == axis else 0, 0) for d in (0, 1)]
             filled = lax.pad(rhs, np.zeros((), rhs.dtype), widths)
             return lax.dot_general_p.bind(lhs, filled, **params)[..., :columns]
