@@ -179,7 +179,8 @@ def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, 
 def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
     """For every tap t the sum over examples and places p of image[s t + e p - low] result[p]; [T, C, O].
 
-    Wide images: a product for each tap. Thin ones: one product, a few examples at a time so that all stays in cache.
+    Wide images: a product for each tap. Others: one product, a few examples at a time so that all stays in cache; or
+    one for each place within a stride where there are hardly any channels.
     """
     spacing, strides, _, low, taps = geometry
     if max(spacing) == 1 and winograd.fits(image, result.shape[-1], taps, strides, result.shape[1:-1]):
@@ -194,6 +195,8 @@ def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str
         y = jnp.stack([product(window(image, start, strides, counts)) for start in starts], 1)
         # After the stacking, because XLA would fold the transposition of a product into it, and turn it around again.
         return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)
+    if max(spacing) == 1 and min(strides) > 1 and image.shape[-1] < 16:
+        return _strided_correlation(image, result, geometry, how)
     part = lambda image, result: _thin_correlation(image, result, geometry, how)
     operands = image.size * math.prod(taps[:-1]) // math.prod(strides[:-1]) + result.size * -(-taps[-1] // strides[-1])
     pieces = _pieces(len(image), operands * image.dtype.itemsize)
@@ -202,6 +205,21 @@ def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str
     cut = [a.reshape(pieces, -1, *a.shape[1:]) for a in (image, result)]
     shape = jax.eval_shape(part, *(a[0] for a in cut))
     return lax.scan(lambda total, own: (total + part(*own), None), jnp.zeros(shape.shape, shape.dtype), cut)[0]
+
+
+def _strided_correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+    """Few channels: the places within a stride become channels once, and each shift of those is a product."""
+    _, strides, _, low, taps = geometry
+    n, counts = len(taps), result.shape[1:-1]
+    blocks = [-(-t // s) for t, s in zip(taps, strides, strict=True)]
+    size = [p + b - 1 for p, b in zip(counts, blocks, strict=True)]
+    framed = window(image, [-a for a in low], [1] * n, [s * m for s, m in zip(strides, size, strict=True)])
+    deep = lax.optimization_barrier(winograd.apart(framed, strides).reshape(len(image), *size, -1))
+    rows = lambda a: a.reshape(-1, a.shape[-1])
+    shifts = [rows(window(deep, start, [1] * n, counts)) for start in itertools.product(*map(range, blocks))]
+    y = jnp.stack([lax.dot_general(shift, rows(result), (((0,), (0,)), ((), ())), **how) for shift in shifts])
+    y = winograd.beside(y.reshape(*blocks, *strides, image.shape[-1], -1), n)
+    return lax.slice(y, [0] * (n + 2), [*taps, *y.shape[-2:]])
 
 
 def _thin_correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:

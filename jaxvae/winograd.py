@@ -65,7 +65,7 @@ def layer(
     """y[p] = sum over taps t of x[s p + t - low] kernel[t]; [N, H, C], [T, C, O] -> [N, P, O]."""
     n, blocks = len(places), _blocks(kernel.shape[:-2], strides)
     kernel = window(kernel[None], [0] * n, [1] * n, [b * s for b, s in zip(blocks, strides, strict=True)], trailing=2)
-    kernel = _apart(kernel, strides, trailing=2)[0].reshape(*blocks, -1, kernel.shape[-1])
+    kernel = apart(kernel, strides, trailing=2)[0].reshape(*blocks, -1, kernel.shape[-1])
     image = _points(_deep(x, strides, low, _tiles(places), blocks), _tiles(places), blocks)
     of_taps = {tap: kernel[tap] for tap in itertools.product(*map(range, blocks))}
     filters = _transformed([TRANSFORMS[b].kernel for b in blocks], of_taps)
@@ -88,9 +88,7 @@ def gradient_of_kernel(
     products = {i: lax.dot_general(rows(left[i]), rows(right[i]), (((0,), (0,)), ((), ())), **how) for i in left}
     of_taps = _transformed([_turned(TRANSFORMS[b].kernel) for b in blocks], products)
     y = jnp.stack([of_taps[tap] for tap in itertools.product(*map(range, blocks))])
-    y = y.reshape(*blocks, *strides, image.shape[-1], -1)
-    y = y.transpose(*(axis for i in range(n) for axis in (i, n + i)), 2 * n, 2 * n + 1)
-    y = y.reshape(*(b * s for b, s in zip(blocks, strides, strict=True)), *y.shape[-2:])
+    y = beside(y.reshape(*blocks, *strides, image.shape[-1], -1), n)
     return lax.slice(y, [0] * (n + 2), [*taps, *y.shape[-2:]])
 
 
@@ -146,15 +144,22 @@ def _deep(x: Array, strides: Sequence[int], low: Sequence[int], tiles: Sequence[
     """What all tiles need of x, with the places within a stride as channels; [N, 2 tiles + blocks - 1, s C]."""
     size = [2 * t + b - 1 for t, b in zip(tiles, blocks, strict=True)]
     framed = window(x, [-a for a in low], [1] * len(low), [s * m for s, m in zip(strides, size, strict=True)])
-    return _apart(framed, strides).reshape(len(x), *size, -1)
+    return apart(framed, strides).reshape(len(x), *size, -1)
 
 
-def _apart(x: Array, strides: Sequence[int], trailing: int = 1) -> Array:
+def apart(x: Array, strides: Sequence[int], trailing: int = 1) -> Array:
     """[N, s H, C] -> [N, H, s, C]."""
     n = len(strides)
     pairs = (part for size, s in zip(x.shape[1:], strides, strict=False) for part in (size // s, s))
     x = x.reshape(len(x), *pairs, *x.shape[-trailing:])
     return x.transpose(0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2), *range(2 * n + 1, x.ndim))
+
+
+def beside(y: Array, n: int) -> Array:
+    """Taps by block and then by place within a stride, [blocks, s, C, O], in their order: [T, C, O]."""
+    sizes = [b * s for b, s in zip(y.shape[:n], y.shape[n : 2 * n], strict=True)]
+    y = y.transpose(*(axis for i in range(n) for axis in (i, n + i)), 2 * n, 2 * n + 1)
+    return y.reshape(*sizes, *y.shape[-2:])
 
 
 def _together(parts: Parts, strides: Sequence[int]) -> Array:
