@@ -179,8 +179,8 @@ def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, 
 def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
     """For every tap t the sum over examples and places p of image[s t + e p - low] result[p]; [T, C, O].
 
-    Wide images: a product for each tap. Others: one product, a few examples at a time so that all stays in cache; or
-    one for each place within a stride where there are hardly any channels.
+    Wide images: a product for each tap. Strided ones of few channels: one for each shift of the places within a
+    stride. Others: one product, a few examples at a time so that all stays in cache.
     """
     spacing, strides, _, low, taps = geometry
     if max(spacing) == 1 and winograd.fits(image, result.shape[-1], taps, strides, result.shape[1:-1]):

@@ -145,7 +145,7 @@ def test_transposed_minimal_filtering_and_its_derivatives_are_those_of_lax(
     assert layers
 
 
-@pytest.mark.parametrize("channels", [4, 64])
+@pytest.mark.parametrize("channels", [4, 16, 64])
 def test_wide_layers_and_those_that_are_cut_are_those_of_lax(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel gradients: of wide layers tap by tap, of thin ones some examples at a time."""
     monkeypatch.setattr(convolutions, "CACHE_BYTES", 2000)
