@@ -125,7 +125,12 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) ->
 
 
 def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples where C is."""
+    """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples where C is.
+
+    Without strides the second counts as the image, so that minimal filtering transforms it once for both gradients.
+    """
+    if max(*geometry.strides, *geometry.spread) == 1:
+        return _gradient_of_transposed_layer(x, kernel, geometry, how)
     y = _correlation(jnp.swapaxes(x, 0, -1), jnp.moveaxis(kernel, -2, 0), geometry, how)
     return jnp.moveaxis(y, -2, 0)
 
@@ -213,11 +218,9 @@ def _strided_correlation(image: Array, result: Array, geometry: _Geometry, how: 
     n, counts = len(taps), result.shape[1:-1]
     blocks = [-(-t // s) for t, s in zip(taps, strides, strict=True)]
     size = [p + b - 1 for p, b in zip(counts, blocks, strict=True)]
-    framed = window(image, [-a for a in low], [1] * n, [s * m for s, m in zip(strides, size, strict=True)])
-    deep = lax.optimization_barrier(winograd.apart(framed, strides).reshape(len(image), *size, -1))
-    rows = lambda a: a.reshape(-1, a.shape[-1])
-    shifts = [rows(window(deep, start, [1] * n, counts)) for start in itertools.product(*map(range, blocks))]
-    y = jnp.stack([lax.dot_general(shift, rows(result), (((0,), (0,)), ((), ())), **how) for shift in shifts])
+    deep = lax.optimization_barrier(winograd.deep(image, strides, low, size))
+    starts = itertools.product(*map(range, blocks))
+    y = jnp.stack([winograd.sum_over_rows(window(deep, start, [1] * n, counts), result, how) for start in starts])
     y = winograd.beside(y.reshape(*blocks, *strides, image.shape[-1], -1), n)
     return lax.slice(y, [0] * (n + 2), [*taps, *y.shape[-2:]])
 

@@ -1,13 +1,15 @@
 """Convolutions by minimal filtering, which needs fewer products than there are taps.
 
-F(2, r) gives two neighbouring results of a filter w of r taps from r + 1 products in place of 2 r:
+F(m, r) gives m neighbouring results of a filter w of r taps from m + r - 1 products in place of m r:
 
-    y = A [(G w) * (B x)],  y [2], w [r], x [r + 1]
+    y = A [(G w) * (B x)],  y [m], w [r], x [m + r - 1]
 
 (Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). Nested over the spatial dimensions, with products of
-matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of 16. A layer with strides s is one
-of stride 1 whose channels are s times as many, and a transposed one is one whose features are.
-Entries are 0, 1, -1 and 1/2, and float32 loses less than a digit; of other types nothing is gained.
+matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of 16 with m = 2; with m = 4 along one
+dimension, and the taps of the other as channels, it takes 18 of 36. A layer with strides s is one of stride 1 whose
+channels are s times as many, and a transposed one is one whose features are.
+With m = 2 entries are 0, 1, -1 and 1/2 and float32 loses less than a digit, with m = 4 about one; of other types
+nothing is gained.
 """
 
 from __future__ import annotations
@@ -27,31 +29,52 @@ Array = jax.Array
 Matrix = Sequence[Sequence[float]]
 Parts = dict[tuple[int, ...], Array]  # an array for each index into the dimensions that are transformed
 FEWEST = 32  # channels of input and output for which it pays
+NARROW = 64  # channels up to which 3x3 layers are filtered along one dimension alone
 LEAST = 2**25  # multiplications of a layer; below, it is not worth the time that its many kernels take to compile
 
 
-class _Transforms(NamedTuple):
-    """Of F(2, r)."""
+class _Filter(NamedTuple):
+    """The transforms of F(m, r)."""
 
-    result: Matrix  # A [2, r + 1]
-    kernel: Matrix  # G [r + 1, r]
-    image: Matrix  # B [r + 1, r + 1]
+    result: Matrix  # A [m, m + r - 1]
+    kernel: Matrix  # G [m + r - 1, r]
+    image: Matrix  # B [m + r - 1, m + r - 1]
 
 
-TRANSFORMS = {
-    2: _Transforms(((1, 1, 0), (0, 1, 1)), ((1, 0), (1, 1), (0, 1)), ((1, -1, 0), (0, 1, 0), (0, -1, 1))),
-    3: _Transforms(
-        ((1, 1, 1, 0), (0, 1, -1, -1)),
-        ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
-        ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+F22 = _Filter(((1, 1, 0), (0, 1, 1)), ((1, 0), (1, 1), (0, 1)), ((1, -1, 0), (0, 1, 0), (0, -1, 1)))
+F23 = _Filter(
+    ((1, 1, 1, 0), (0, 1, -1, -1)),
+    ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+)
+# By interpolation at 0, 1, -1, 2, -1/2 and infinity, with which it loses less than with -2 in place of -1/2.
+F43 = _Filter(
+    ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -1 / 2, 0), (0, 1, 1, 4, 1 / 4, 0), (0, 1, -1, 8, -1 / 8, 1)),
+    (
+        (1, 0, 0),
+        (-1 / 3, -1 / 3, -1 / 3),
+        (1 / 3, -1 / 3, 1 / 3),
+        (1 / 15, 2 / 15, 4 / 15),
+        (-16 / 15, 8 / 15, -4 / 15),
+        (0, 0, 1),
     ),
-}
+    (
+        (1, 3 / 2, -2, -3 / 2, 1, 0),
+        (0, -1, -5 / 2, -1 / 2, 1, 0),
+        (0, 1, 1 / 2, -5 / 2, 1, 0),
+        (0, -1 / 2, -1, 1 / 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 1, 3 / 2, -2, -3 / 2, 1),
+    ),
+)
+SMALL = {2: F22, 3: F23}  # by the number of taps
+BESIDE = _Filter(((1,),), ((1,),), ((1,),))  # of a dimension whose taps are channels
 
 
 def fits(x: Array, features: int, taps: Sequence[int], strides: Sequence[int], places: Sequence[int]) -> bool:
     """Whether a layer from ``x [N, H, C]`` with so many taps and strides to places and features is faster this way."""
     return (
-        all(-(-t // s) in TRANSFORMS for t, s in zip(taps, strides, strict=True))
+        all(-(-t // s) in SMALL for t, s in zip(taps, strides, strict=True))
         and min(x.shape[-1] * math.prod(strides), features) >= FEWEST
         and min(places) > 1
         and len(x) * math.prod(places) * math.prod(taps) * x.shape[-1] * features >= LEAST
@@ -66,30 +89,49 @@ def layer(
     n, blocks = len(places), _blocks(kernel.shape[:-2], strides)
     kernel = window(kernel[None], [0] * n, [1] * n, [b * s for b, s in zip(blocks, strides, strict=True)], trailing=2)
     kernel = apart(kernel, strides, trailing=2)[0].reshape(*blocks, -1, kernel.shape[-1])
-    image = _points(_deep(x, strides, low, _tiles(places), blocks), _tiles(places), blocks)
-    of_taps = {tap: kernel[tap] for tap in itertools.product(*map(range, blocks))}
-    filters = _transformed([TRANSFORMS[b].kernel for b in blocks], of_taps)
-    products = {i: lax.dot_general(image[i], filters[i], (((n + 1,), (0,)), ((), ())), **how) for i in image}
-    results = _transformed([TRANSFORMS[b].result for b in blocks], products)
-    return window(_together(results, [2] * n), [0] * n, [1] * n, places)
+    filters = _filters(blocks, places, *kernel.shape[-2:])
+    image = _points(x, strides, low, places, blocks, filters)
+    kernel = kernel.reshape(*_taps(filters), -1, kernel.shape[-1])
+    of_taps = {tap: kernel[tap] for tap in itertools.product(*map(range, _taps(filters)))}
+    kernels = _transformed([f.kernel for f in filters], of_taps)
+    products = {i: lax.dot_general(image[i], kernels[i], (((n + 1,), (0,)), ((), ())), **how) for i in image}
+    results = _transformed([f.result for f in filters], products)
+    return window(_together(results, _steps(filters)), [0] * n, [1] * n, places)
 
 
 def gradient_of_kernel(
     image: Array, result: Array, strides: Sequence[int], low: Sequence[int], taps: Sequence[int], how: dict[str, Any]
 ) -> Array:
     """For every tap the sum over examples and places of image[s p + t - low] result[p]; [T, C, O]."""
-    n, blocks, tiles = len(taps), _blocks(taps, strides), _tiles(result.shape[1:-1])
-    left = _points(_deep(image, strides, low, tiles, blocks), tiles, blocks)
+    n, blocks, places = len(taps), _blocks(taps, strides), result.shape[1:-1]
+    channels, features = image.shape[-1], result.shape[-1]
+    filters = _filters(blocks, places, channels * math.prod(strides), features)
+    left = _points(image, strides, low, places, blocks, filters)
     # A frame around it, so that XLA computes the gradient once and not for each of its windows.
-    framed = window(result, [-1] * n, [1] * n, [2 * t + 2 for t in tiles])
-    ends = {i: window(framed, [1 + j for j in i], [2] * n, tiles) for i in itertools.product(range(2), repeat=n)}
-    right = _transformed([_turned(TRANSFORMS[b].result) for b in blocks], ends)
-    rows = lambda a: a.reshape(-1, a.shape[-1])  # of one dimension to sum over XLA makes no copy
-    products = {i: lax.dot_general(rows(left[i]), rows(right[i]), (((0,), (0,)), ((), ())), **how) for i in left}
-    of_taps = _transformed([_turned(TRANSFORMS[b].kernel) for b in blocks], products)
-    y = jnp.stack([of_taps[tap] for tap in itertools.product(*map(range, blocks))])
-    y = beside(y.reshape(*blocks, *strides, image.shape[-1], -1), n)
-    return lax.slice(y, [0] * (n + 2), [*taps, *y.shape[-2:]])
+    steps, tiles = _steps(filters), _tiles(places, filters)
+    frame = [int(m > 1) for m in steps]
+    framed = window(
+        result, [-f for f in frame], [1] * n, [m * t + 2 * f for m, t, f in zip(steps, tiles, frame, strict=True)]
+    )
+    starts = itertools.product(*map(range, steps))
+    ends = {i: window(framed, [f + j for f, j in zip(frame, i, strict=True)], steps, tiles) for i in starts}
+    right = _transformed([_turned(f.result) for f in filters], ends)
+    # XLA is slow to pack the first operand, which is therefore the narrower one; the sums are transposed after the
+    # stacking, because XLA would fold the transposition of a product into it.
+    origin = (0,) * n
+    exchanged = math.prod(left[origin].shape[:-1]) > features < left[origin].shape[-1]
+    first, second = (right, left) if exchanged else (left, right)
+    products = {i: sum_over_rows(first[i], second[i], how) for i in left}
+    of_taps = _transformed([_turned(f.kernel) for f in filters], products)
+    y = jnp.stack([of_taps[tap] for tap in itertools.product(*map(range, _taps(filters)))])
+    y = (jnp.swapaxes(y, 1, 2) if exchanged else y).reshape(*blocks, *strides, channels, features)
+    return lax.slice(beside(y, n), [0] * (n + 2), [*taps, channels, features])
+
+
+def sum_over_rows(left: Array, right: Array, how: dict[str, Any]) -> Array:
+    """[N, H, C], [N, H, O] -> [C, O]; of one dimension to sum over XLA makes no copy."""
+    left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))
+    return lax.dot_general(left, right, (((0,), (0,)), ((), ())), **how)
 
 
 def window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int], trailing: int = 1) -> Array:
@@ -111,8 +153,28 @@ def _blocks(taps: Sequence[int], strides: Sequence[int]) -> list[int]:
     return [-(-t // s) for t, s in zip(taps, strides, strict=True)]
 
 
-def _tiles(places: Sequence[int]) -> list[int]:
-    return [-(-p // 2) for p in places]
+def _filters(blocks: Sequence[int], places: Sequence[int], *widths: int) -> list[_Filter]:
+    """One for each dimension of a layer from and to so many channels.
+
+    A narrow 3x3 layer waits for what the transforms write and XLA packs, which is less with F(4, 3) along one dimension
+    than with F(2, 3) along both.
+    """
+    if list(blocks) == [3, 3] and min(widths) <= NARROW and places[0] >= 8:
+        return [F43, BESIDE]
+    return [SMALL[b] for b in blocks]
+
+
+def _steps(filters: Sequence[_Filter]) -> list[int]:
+    """How many results a tile has."""
+    return [len(f.result) for f in filters]
+
+
+def _taps(filters: Sequence[_Filter]) -> list[int]:
+    return [len(f.kernel[0]) for f in filters]
+
+
+def _tiles(places: Sequence[int], filters: Sequence[_Filter]) -> list[int]:
+    return [-(-p // m) for p, m in zip(places, _steps(filters), strict=True)]
 
 
 def _turned(matrix: Matrix) -> Matrix:
@@ -132,17 +194,28 @@ def _transformed(matrices: Sequence[Matrix], parts: Parts) -> Parts:
     return parts
 
 
-def _points(x: Array, tiles: Sequence[int], blocks: Sequence[int]) -> Parts:
-    """The transformed tiles of ``x [N, 2 tiles + blocks - 1, C]``, at each point [N, tiles, C]."""
-    n = len(tiles)
-    indices = itertools.product(*(range(b + 1) for b in blocks))
-    windows = {i: window(x, i, [2] * n, tiles) for i in indices}
-    return _transformed([TRANSFORMS[b].image for b in blocks], windows)
+def _points(
+    x: Array,
+    strides: Sequence[int],
+    low: Sequence[int],
+    places: Sequence[int],
+    blocks: Sequence[int],
+    filters: Sequence[_Filter],
+) -> Parts:
+    """The transformed tiles of x, with the places within a stride as channels; at each point [N, tiles, C]."""
+    n, steps, tiles = len(places), _steps(filters), _tiles(places, filters)
+    x = deep(x, strides, low, [m * t + b - 1 for m, t, b in zip(steps, tiles, blocks, strict=True)])
+    more = [b - t for b, t in zip(blocks, _taps(filters), strict=True)]  # taps that become channels
+    indices = itertools.product(*(range(len(f.image)) for f in filters))
+    windows = {i: window(x, i, steps, [t + e for t, e in zip(tiles, more, strict=True)]) for i in indices}
+    points = _transformed([f.image for f in filters], windows)
+    starts = list(itertools.product(*(range(e + 1) for e in more)))
+    side_by_side = lambda a: lax.concatenate([window(a, start, [1] * n, tiles) for start in starts], n + 1)
+    return {i: side_by_side(a) if len(starts) > 1 else a for i, a in points.items()}
 
 
-def _deep(x: Array, strides: Sequence[int], low: Sequence[int], tiles: Sequence[int], blocks: Sequence[int]) -> Array:
-    """What all tiles need of x, with the places within a stride as channels; [N, 2 tiles + blocks - 1, s C]."""
-    size = [2 * t + b - 1 for t, b in zip(tiles, blocks, strict=True)]
+def deep(x: Array, strides: Sequence[int], low: Sequence[int], size: Sequence[int]) -> Array:
+    """x from -low on, with the places within a stride as channels; [N, H, C] -> [N, size, s C]."""
     framed = window(x, [-a for a in low], [1] * len(low), [s * m for s, m in zip(strides, size, strict=True)])
     return apart(framed, strides).reshape(len(x), *size, -1)
 

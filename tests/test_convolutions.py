@@ -82,9 +82,13 @@ def test_a_convolution_and_its_derivatives_are_those_of_lax(name: str, channels:
 
 
 @pytest.mark.usefixtures("filtered")
-@pytest.mark.parametrize("name", ["4x4, stride 2", "3x3", "uneven padding"])
-def test_minimal_filtering_and_its_derivatives_are_those_of_lax(name: str) -> None:
-    x, k = arrays(LAYERS[name][0], 2)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("4x4, stride 2", (7, 8)), ("3x3", (7, 8)), ("3x3", (9, 8)), ("3x3", (12, 5)), ("uneven padding", (7, 8))],
+)
+def test_minimal_filtering_and_its_derivatives_are_those_of_lax(name: str, size: tuple[int, int]) -> None:
+    """With eight rows and more 3x3 layers are filtered along one dimension, by F(4, 3)."""
+    x, k = arrays(LAYERS[name][0], 2, size=size)
     assert winograd.fits(x, k.shape[-1], k.shape[:2], LAYERS[name][1], (4, 4))
     agree(derivatives(layer(convolutions, name))(x, k), derivatives(layer(lax, name))(x, k))
 
@@ -161,12 +165,35 @@ def test_wide_layers_and_those_that_are_cut_are_those_of_lax(channels: int, monk
     agree(ours(x, k), theirs(x, k))
 
 
-@pytest.mark.parametrize("taps", winograd.TRANSFORMS)
-def test_two_results_of_a_filter_from_one_product_more_than_it_has_taps(taps: int) -> None:
-    """F(2, r) is exact: its entries are dyadic, and so are these numbers."""
-    result, kernel, image = map(np.asarray, winograd.TRANSFORMS[taps])
-    w, x = np.arange(1.0, taps + 1), np.arange(3.0, taps + 4) ** 2
-    np.testing.assert_array_equal(result @ ((kernel @ w) * (image @ x)), np.correlate(x, w))
+@pytest.mark.parametrize(
+    ("results", "taps", "filters"), [(2, 2, winograd.F22), (2, 3, winograd.F23), (4, 3, winograd.F43)]
+)
+def test_results_of_a_filter_from_fewer_products_than_taps_times_results(results: int, taps: int, filters: Any) -> None:
+    result, kernel, image = map(np.asarray, filters)
+    w, x = np.arange(1.0, taps + 1), np.arange(3.0, 2 + taps + results) ** 2
+    products = (kernel @ w) * (image @ x)
+    assert len(products) == results + taps - 1 < results * taps
+    np.testing.assert_allclose(result @ products, np.correlate(x, w), rtol=1e-13)
+
+
+def test_minimal_filtering_of_a_layer_of_64_channels_errs_by_two_millionths_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the largest entry, against sums in float64: value, gradient in the image and in the kernel."""
+    rng = np.random.default_rng(0)
+    draw = lambda *size: jnp.asarray(rng.normal(size=size), jnp.float32)
+    x, k, g = draw(8, 16, 16, 64), draw(3, 3, 64, 64), draw(8, 16, 16, 64)
+    monkeypatch.setattr(winograd, "LEAST", 1)
+
+    def all_of(module: Any, *arrays: Any) -> Any:
+        y, transposed = jax.vjp(layer(module, "3x3"), *arrays[:2])
+        return y, *transposed(arrays[2])
+
+    ours = all_of(convolutions, x, k, g)
+    with jax.enable_x64(True):
+        theirs = all_of(lax, *(jnp.asarray(np.asarray(a), jnp.float64) for a in (x, k, g)))
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 2e-6 * np.abs(np.asarray(b)).max()
 
 
 def test_minimal_filtering_is_for_float32_alone() -> None:
@@ -249,12 +276,13 @@ def test_a_cpu_gets_no_convolution_that_it_runs_slowly() -> None:
     assert program.count("stablehlo.dot_general") > 10
 
 
-def test_wide_layers_take_fewer_products_on_a_cpu() -> None:
-    """A 3x3 layer and its gradients 16 each, of a quarter of the places, where there were 9 of all of them."""
+@pytest.mark.parametrize(("channels", "products"), [(32, 6), (96, 16)])
+def test_wide_layers_take_fewer_products_on_a_cpu(channels: int, products: int) -> None:
+    """A 3x3 layer and its gradients 6 each, of three taps and a quarter of the places, or 16, of one; not 9 of all."""
     layer_of = lambda k, x: jnp.sin(
         convolutions.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NUMBERS)
     ).sum()
-    k, x = jnp.zeros((3, 3, 32, 32)), jnp.zeros((64, 8, 8, 32))
+    k, x = jnp.zeros((3, 3, channels, channels)), jnp.zeros((64, 8, 8, channels))
     program = jax.jit(jax.grad(layer_of, (0, 1))).trace(k, x).lower(lowering_platforms=("cpu",)).as_text()
     assert "stablehlo.convolution" not in program
-    assert program.count("stablehlo.dot_general") == 3 * 16
+    assert program.count("stablehlo.dot_general") == 3 * products
