@@ -127,9 +127,10 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) ->
 def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
     """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples where C is.
 
-    Without strides the second counts as the image, so that minimal filtering transforms it once for both gradients.
+    Without strides the narrower of them counts as the image, which is faster; if they are as wide, the second, which
+    minimal filtering then transforms once for both gradients.
     """
-    if max(*geometry.strides, *geometry.spread) == 1:
+    if max(*geometry.strides, *geometry.spread) == 1 and kernel.shape[-1] <= len(x):
         return _gradient_of_transposed_layer(x, kernel, geometry, how)
     y = _correlation(jnp.swapaxes(x, 0, -1), jnp.moveaxis(kernel, -2, 0), geometry, how)
     return jnp.moveaxis(y, -2, 0)

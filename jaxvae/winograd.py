@@ -8,8 +8,8 @@ F(m, r) gives m neighbouring results of a filter w of r taps from m + r - 1 prod
 matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of 16 with m = 2; with m = 4 along one
 dimension, and the taps of the other as channels, it takes 18 of 36. A layer with strides s is one of stride 1 whose
 channels are s times as many, and a transposed one is one whose features are.
-With m = 2 entries are 0, 1, -1 and 1/2 and float32 loses less than a digit, with m = 4 about one; of other types
-nothing is gained.
+With m = 2 entries are 0, 1, -1 and 1/2 and float32 loses less than a digit, with m = 4 less than one more; of
+other types nothing is gained.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def gradient_of_kernel(
     channels, features = image.shape[-1], result.shape[-1]
     filters = _filters(blocks, places, channels * math.prod(strides), features)
     left = _points(image, strides, low, places, blocks, filters)
-    # A frame around it, so that XLA computes the gradient once and not for each of its windows.
+    # A frame around the result, so that XLA computes it once and not for each of its windows.
     steps, tiles = _steps(filters), _tiles(places, filters)
     frame = [int(m > 1) for m in steps]
     framed = window(
