@@ -91,17 +91,20 @@ def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
     transposed = max(geometry.holes, default=1) > 1
     if grouped or (transposed and not dense) or 0 in (*lhs.shape, *rhs.shape, *out.shape) or not lhs_spec[2:]:
         return XLA.bind(lhs, rhs, **params)
-    # [N, H, C] with several H, and [T, C, O]; in the gradient of a kernel C are the examples, and come first.
+    # [N, H, C] with several H, and [T, C, O]; in the gradient of a kernel C are the examples, and come first. Flax has
+    # features last in kernels, JAX exchanges them with channels for the gradient in an image.
     x = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
     kernel = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
-    of_kernel = lhs_spec[1] < lhs_spec[0]
-    makers = (_layer, _gradient_of_layer) if not transposed else (_transposed_layer, _gradient_of_transposed_layer)
+    of_kernel, of_image = lhs_spec[1] < lhs_spec[0], rhs_spec[0] < rhs_spec[1]
+    # The gradient in a layer's kernel transforms that of its result too, if it is not the wider one.
+    layer = functools.partial(_layer, shared=of_image and x.shape[-1] <= kernel.shape[-1])
+    makers = (layer, _gradient_of_layer) if not transposed else (_transposed_layer, _gradient_of_transposed_layer)
     y = makers[of_kernel](x, kernel, geometry, {name: params[name] for name in ("precision", "preferred_element_type")})
     order = (out_spec[0], *out_spec[2:], out_spec[1])  # where the dimensions of y lie in the result
     return lax.transpose(y, sorted(range(y.ndim), key=order.__getitem__)).astype(out.dtype)
 
 
-def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any], *, shared: bool) -> Array:
     """XLA's own, which is fast for this kind; for few channels or places the patches [N, P, T C] times [T C, O].
 
     XLA's is not asked where padding is negative either: there its results were seen to be wrong.
@@ -109,7 +112,7 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) ->
     strides, spread, _, low, places = geometry
     n, taps = len(places), kernel.shape[:-2]
     if max(spread) == 1 and winograd.fits(x, kernel.shape[-1], taps, strides, places):
-        return winograd.layer(x, kernel, strides, low, places, how)
+        return winograd.layer(x, kernel, strides, low, places, how, shared)
     high = [
         s * (p - 1) + e * (t - 1) + 1 - h - a
         for s, p, e, t, h, a in zip(strides, places, spread, taps, x.shape[1:-1], low, strict=True)

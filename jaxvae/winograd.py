@@ -5,9 +5,9 @@ F(m, r) gives m neighbouring results of a filter w of r taps from m + r - 1 prod
     y = A [(G w) * (B x)],  y [m], w [r], x [m + r - 1]
 
 (Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). Nested over the spatial dimensions, with products of
-matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of 16 with m = 2; with m = 4 along one
-dimension, and the taps of the other as channels, it takes 18 of 36. A layer with strides s is one of stride 1 whose
-channels are s times as many, and a transposed one is one whose features are.
+matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of 16 with m = 2; with m = 4 along the
+first dimension alone it takes 18 of 36, each of six products for the three taps of the last. A layer with strides s is
+one of stride 1 whose channels are s times as many, and a transposed one is one whose features are.
 With m = 2 entries are 0, 1, -1 and 1/2 and float32 loses less than a digit, with m = 4 less than one more; of
 other types nothing is gained.
 """
@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
 Matrix = Sequence[Sequence[float]]
 Parts = dict[tuple[int, ...], Array]  # an array for each index into the dimensions that are transformed
 FEWEST = 32  # channels of input and output for which it pays
-NARROW = 64  # channels up to which 3x3 layers are filtered along one dimension alone
+NARROW = 64  # channels up to which 3x3 layers are filtered along their first dimension alone
 LEAST = 2**25  # multiplications of a layer; below, it is not worth the time that its many kernels take to compile
 
 
@@ -68,7 +69,7 @@ F43 = _Filter(
     ),
 )
 SMALL = {2: F22, 3: F23}  # by the number of taps
-BESIDE = _Filter(((1,),), ((1,),), ((1,),))  # of a dimension whose taps are channels
+PLAIN = _Filter(((1,),), ((1,),), ((1,),))  # of a dimension that is not filtered
 
 
 def fits(x: Array, features: int, taps: Sequence[int], strides: Sequence[int], places: Sequence[int]) -> bool:
@@ -83,20 +84,45 @@ def fits(x: Array, features: int, taps: Sequence[int], strides: Sequence[int], p
 
 
 def layer(
-    x: Array, kernel: Array, strides: Sequence[int], low: Sequence[int], places: Sequence[int], how: dict[str, Any]
+    x: Array,
+    kernel: Array,
+    strides: Sequence[int],
+    low: Sequence[int],
+    places: Sequence[int],
+    how: dict[str, Any],
+    shared: bool = False,
 ) -> Array:
-    """y[p] = sum over taps t of x[s p + t - low] kernel[t]; [N, H, C], [T, C, O] -> [N, P, O]."""
+    """y[p] = sum over taps t of x[s p + t - low] kernel[t]; [N, H, C], [T, C, O] -> [N, P, O].
+
+    Taps of a dimension that is not filtered are XLA's convolution of all rows, one behind the other; if ``shared``, a
+    product of windows side by side, which a gradient in the kernel has for its image too.
+    """
     n, blocks = len(places), _blocks(kernel.shape[:-2], strides)
     kernel = window(kernel[None], [0] * n, [1] * n, [b * s for b, s in zip(blocks, strides, strict=True)], trailing=2)
     kernel = apart(kernel, strides, trailing=2)[0].reshape(*blocks, -1, kernel.shape[-1])
     filters = _filters(blocks, places, *kernel.shape[-2:])
     image = _points(x, strides, low, places, blocks, filters)
-    kernel = kernel.reshape(*_taps(filters), -1, kernel.shape[-1])
+    kernel = kernel.reshape(*_taps(filters), -1, *kernel.shape[-2:])
     of_taps = {tap: kernel[tap] for tap in itertools.product(*map(range, _taps(filters)))}
     kernels = _transformed([f.kernel for f in filters], of_taps)
-    products = {i: lax.dot_general(image[i], kernels[i], (((n + 1,), (0,)), ((), ())), **how) for i in image}
+    product = _product if shared or _left(blocks, filters) == 1 else _convolution
+    products = {i: window(product(image[i], kernels[i], how), [0] * n, [1] * n, _tiles(places, filters)) for i in image}
     results = _transformed([f.result for f in filters], products)
     return window(_together(results, _steps(filters)), [0] * n, [1] * n, places)
+
+
+def _product(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
+    """Of windows of the last dimension; [N, H, C], [T, C, O] -> [N, H, O]."""
+    windows = _side_by_side(x, len(kernel))
+    return lax.dot_general(windows, kernel.reshape(-1, kernel.shape[-1]), (((x.ndim - 1,), (0,)), ((), ())), **how)
+
+
+def _convolution(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
+    """The same as one long row, which XLA shares among cores; the last T - 1 places of each row are of two rows."""
+    numbers = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    row, pads = x.reshape(1, 1, -1, x.shape[-1]), ((0, 0), (0, len(kernel) - 1))
+    y = lax.conv_general_dilated(row, kernel[None], (1, 1), pads, dimension_numbers=numbers, **how)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def gradient_of_kernel(
@@ -106,7 +132,8 @@ def gradient_of_kernel(
     n, blocks, places = len(taps), _blocks(taps, strides), result.shape[1:-1]
     channels, features = image.shape[-1], result.shape[-1]
     filters = _filters(blocks, places, channels * math.prod(strides), features)
-    left = _points(image, strides, low, places, blocks, filters)
+    points = _points(image, strides, low, places, blocks, filters)
+    left = {i: _side_by_side(a, _left(blocks, filters)) for i, a in points.items()}
     # A frame around the result, so that XLA computes it once and not for each of its windows.
     steps, tiles = _steps(filters), _tiles(places, filters)
     frame = [int(m > 1) for m in steps]
@@ -149,6 +176,23 @@ def window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Seque
     return lax.slice(x, [0, *first, *[0] * trailing], [len(x), *end, *rest], [1, *strides, *[1] * trailing])
 
 
+def _side_by_side(x: Array, taps: int) -> Array:
+    """Windows of the last dimension as channels; [N, H, C] -> [N, H - T + 1, T C].
+
+    They lie one after the other in memory, and XLA computes this gather, and what it is fused with, several numbers at
+    a time, as it does not for a concatenation. Its indices are a constant, because others would be made anew for each.
+    """
+    if taps == 1:
+        return x
+    *rows, size, channels = x.shape
+    places = size - taps + 1
+    starts = np.indices((math.prod(rows), places), np.int32).reshape(2, -1).T * np.array([1, channels], np.int32)
+    numbers = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0, 1))
+    flat = x.reshape(-1, size * channels)
+    y = lax.gather(flat, starts, numbers, (1, taps * channels), mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+    return y.reshape(*rows, places, -1)
+
+
 def _blocks(taps: Sequence[int], strides: Sequence[int]) -> list[int]:
     return [-(-t // s) for t, s in zip(taps, strides, strict=True)]
 
@@ -160,7 +204,7 @@ def _filters(blocks: Sequence[int], places: Sequence[int], *widths: int) -> list
     than with F(2, 3) along both.
     """
     if list(blocks) == [3, 3] and min(widths) <= NARROW and places[0] >= 8:
-        return [F43, BESIDE]
+        return [F43, PLAIN]
     return [SMALL[b] for b in blocks]
 
 
@@ -171,6 +215,11 @@ def _steps(filters: Sequence[_Filter]) -> list[int]:
 
 def _taps(filters: Sequence[_Filter]) -> list[int]:
     return [len(f.kernel[0]) for f in filters]
+
+
+def _left(blocks: Sequence[int], filters: Sequence[_Filter]) -> int:
+    """How many taps of the last dimension are left."""
+    return blocks[-1] - len(filters[-1].kernel[0]) + 1
 
 
 def _tiles(places: Sequence[int], filters: Sequence[_Filter]) -> list[int]:
@@ -202,16 +251,15 @@ def _points(
     blocks: Sequence[int],
     filters: Sequence[_Filter],
 ) -> Parts:
-    """The transformed tiles of x, with the places within a stride as channels; at each point [N, tiles, C]."""
-    n, steps, tiles = len(places), _steps(filters), _tiles(places, filters)
+    """The transformed tiles of x, with the places within a stride as channels; at each point [N, tiles, C].
+
+    The last dimension has as many places more as taps are left but one.
+    """
+    steps, tiles = _steps(filters), _tiles(places, filters)
     x = deep(x, strides, low, [m * t + b - 1 for m, t, b in zip(steps, tiles, blocks, strict=True)])
-    more = [b - t for b, t in zip(blocks, _taps(filters), strict=True)]  # taps that become channels
+    counts = [*tiles[:-1], tiles[-1] + _left(blocks, filters) - 1]
     indices = itertools.product(*(range(len(f.image)) for f in filters))
-    windows = {i: window(x, i, steps, [t + e for t, e in zip(tiles, more, strict=True)]) for i in indices}
-    points = _transformed([f.image for f in filters], windows)
-    starts = list(itertools.product(*(range(e + 1) for e in more)))
-    side_by_side = lambda a: lax.concatenate([window(a, start, [1] * n, tiles) for start in starts], n + 1)
-    return {i: side_by_side(a) if len(starts) > 1 else a for i, a in points.items()}
+    return _transformed([f.image for f in filters], {i: window(x, i, steps, counts) for i in indices})
 
 
 def deep(x: Array, strides: Sequence[int], low: Sequence[int], size: Sequence[int]) -> Array:

@@ -283,13 +283,29 @@ def test_a_cpu_gets_no_convolution_that_it_runs_slowly() -> None:
     assert program.count("stablehlo.dot_general") > 10
 
 
-@pytest.mark.parametrize(("channels", "products"), [(32, 6), (96, 16)])
-def test_wide_layers_take_fewer_products_on_a_cpu(channels: int, products: int) -> None:
-    """A 3x3 layer and its gradients 6 each, of three taps and a quarter of the places, or 16, of one; not 9 of all."""
-    layer_of = lambda k, x: jnp.sin(
-        convolutions.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NUMBERS)
-    ).sum()
-    k, x = jnp.zeros((3, 3, channels, channels)), jnp.zeros((64, 8, 8, channels))
-    program = jax.jit(jax.grad(layer_of, (0, 1))).trace(k, x).lower(lowering_platforms=("cpu",)).as_text()
-    assert "stablehlo.convolution" not in program
-    assert program.count("stablehlo.dot_general") == 3 * products
+def wide_layer(channels: int) -> tuple[Callable, jax.Array, jax.Array]:
+    """A 3x3 layer's value and gradients."""
+    layer = lambda k, x: convolutions.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NUMBERS)
+    gradients = jax.grad(lambda k, x: jnp.sin(layer(k, x)).sum(), (0, 1))
+    return jax.jit(gradients), jnp.zeros((3, 3, channels, channels)), jnp.zeros((64, 8, 8, channels))
+
+
+@pytest.mark.parametrize(("channels", "products", "rows"), [(32, 12, 6), (96, 48, 0)])
+def test_wide_layers_take_fewer_products_on_a_cpu(channels: int, products: int, rows: int) -> None:
+    """The value and each gradient 6, of three taps and a quarter of the places, or 16, of one; not 9 of all.
+
+    Those of the value of three taps are convolutions of long rows.
+    """
+    gradients, *arguments = wide_layer(channels)
+    program = gradients.trace(*arguments).lower(lowering_platforms=("cpu",)).as_text()
+    convolution_lines = [line for line in program.splitlines() if "stablehlo.convolution" in line]
+    assert (program.count("stablehlo.dot_general"), len(convolution_lines)) == (products, rows)
+    assert all("(tensor<1x1x" in line for line in convolution_lines)
+
+
+def test_both_gradients_of_a_layer_share_the_windows_of_its_result() -> None:
+    """One gather for each of the six points, where the two gradients have twelve before they are compiled."""
+    gradients, *arguments = wide_layer(32)
+    lowered = gradients.trace(*arguments).lower(lowering_platforms=("cpu",))
+    assert lowered.as_text().count('"stablehlo.gather"') == 12
+    assert lowered.compile().as_text().count(" gather(") == 6
