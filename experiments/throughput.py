@@ -118,8 +118,8 @@ class Turns:
         return self.answer()
 
     def first(self) -> int:
-        """Images of the first turns. Epochs are whole, so that all peers do whole ones."""
-        return min(self.work.examples, 5) if self.work.task == "likelihood" else self.work.examples
+        """Images of the first turns: whole batches of a likelihood and whole epochs, as some take no others."""
+        return self.work.batch if self.work.task == "likelihood" else self.work.examples
 
     def calibrate(self, seconds: float) -> None:
         """Finds how many images fill a turn."""
