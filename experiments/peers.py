@@ -5,6 +5,7 @@ A peer takes a ``Work`` and returns ``run(images)``, which does that many images
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import tempfile
@@ -179,17 +180,13 @@ def step(work: Work) -> tuple[Callable, tuple]:
     return algorithm.step, (jax.eval_shape(algorithm.init, key, images[0]), batch)
 
 
-def products(work: Work) -> Run:
-    """The matrix products of our step alone, each as a plain [M, K] times [K, N]; a convolution is one of them."""
-    import collections
-
+def _products(work: Work) -> tuple[collections.Counter[tuple[int, int, int]], int]:
+    """The matrix products of our step, each as a plain [M, K] times [K, N], how often; and the images of a step."""
     import jax
-    import jax.numpy as jnp
 
-    from jaxvae import costs, networks
+    from jaxvae import costs
 
     function, arguments = step(work)
-    jaxpr, how = jax.make_jaxpr(function)(*arguments), networks.PRECISIONS[work.precision]
     times: collections.Counter[tuple[int, int, int]] = collections.Counter()
 
     def collect(jaxpr: Any, repeated: int) -> None:
@@ -208,7 +205,18 @@ def products(work: Work) -> Run:
                     columns = math.prod(rhs) // math.prod(rhs[d] for sides in numbers for d in sides[1])
                 times[out.aval.size // columns, round(operations / 2 / out.aval.size), columns] += repeated
 
-    collect(jaxpr, 1)
+    collect(jax.make_jaxpr(function)(*arguments), 1)
+    return times, 1 if work.task == "likelihood" else work.batch
+
+
+def products(work: Work) -> Run:
+    """The matrix products of our step alone; a convolution is one of them."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxvae import networks
+
+    (times, images), how = _products(work), networks.PRECISIONS[work.precision]
     pairs = [(jnp.ones((m, k), how.dtype), jnp.ones((k, n), how.dtype)) for m, k, n in times]
 
     @jax.jit
@@ -223,8 +231,7 @@ def products(work: Work) -> Run:
 
         return jax.lax.fori_loop(0, steps, one, pairs)
 
-    images_a_step = 1 if work.task == "likelihood" else work.batch
-    return lambda count: jax.block_until_ready(run_steps(max(count // images_a_step, 1), pairs)) and None
+    return lambda count: jax.block_until_ready(run_steps(max(count // images, 1), pairs)) and None
 
 
 def cost(work: Work) -> dict[str, float]:
@@ -408,13 +415,15 @@ def _torch_images(work: Work) -> Any:
     import torch
 
     scale = 1.0 if work.network == "mlp" else 1 / 255
-    return torch.from_numpy(work.images()).permute(0, 3, 1, 2).contiguous().to(_torch_device()).float() * scale
+    return torch.from_numpy(work.images()).permute(0, 3, 1, 2).contiguous().to(_torch_device(work)[0]).float() * scale
 
 
-def _torch_device() -> str:
+def _torch_device(work: Work) -> tuple[str, Callable[[], None]]:
+    """The device, which multiplies in the work's precision, and what waits for it."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tensorfloat32"
+    return ("cuda", torch.cuda.synchronize) if torch.cuda.is_available() else ("cpu", lambda: None)
 
 
 def torch(work: Work, compiled: bool = False) -> Run:
@@ -423,8 +432,7 @@ def torch(work: Work, compiled: bool = False) -> Run:
     from torch.nn import functional as F
 
     torch.manual_seed(0)
-    device = _torch_device()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tensorfloat32"
+    device, synchronize = _torch_device(work)
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=work.precision == "bfloat16")
     compiler = functools.partial(torch.compile, mode="reduce-overhead" if device == "cuda" else None)  # CUDA graphs
     encoder, decoder = (network.to(device) for network in _torch_networks(work))
@@ -468,7 +476,6 @@ def torch(work: Work, compiled: bool = False) -> Run:
         return judge
     optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
     of_batch = compiler(loss) if compiled else loss
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def run(count: int) -> None:
         left = max(count // work.batch, 1)
@@ -478,6 +485,25 @@ def torch(work: Work, compiled: bool = False) -> Run:
                 of_batch(images[rows]).backward()
                 optimizer.step()
                 left -= 1
+        synchronize()
+
+    return run
+
+
+def torch_products(work: Work) -> Run:
+    """The matrix products of our step alone, by PyTorch."""
+    import torch
+
+    (times, images), (device, synchronize) = _products(work), _torch_device(work)
+    dtype = torch.bfloat16 if work.precision == "bfloat16" else torch.float32
+    of_ones = functools.partial(torch.ones, dtype=dtype, device=device)
+    operands = [(of_ones(m, k), of_ones(k, n), of_ones(m, n), times[m, k, n]) for m, k, n in times]
+
+    def run(count: int) -> None:
+        for _ in range(max(count // images, 1)):
+            for left, right, out, repeated in operands:
+                for _ in range(repeated):
+                    torch.mm(left, right, out=out)
         synchronize()
 
     return run
@@ -499,7 +525,7 @@ def pythae(work: Work) -> Run | None:
 
     if work.task == "iwae" or work.precision != "float32":
         return None
-    device = _torch_device()
+    device, _ = _torch_device(work)
     height, width, depth = SHAPE[work.network]
     shape, binary = (depth, height, width), work.network == "mlp"
     networks = _torch_networks(work)
@@ -549,6 +575,7 @@ PEERS: dict[str, Callable[[Work], Run | None]] = {
     "numpyro": numpyro,
     "torch": torch,
     "torch.compile": torch_compile,
+    "torch.products": torch_products,
     "pythae": pythae,
 }
-OUR_OWN = ("scan", "products")  # that are no other libraries
+NO_LIBRARIES = ("scan", "products", "torch.products")  # our own loop, and parts of its work

@@ -4,7 +4,8 @@
 ``--help`` lists all. Peers are installed by ``pip install -e '.[experiments,peers]'``; what is missing is left blank.
 Every peer has a process of its own, and all take turns within a round, so that a busy machine slows all of them: what
 counts is the ratio within a round. Training speeds include reading the data, and ours reports and checkpoints too.
-``products`` does nothing but the matrix products of our step, as plain ones: what XLA could do at best on that machine.
+``products`` does nothing but the matrix products of our step, as plain ones: what XLA could do at best on that machine;
+``torch.products`` has PyTorch do the same.
 The start of a peer is from its process's first line to the end of its first step, without any cache of programs; memory
 is the most that its process held. On an accelerator every row also has its roofline: the time that our step's products
 would take at the device's peak, or its kernels' reads and writes at the speed of a large copy, whichever is more.
@@ -42,7 +43,7 @@ class Settings:
     works: tuple[str, ...] = ()
     """Beginnings of the names of works, such as mlp or conv; none is all but wide, which is for accelerators."""
     peers: tuple[str, ...] = tuple(peers.PEERS)
-    """Who does them; scan is the bare loop over this library's step, products its matrix products alone."""
+    """Who does them; scan is the bare loop over this library's step, products and torch.products its products alone."""
     precisions: tuple[Literal["float32", "tensorfloat32", "bfloat16"], ...] = ("float32",)
     """How networks compute; bfloat16 is autocast in torch, and left out where a peer has no such thing."""
     together: int = 1
@@ -239,7 +240,7 @@ def table(rows: dict[str, Any], settings: Settings) -> str:
             lines.append(f"  {peer:<14} {spread} images/s, {start}{ratio}")
         if "limit" in row and "images_per_second" in row.get("jaxvae", {}):
             lines.append(share(row["limit"], statistics.median(row["jaxvae"]["images_per_second"])))
-        libraries = [against[peer] for peer in against if peer not in peers.OUR_OWN]
+        libraries = [against[peer] for peer in against if peer not in peers.NO_LIBRARIES]
         if libraries:
             lines.append(f"  ours to the best library: {min(libraries):.2f}")
     return "\n".join(lines)
