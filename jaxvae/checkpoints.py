@@ -1,13 +1,17 @@
 """Checkpoints: Orbax behind one thin door, with checksums and a way back when the newest one is damaged.
 
-A checkpoint is a folder ``300`` that Orbax writes in the background, and a record ``300.json`` beside it: shapes, types
-and CRC-32 of every array, the sums of an unfinished report and the metric by which the best is chosen. The record is
-written first, so a checkpoint that was cut short or lost afterwards is missed by name.
+A checkpoint is a folder ``300`` that Orbax writes, and a record ``300.json`` beside it: shapes, types and CRC-32 of
+every array, the sums of an unfinished report and the metric by which the best is chosen. The record is written first,
+so a checkpoint that was cut short or lost afterwards is missed by name.
+
+What is written are NumPy arrays, by the first process alone and in a thread of its own, so that training waits only
+until the state is copied to the host; the data of typed keys stand for the keys.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import io
 import json
@@ -21,6 +25,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +47,24 @@ class DamagedError(ValueError):
 class Checkpoints:
     """The checkpoints of a run: the newest two and the best one are kept, written in the background.
 
-    In a job of several processes all of them save and restore, in a folder that all see. Use it as a context manager,
-    or call ``close``, which waits for what is being written.
+    In a job of several processes all of them call ``save``, and the first one writes, and all of them restore, from a
+    folder that all see. Use it as a context manager, or call ``close``, which waits for what is being written.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder).absolute()
-        self._checkpointer = ocp.StandardCheckpointer()
-        self._writing: tuple[int, dict[str, Any]] | None = None  # the step that is being written, and its record
+        me = jax.process_index()
+        handlers = ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
+        )
+        self._checkpointer = ocp.Checkpointer(
+            # Parameters and moments shrink by a tenth, which is not worth the time.
+            ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers),
+            # Processes that wait for each other would do it with collectives, beside those of the training.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}),
+        )
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -62,22 +77,14 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._writer.shutdown()
             self._checkpointer.close()
 
     def wait(self) -> None:
-        """Waits for what is being written, and removes what it replaces. Raises OSError if it could not be written."""
-        if self._writing is None:
-            return
-        (step, record), self._writing = self._writing, None
-        try:
-            self._checkpointer.wait_until_finished()
-            if processes.is_first():
-                _write_record(self._record(step), record | {"finished": True})
-                self._prune()
-        except jax.errors.JaxRuntimeError:  # a lost process or a failed device, no fault of the file system
-            raise
-        except Exception as error:
-            raise _unwritten(step, self.folder, error) from error
+        """Waits for what is being written. Raises OSError if it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     @property
     def steps(self) -> list[int]:
@@ -98,49 +105,56 @@ class Checkpoints:
     def save(self, step: int, state: Any, totals: dict[str, Any], metric: float | None = None) -> None:
         """Saves a state in the background, with the metric of which the highest is best; None and nan never are.
 
-        A step that is there already is left as it is. Raises OSError if this one or the one before it could not be
-        written.
+        A step that is there already is left as it is. Raises OSError if the one before it could not be written.
         """
         self.wait()
-        if step in self.steps:
+        if not processes.is_first() or step in self.steps:
             return
-        record: dict[str, Any] = {}
+        judged = metric if metric is not None and math.isfinite(metric) else None
+        record = {"arrays": _described(state), "totals": copy.deepcopy(totals), "metric": judged, "finished": False}
+        held = jax.tree.map(np.array, jax.device_get(_data(processes.local(state))))  # copies: the next step overwrites
+        self._writing = self._writer.submit(self._write, step, held, record)
+
+    def _write(self, step: int, held: Any, record: dict[str, Any]) -> None:
+        """Writes a checkpoint, and removes what it replaces."""
         try:
-            if processes.is_first():
-                judged = metric if metric is not None and math.isfinite(metric) else None
-                record = {"arrays": _described(state), "totals": totals, "metric": judged, "finished": False}
-                self.folder.mkdir(parents=True, exist_ok=True)
-                _write_record(self._record(step), record)
-            self._checkpointer.save(self.folder / str(step), state, force=True)
-        except jax.errors.JaxRuntimeError:  # a lost process or a failed device, no fault of the file system
-            raise
+            for name, checksum in _checksums(held).items():
+                record["arrays"][name]["crc32"] = checksum
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_record(self._record(step), record)
+            self._checkpointer.save(self.folder / str(step), ocp.args.PyTreeSave(held), force=True)
+            _write_record(self._record(step), record | {"finished": True})
+            self._prune()
         except Exception as error:
-            raise _unwritten(step, self.folder, error) from error
-        self._writing = step, record
+            raise OSError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {_short(error)}"
+            ) from error
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state of ``step`` and the sums saved with it, with the structure and placement of ``like``.
 
         Raises ValueError where the checkpoint is of another model, and DamagedError where it is not what was saved.
         """
-        self.wait()
+        processes.on_first(self.wait)
         record = _read_record(self._record(step))
-        _check_model(step, record["arrays"], _named(like))
+        _check_model(step, record["arrays"], _described(like))
         folder = self.folder / str(step)
         if not folder.is_dir():
             raise DamagedError(f"the checkpoint of step {step} is missing: {folder} is gone or was never finished")
-        state, reason = self._read(folder, like)
+        data = _data(like)
+        held, reason = self._read(folder, data)
         if processes.any_of(bool(reason)):
             reason = reason or "another process could not read it"
             raise DamagedError(f"the checkpoint of step {step} cannot be read: {reason} ({folder})")
-        now = _described(state)
-        changed = sorted(name for name in now if now[name] != record["arrays"][name])
+        sums, now, meant = _checksums(held), _described(held), _described(data)
+        same = lambda name: sums[name] == record["arrays"][name]["crc32"] and now[name] == meant[name]
+        changed = sorted(name for name in meant if not same(name))
         if processes.any_of(bool(changed)):
             raise DamagedError(
                 f"the checkpoint of step {step} is damaged: the checksums of {len(changed)} arrays differ, the first "
                 f"is {changed[0] if changed else 'in another process'} ({folder})"
             )
-        return state, record["totals"]
+        return jax.tree.map(_placed, like, held), record["totals"]
 
     def restore_newest(
         self, like: Any, warn: Callable[[str], None], keep_damaged: bool = False
@@ -153,6 +167,7 @@ class Checkpoints:
         found: tuple[int, Any, dict[str, Any]] | None = None
         bad: list[int] = []
         lost = False
+        processes.on_first(self.wait)
         for step in sorted(_numbered(self.folder.glob("*")) | set(self._records()), reverse=True):
             try:
                 state, totals = self.restore(step, like)
@@ -172,11 +187,12 @@ class Checkpoints:
         return found
 
     def _read(self, folder: Path, like: Any) -> tuple[Any, str]:
-        """The state, or the reason why it cannot be read."""
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        """The arrays of a state in the host's memory, or the reason why they cannot be read."""
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
         with _unheard():
             try:
-                return self._checkpointer.restore(folder, target), ""
+                return self._checkpointer.restore(folder, ocp.args.PyTreeRestore(shapes, restore_args=on_host)), ""
             except Exception as error:
                 reason = _short(error)
             for _ in range(4):  # the reads that Orbax left under way fail as they end
@@ -237,19 +253,35 @@ def _named(tree: Any) -> dict[str, Any]:
     return {"/".join(map(key, path)): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def _typed_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(tree: Any) -> Any:
+    """A tree with the data of typed keys in their place."""
+    return jax.tree.map(lambda a: jax.random.key_data(a) if _typed_key(a) else a, tree)
+
+
+def _placed(like: Any, data: np.ndarray) -> Any:
+    """An array of the host where ``like`` is, and a key where it is one."""
+    place = _data(like).sharding
+    array = jax.make_array_from_callback(data.shape, place, data.__getitem__)
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _typed_key(like) else array
+
+
 def _described(tree: Any) -> dict[str, dict[str, Any]]:
-    """Shape, type and CRC-32 of every array."""
-
-    def describe(leaf: Any) -> dict[str, Any]:
-        typed_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        data = np.asarray(jax.random.key_data(leaf) if typed_key else leaf)
-        return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32": zlib.crc32(data.tobytes())}
-
-    return {name: describe(leaf) for name, leaf in _named(processes.local(tree)).items()}
+    """Shape and type of every array."""
+    return {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in _named(tree).items()}
 
 
-def _check_model(step: int, saved: dict[str, dict[str, Any]], here: dict[str, Any]) -> None:
-    then, now = {name: tuple(a["shape"]) for name, a in saved.items()}, {name: a.shape for name, a in here.items()}
+def _checksums(tree: Any) -> dict[str, int]:
+    """CRC-32 of every array of the host."""
+    return {name: zlib.crc32(a.reshape(-1).view(np.uint8)) for name, a in _named(tree).items()}
+
+
+def _check_model(step: int, saved: dict[str, dict[str, Any]], here: dict[str, dict[str, Any]]) -> None:
+    kind = lambda array: f"{array['dtype']}{array['shape']}"
+    then, now = ({name: kind(array) for name, array in arrays.items()} for arrays in (saved, here))
     differing = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     if differing:
         first = differing[0]
@@ -281,10 +313,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not whole:
         raise DamagedError(f"the record of the checkpoint of step {path.stem} is damaged: {path}")
     return stored["record"]
-
-
-def _unwritten(step: int, folder: Path, error: Exception) -> OSError:
-    return OSError(f"the checkpoint of step {step} could not be written to {folder}: {_short(error)}")
 
 
 @contextlib.contextmanager

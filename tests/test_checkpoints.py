@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_training import CENTERS, assert_same, quadratic
@@ -54,19 +56,47 @@ def test_a_step_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
         assert saved.restore(3, trained_state(0))[1] == {"first": 1}
 
 
-def test_a_state_that_is_overwritten_right_after_a_save_is_saved_whole(tmp_path: Path) -> None:
-    """The loop donates the state to the next step while the checkpoint is being written."""
+def test_training_goes_on_while_a_state_is_written_and_it_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop donates the state to the next step."""
     kept: dict[int, Any] = {}
+    over = threading.Event()
     with checkpoints.Checkpoints(tmp_path) as saved:
+        write = saved._checkpointer.save
+        monkeypatch.setattr(saved._checkpointer, "save", lambda *a, **k: over.wait(60) and write(*a, **k))
 
         def save(moment: training.Moment) -> None:
-            kept[moment.step] = jax.tree.map(jnp.copy, moment.state)
-            saved.save(moment.step, moment.state, moment.totals, metric=float(moment.step))
+            if moment.step == 5:
+                kept[5] = jax.tree.map(jnp.copy, moment.state)
+                saved.save(5, moment.state, moment.totals)
 
         trained_state(20, hooks=[training.Hook(5, save)])
+        assert saved.steps == []
+        over.set()
     with checkpoints.Checkpoints(tmp_path) as saved:
-        for step in saved.steps:
-            assert_same(saved.restore(step, trained_state(0))[0], kept[step])
+        assert_same(saved.restore(5, trained_state(0))[0], kept[5])
+
+
+def test_a_checkpoint_that_orbax_wrote_from_devices_is_read(tmp_path: Path) -> None:
+    """As jaxvae's were until November 2026: compressed, arrays of JAX, with typed keys as such."""
+    state = trained_state(5)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(5, state, {})
+    with ocp.StandardCheckpointer() as orbax:
+        orbax.save(tmp_path / "5", state, force=True)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        assert_same(saved.restore(5, trained_state(0))[0], state)
+
+
+def test_orbax_alone_reads_a_checkpoint(tmp_path: Path) -> None:
+    state = trained_state(5)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(5, state, {})
+    with ocp.StandardCheckpointer() as orbax:
+        found = orbax.restore(tmp_path / "5")
+    assert_same(found["params"], state.params)
+    assert_same(found["key"], jax.random.key_data(state.key))
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path: Path) -> None:
@@ -82,16 +112,21 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path: Path) -> None:
     assert one.params["model"]["w"].devices() == {jax.local_devices()[0]}
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+OTHERS = {  # parameters of another model -> what is said of the first that differs
+    "shape": ({"w": jnp.zeros(4)}, r"float32\[3\] in the checkpoint and float32\[4\] here"),
+    "type": ({"w": jnp.zeros(3, jnp.bfloat16)}, r"float32\[3\] in the checkpoint and bfloat16\[3\] here"),
+    "one more": ({"w": jnp.zeros(3), "b": jnp.zeros(())}, r"absent in the checkpoint and float32\[\] here"),
+    "one less": ({}, r"float32\[3\] in the checkpoint and absent here"),
+}
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, way: str) -> None:
+    params, message = OTHERS[way]
     with checkpoints.Checkpoints(tmp_path) as saved:
-        saved.save(4, trained_state(4), {}, 0.0)
-    other = training.gradient_descent(
-        lambda key, x: {"w": jnp.zeros(4), "b": jnp.zeros(())},
-        training.batch_mean(lambda *_: (0.0, {})),
-        optax.sgd(0.1),
-    )
-    with checkpoints.Checkpoints(tmp_path) as saved, pytest.raises(ValueError, match="another model"):
-        saved.restore(4, other.init(jax.random.key(0), CENTERS[0]))
+        saved.save(4, {"w": jnp.zeros(3)}, {}, 0.0)
+    with checkpoints.Checkpoints(tmp_path) as saved, pytest.raises(ValueError, match=f"another model: .*{message}"):
+        saved.restore(4, params)
 
 
 def large_state(step: int) -> training.State:
@@ -180,12 +215,33 @@ def test_a_reader_leaves_damage_where_it_is(copied: Path, way: str) -> None:
     assert harness.contents(copied) == before
 
 
-def test_a_first_checkpoint_that_was_never_finished_is_missed_and_training_starts_over(tmp_path: Path) -> None:
+class Killed(BaseException):
+    pass
+
+
+def save_and_be_killed(workdir: Path, patch: pytest.MonkeyPatch) -> None:
+    """Saves step 1 in a process that is killed when all is written but that it was finished."""
+    write = checkpoints._write_record
+
+    def killed(path: Path, record: dict[str, Any]) -> None:
+        if record["finished"]:
+            raise Killed
+        write(path, record)
+
+    saved = checkpoints.Checkpoints(workdir / "checkpoints")
+    with patch.context() as context:
+        context.setattr(checkpoints, "_write_record", killed)
+        saved.save(1, large_state(1), TOTALS)
+        with pytest.raises(Killed):
+            saved.close()
+    assert not finished(workdir, 1)
+
+
+def test_a_first_checkpoint_that_was_never_finished_is_missed_and_training_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert newest(tmp_path) == (None, [])
-    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
-    saved.save(1, large_state(1), TOTALS)
-    saved._checkpointer.wait_until_finished()  # and here the process is killed
-    assert not finished(tmp_path, 1)
+    save_and_be_killed(tmp_path, monkeypatch)
     harness.damage(tmp_path, 1, "half-written")
     found, (warning,) = newest(tmp_path)
     assert found is None
@@ -198,21 +254,19 @@ def finished(workdir: Path, step: int) -> bool:
     return json.loads((workdir / "checkpoints" / f"{step}.json").read_text())["record"]["finished"]
 
 
-@pytest.mark.parametrize("by", ["close", "the next save", "restore_newest"])
-def test_a_checkpoint_that_was_finished_is_never_taken_for_one_that_was_not(tmp_path: Path, by: str) -> None:
+@pytest.mark.parametrize("by", ["save", "restore_newest"])
+def test_a_checkpoint_that_was_finished_is_never_taken_for_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
     """Its record says so as soon as anything knows it, so that its loss is no reason to start over."""
-    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
-    saved.save(1, large_state(1), TOTALS)
-    assert not finished(tmp_path, 1)
-    if by == "restore_newest":
-        saved._checkpointer.wait_until_finished()
-        assert newest(tmp_path)[0][0] == 1
+    if by == "save":
+        with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+            saved.save(1, large_state(1), TOTALS)
     else:
-        saved.close() if by == "close" else saved.save(2, large_state(2), TOTALS)
+        save_and_be_killed(tmp_path, monkeypatch)
+        assert newest(tmp_path)[0][0] == 1
     assert finished(tmp_path, 1)
-    saved.close()
     shutil.rmtree(tmp_path / "checkpoints" / "1")
-    shutil.rmtree(tmp_path / "checkpoints" / "2", ignore_errors=True)
     with pytest.raises(checkpoints.DamagedError):
         newest(tmp_path)
 
@@ -259,56 +313,55 @@ def full(*_: Any, **__: Any) -> None:
     raise ValueError("RESOURCE_EXHAUSTED: Error writing local file [os_error_code='28'] and much more")
 
 
-def saved_at_once(saved: checkpoints.Checkpoints) -> None:
-    saved.save(1, large_state(1), TOTALS)
-    saved.wait()
-
-
 def below_a_file(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
     folder.write_text("no folder")
 
 
-def full_at_once(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
+def full_for_arrays(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(saved._checkpointer, "save", full)
 
 
-def full_later(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(saved._checkpointer, "wait_until_finished", full)
+def full_for_records(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(checkpoints, "_write_record", full)
 
 
+@pytest.mark.parametrize("told_by", ["wait", "the next save", "restore_newest", "close"])
 @pytest.mark.parametrize(
     "way, reason",
     [
         (below_a_file, "File exists"),
-        (full_at_once, "No space left on device"),
-        (full_later, "No space left on device"),
+        (full_for_arrays, "No space left on device"),
+        (full_for_records, "No space left on device"),
     ],
 )
 def test_a_write_that_fails_names_the_step_and_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable, reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable, reason: str, told_by: str
 ) -> None:
     folder = tmp_path / "checkpoints"
     saved = checkpoints.Checkpoints(folder)
+    tell: dict[str, Callable[[], Any]] = {
+        "wait": saved.wait,
+        "the next save": lambda: saved.save(2, large_state(2), TOTALS),
+        "restore_newest": lambda: saved.restore_newest(large_state(0), pytest.fail),
+        "close": saved.close,
+    }
     way(folder, saved, monkeypatch)
+    saved.save(1, large_state(1), TOTALS)
     with pytest.raises(OSError, match=f"the checkpoint of step 1 could not be written to {folder}: .*{reason}"):
-        saved_at_once(saved)
+        tell[told_by]()
     monkeypatch.undo()
     saved.close()
     if folder.is_dir():
-        assert newest(tmp_path)[0] is None or way is full_later
+        assert newest(tmp_path)[0] is None
 
 
-@pytest.mark.parametrize("moment", ["save", "wait_until_finished"])
-def test_a_lost_process_is_not_taken_for_a_failed_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_a_lost_process_is_not_taken_for_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The supervisor is to start the job again, which it would not for an error of the file system."""
 
     def lost(*_: Any, **__: Any) -> None:
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
 
     with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
-        monkeypatch.setattr(saved._checkpointer, moment, lost)
+        monkeypatch.setattr(jax, "device_get", lost)
         with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"):
-            saved_at_once(saved)
-        monkeypatch.undo()
+            saved.save(1, large_state(1), TOTALS)
