@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -133,6 +134,7 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state of ``step`` and the sums saved with it, with the structure and placement of ``like``.
 
+        ``like`` is a state or what ``jax.eval_shape`` makes of one, which is placed on the default device.
         Raises ValueError where the checkpoint is of another model, and DamagedError where it is not what was saved.
         """
         processes.on_first(self.wait)
@@ -258,15 +260,25 @@ def _typed_key(leaf: Any) -> bool:
 
 
 def _data(tree: Any) -> Any:
-    """A tree with the data of typed keys in their place."""
-    return jax.tree.map(lambda a: jax.random.key_data(a) if _typed_key(a) else a, tree)
+    """A tree, of arrays or of their shapes, with the data of typed keys in their place."""
+
+    def of(leaf: Any) -> Any:
+        if not _typed_key(leaf):
+            return leaf
+        return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
+
+    return jax.tree.map(of, tree)
 
 
 def _placed(like: Any, data: np.ndarray) -> Any:
-    """An array of the host where ``like`` is, and a key where it is one."""
-    place = _data(like).sharding
-    array = jax.make_array_from_callback(data.shape, place, data.__getitem__)
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _typed_key(like) else array
+    """An array of the host where ``like`` is, or on the default device where it is nowhere; a key where it is one."""
+    place = getattr(_data(like), "sharding", None)
+    array = jnp.asarray(data) if place is None else jax.make_array_from_callback(data.shape, place, data.__getitem__)
+    if not _typed_key(like):
+        return array
+    impl: list[Any] = []  # which JAX tells of arrays, traced ones among them, but not of shapes
+    jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), like)
+    return jax.random.wrap_key_data(array, impl=impl[0])
 
 
 def _described(tree: Any) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import harness
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
@@ -37,6 +38,25 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert_same(state, restored)
     assert restored_totals == totals
     assert jax.tree.structure(state) == jax.tree.structure(restored)
+
+
+LIKE: dict[str, Callable[[Any], Any]] = {
+    "a state": lambda state: state,
+    "shapes": lambda state: jax.eval_shape(lambda: state),
+    "arrays of NumPy": lambda state: jax.tree.map(np.asarray, state._replace(key=None))._replace(key=state.key),
+}
+
+
+@pytest.mark.parametrize("like", LIKE)
+def test_what_a_state_is_restored_like(tmp_path: Path, like: str) -> None:
+    state = trained_state(5)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(5, state, {})
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        restored, _ = saved.restore(5, LIKE[like](trained_state(0)))
+    assert_same(state, restored)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
+    assert jax.random.key_impl(restored.key) == jax.random.key_impl(state.key)
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
