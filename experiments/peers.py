@@ -137,8 +137,8 @@ def jaxvae(work: Work) -> Run:
     return run
 
 
-def scan(work: Work) -> Run | None:
-    """The bare loop: ``lax.scan`` over an epoch of the algorithm's step, nothing else."""
+def _loop(work: Work, compiled: bool) -> Run | None:
+    """Epochs of the algorithm's step and nothing else, as one program each or a program for each step."""
     import jax
     import jax.numpy as jnp
 
@@ -151,11 +151,17 @@ def scan(work: Work) -> Run | None:
     place, weight = jnp.arange(work.batch), jnp.full(work.batch, 1 / work.batch)
     steps = work.examples // work.batch
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state: Any, key: Any) -> Any:
-        rows = jax.random.permutation(key, work.examples)[: steps * work.batch].reshape(steps, work.batch)
-        return jax.lax.scan(lambda s, r: algorithm.step(s, training.Batch(images[r], place, weight)), state, rows)[0]
+    def batches(key: Any) -> Any:
+        return jax.random.permutation(key, work.examples)[: steps * work.batch].reshape(steps, work.batch)
 
+    def step(state: Any, rows: Any) -> Any:
+        return algorithm.step(state, training.Batch(images[rows], place, weight))
+
+    if compiled:
+        epoch = jax.jit(lambda state, key: jax.lax.scan(step, state, batches(key))[0], donate_argnums=0)
+    else:
+        order, one = jax.jit(batches), jax.jit(lambda state, rows: step(state, rows)[0], donate_argnums=0)
+        epoch = lambda state, key: functools.reduce(one, np.asarray(order(key)), state)
     state = [jax.jit(algorithm.init)(jax.random.key(0), images[0])]
 
     def run(count: int) -> None:
@@ -164,6 +170,16 @@ def scan(work: Work) -> Run | None:
         jax.block_until_ready(state[0])
 
     return run
+
+
+def scan(work: Work) -> Run | None:
+    """The bare loop: ``lax.scan`` over an epoch of the algorithm's step, nothing else."""
+    return _loop(work, compiled=True)
+
+
+def steps(work: Work) -> Run | None:
+    """The algorithm's step, called for every batch."""
+    return _loop(work, compiled=False)
 
 
 def step(work: Work) -> tuple[Callable, tuple]:
@@ -572,6 +588,7 @@ def pythae(work: Work) -> Run | None:
 PEERS: dict[str, Callable[[Work], Run | None]] = {
     "jaxvae": jaxvae,
     "scan": scan,
+    "steps": steps,
     "products": products,
     "flax": flax,
     "numpyro": numpyro,
@@ -580,4 +597,4 @@ PEERS: dict[str, Callable[[Work], Run | None]] = {
     "torch.products": torch_products,
     "pythae": pythae,
 }
-NO_LIBRARIES = ("scan", "products", "torch.products")  # our own loop, and parts of its work
+NO_LIBRARIES = ("scan", "steps", "products", "torch.products")  # our own loops, and parts of their work

@@ -43,7 +43,8 @@ class Settings:
     works: tuple[str, ...] = ()
     """Beginnings of the names of works, such as mlp or conv; none is all but wide, which is for accelerators."""
     peers: tuple[str, ...] = tuple(peers.PEERS)
-    """Who does them; scan is the bare loop over this library's step, products and torch.products its products alone."""
+    """Who does them; scan is the bare loop over this library's step, steps calls it for every batch, products and
+    torch.products are its products alone."""
     precisions: tuple[Literal["float32", "tensorfloat32", "bfloat16"], ...] = ("float32",)
     """How networks compute; bfloat16 is autocast in torch, and left out where a peer has no such thing."""
     together: int = 1
