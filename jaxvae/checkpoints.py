@@ -134,7 +134,7 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state of ``step`` and the sums saved with it, with the structure and placement of ``like``.
 
-        ``like`` is a state or what ``jax.eval_shape`` makes of one, which is placed on the default device.
+        ``like`` is a state or its shapes, which without a sharding are placed on the default device.
         Raises ValueError where the checkpoint is of another model, and DamagedError where it is not what was saved.
         """
         processes.on_first(self.wait)
@@ -265,7 +265,9 @@ def _data(tree: Any) -> Any:
     def of(leaf: Any) -> Any:
         if not _typed_key(leaf):
             return leaf
-        return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
+        if isinstance(leaf, jax.Array):
+            return jax.random.key_data(leaf)
+        return jax.eval_shape(jax.random.key_data, leaf).update(sharding=leaf.sharding)
 
     return jax.tree.map(of, tree)
 

@@ -59,6 +59,16 @@ def test_what_a_state_is_restored_like(tmp_path: Path, like: str) -> None:
     assert jax.random.key_impl(restored.key) == jax.random.key_impl(state.key)
 
 
+def test_shapes_with_a_placement_are_restored_there(tmp_path: Path) -> None:
+    state, place = trained_state(5), NamedSharding(Mesh(jax.devices(), "d"), PartitionSpec())
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(5, state, {})
+        restored, _ = saved.restore(5, like)
+    assert_same(state, restored)
+    assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {place}
+
+
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     metrics = {1: -5.0, 2: -1.0, 3: -4.0, 4: -3.0, 5: -2.0}
     with checkpoints.Checkpoints(tmp_path) as saved:
