@@ -137,8 +137,8 @@ def jaxvae(work: Work) -> Run:
     return run
 
 
-def _loop(work: Work, compiled: bool) -> Run | None:
-    """Epochs of the algorithm's step and nothing else, as one program each or a program for each step."""
+def _loop(work: Work, one_program: bool) -> Run | None:
+    """Epochs of the algorithm's step and nothing else, an epoch in one program or a call for each step."""
     import jax
     import jax.numpy as jnp
 
@@ -149,15 +149,15 @@ def _loop(work: Work, compiled: bool) -> Run | None:
     _, algorithm, _ = _ours(work)
     images = jnp.asarray(work.images())
     place, weight = jnp.arange(work.batch), jnp.full(work.batch, 1 / work.batch)
-    steps = work.examples // work.batch
 
     def batches(key: Any) -> Any:
-        return jax.random.permutation(key, work.examples)[: steps * work.batch].reshape(steps, work.batch)
+        whole = work.examples // work.batch * work.batch
+        return jax.random.permutation(key, work.examples)[:whole].reshape(-1, work.batch)
 
     def step(state: Any, rows: Any) -> Any:
         return algorithm.step(state, training.Batch(images[rows], place, weight))
 
-    if compiled:
+    if one_program:
         epoch = jax.jit(lambda state, key: jax.lax.scan(step, state, batches(key))[0], donate_argnums=0)
     else:
         order, one = jax.jit(batches), jax.jit(lambda state, rows: step(state, rows)[0], donate_argnums=0)
@@ -174,12 +174,12 @@ def _loop(work: Work, compiled: bool) -> Run | None:
 
 def scan(work: Work) -> Run | None:
     """The bare loop: ``lax.scan`` over an epoch of the algorithm's step, nothing else."""
-    return _loop(work, compiled=True)
+    return _loop(work, one_program=True)
 
 
 def steps(work: Work) -> Run | None:
     """The algorithm's step, called for every batch."""
-    return _loop(work, compiled=False)
+    return _loop(work, one_program=False)
 
 
 def step(work: Work) -> tuple[Callable, tuple]:
