@@ -25,7 +25,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def claim(workdir: Path) -> IO[str]:
-    """Makes the folder and takes its lock, which lasts as long as the process; keep what it returns.
+    """Makes the folder and takes its lock, which lasts as long as the process; keep what it
+    returns.
 
     Raises ValueError where another run that is alive has it.
     """
@@ -40,7 +41,10 @@ def claim(workdir: Path) -> IO[str]:
             "another --workdir"
         ) from None
     except OSError as error:
-        print(f"warning: {workdir} cannot be locked ({error}); see to it that no other run uses it", file=sys.stderr)
+        print(
+            f"warning: {workdir} cannot be locked ({error}); see to it that no other run uses it",
+            file=sys.stderr,
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -74,19 +78,29 @@ def load_config(workdir: Path) -> Config:
     values = _read(file)
     known = {field.name for field in dataclasses.fields(Config)}
     if values.keys() - known:
-        raise ValueError(f"{file} has fields that this version does not know: {sorted(values.keys() - known)}")
-    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        raise ValueError(
+            f"{file} has fields that this version does not know: {sorted(values.keys() - known)}"
+        )
+    return Config(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); put it back or move the run folder away") from error
+        raise ValueError(
+            f"{file} is damaged ({error}); put it back or move the run folder away"
+        ) from error
 
 
 def restore(run: Run, workdir: Path, which: str = "latest") -> tuple[int, Any]:
-    """The step and the parameters of a run's ``latest`` or ``best`` checkpoint, or of the one with a given number.
+    """The step and the parameters of a run's ``latest`` or ``best`` checkpoint, or of the one with
+    a given number.
 
     ``latest`` is the newest one that is whole; a newer one that is not is named on stderr.
     """
@@ -98,7 +112,9 @@ def restore(run: Run, workdir: Path, which: str = "latest") -> tuple[int, Any]:
             step = saved.best if which == "best" else int(which) if which.isdigit() else None
             state = saved.restore(step, run.init_state())[0] if step in saved.steps else None
         if state is None:
-            raise ValueError(f"{workdir} has no checkpoint {which!r}; it has {saved.steps or 'none'}")
+            raise ValueError(
+                f"{workdir} has no checkpoint {which!r}; it has {saved.steps or 'none'}"
+            )
     return step, training.trained(state)
 
 

@@ -1,12 +1,13 @@
 """Measures bias, variance and cost of gradient estimators side by side.
 
-``python experiments/gradient_variance.py PROBLEM [--estimators rloo disarm] [--num-samples 2 4] [--json OUT]``;
-``--help`` lists all. Problems: toy, titsias_shi, liu_kool, square, exponential, cosine, linear_gaussian, binary_vae,
-logistic_regression, and vae, any preset of train.py.
+``python experiments/gradient_variance.py PROBLEM [--estimators rloo disarm] [--num-samples 2 4]
+[--json OUT]``; ``--help`` lists all. Problems: toy, titsias_shi, liu_kool, square, exponential,
+cosine, linear_gaussian, binary_vae, logistic_regression, and vae, any preset of train.py.
 
-Where the noise can be enumerated or integrated the moments are exact; else they are sampled, with intervals of 95 %.
-All estimators are measured at the same parameters with the same keys. One that learns is trained at them first
-(``--control-steps``) and then frozen. Budgets are in evaluations of f per example, and a gradient counts as one more.
+Where the noise can be enumerated or integrated the moments are exact; else they are sampled, with
+intervals of 95 %. All estimators are measured at the same parameters with the same keys. One that
+learns is trained at them first (``--control-steps``) and then frozen. Budgets are in evaluations of
+f per example, and a gradient counts as one more.
 """
 
 from __future__ import annotations
@@ -51,13 +52,19 @@ class Options(problems.Settings):
     chunk: int = 256
     """Draws at a time, at most; memory is that of as many gradients."""
     mode: Literal["auto", "exact", "sampled"] = "auto"
-    """How moments are computed; auto is exact for the estimators whose noise has a law that is small enough."""
+    """How moments are computed; auto is exact for the estimators whose noise has a law that is
+    small enough.
+    """
     reference: str | None = None
-    """Unbiased estimator whose mean stands for the true gradient where that is not known; none is the least noisy."""
+    """Unbiased estimator whose mean stands for the true gradient where that is not known; none
+    is the least noisy.
+    """
     checkpoints: tuple[int, ...] = (0,)
     """Training steps after which all estimators are measured, the same parameters for all (vae)."""
     invariances: bool = False
-    """Look as well at what must not matter: a constant added to f, renamed values, saturated logits, float32."""
+    """Look as well at what must not matter: a constant added to f, renamed values, saturated
+    logits, float32.
+    """
     control_steps: int = 500
     """Steps that train a control variate before it is frozen."""
     control_learning_rate: float = 1e-2
@@ -71,7 +78,9 @@ class Options(problems.Settings):
 
 
 def learned(problem: problems.Problem, name: str, k: int, params: Any, options: Options) -> Any:
-    """The control variate's parameters after ``control_steps`` of descent at frozen parameters, or None."""
+    """The control variate's parameters after ``control_steps`` of descent at frozen parameters,
+    or None.
+    """
     own = problems.estimators_of(problem)[name]
     if own.init is None:
         return None
@@ -97,10 +106,14 @@ def learned(problem: problems.Problem, name: str, k: int, params: Any, options: 
         return (optax.apply_updates(control, updates), moments), None
 
     keys = jax.random.split(jax.random.key(options.seed + LEARNING), options.control_steps)
-    return jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))((control, optimizer.init(control)), keys)[0][0]
+    return jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))(
+        (control, optimizer.init(control)), keys
+    )[0][0]
 
 
-def exactly(problem: problems.Problem, name: str, k: int, params: Any, control: Any) -> tuple[np.ndarray, np.ndarray]:
+def exactly(
+    problem: problems.Problem, name: str, k: int, params: Any, control: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance [P] by the law of the noise, averaged over units of one example each."""
     own = problems.estimators_of(problem)[name]
     sizes = [1] if problem.examples is None else jax.tree.leaves(problem.examples)[0].shape
@@ -111,7 +124,11 @@ def exactly(problem: problems.Problem, name: str, k: int, params: Any, control: 
         make = problems.wired(problem, name, wide(control))
         found = []
         for u in range(sizes[0]):
-            x = None if problem.examples is None else wide(jax.tree.map(lambda a, u=u: a[u, 0], problem.examples))
+            x = (
+                None
+                if problem.examples is None
+                else wide(jax.tree.map(lambda a, u=u: a[u, 0], problem.examples))
+            )
             moments = measurements.exact(own, lambda params, x=x: make(params, x), wide(params), k)
             found.append([np.asarray(measurements.ravel(tree)) for tree in moments])
     mean, variance = (np.mean(part, 0) for part in zip(*found, strict=True))
@@ -146,22 +163,33 @@ def timed(functions: dict[str, Any], rounds: int) -> dict[str, float]:
     return {name: statistics.median(own) for name, own in seconds.items()}
 
 
-def costs(problem: problems.Problem, objectives: dict[str, Any], params: Any, options: Options) -> dict[str, dict]:
-    """Of 64 gradients at once: XLA's operations and bytes for one, and seconds without compilation."""
+def costs(
+    problem: problems.Problem, objectives: dict[str, Any], params: Any, options: Options
+) -> dict[str, dict]:
+    """Of 64 gradients at once: XLA's operations and bytes for one, and seconds without
+    compilation.
+    """
     unit = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
     keys = jax.random.split(jax.random.key(0), 64)
     found, runs = {}, {}
     for name, of in objectives.items():
-        gradient = jax.jit(lambda params, keys, of=of: jax.vmap(lambda k: jax.grad(of, 1)(k, params, unit))(keys))
+        gradient = jax.jit(
+            lambda params, keys, of=of: jax.vmap(lambda k: jax.grad(of, 1)(k, params, unit))(keys)
+        )
         compiled = gradient.lower(params, keys).compile()
         analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
         found[name] = {
             "flops": analysis.get("flops", math.nan) / 64,
-            "peak_bytes": (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 64 if memory else math.nan,
+            "peak_bytes": (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 64
+            if memory
+            else math.nan,
         }
         runs[name] = lambda compiled=compiled: jax.block_until_ready(compiled(params, keys))
     seconds = timed(runs, options.timings) if options.timings else {}
-    return {name: own | {"seconds": seconds[name] / 64 if name in seconds else None} for name, own in found.items()}
+    return {
+        name: own | {"seconds": seconds[name] / 64 if name in seconds else None}
+        for name, own in found.items()
+    }
 
 
 def _sizes(problem: problems.Problem, params: Any) -> tuple[int, int]:
@@ -174,21 +202,30 @@ def _sizes(problem: problems.Problem, params: Any) -> tuple[int, int]:
     return size, 2 if problem.latents == "binary" else 0
 
 
-def compare(problem: problems.Problem, params: Any, k: int | None, options: Options) -> list[dict[str, Any]]:
-    """A row for every estimator at these parameters, with K samples or the fewest that each needs."""
+def compare(
+    problem: problems.Problem, params: Any, k: int | None, options: Options
+) -> list[dict[str, Any]]:
+    """A row for every estimator at these parameters, with K samples or the fewest that each
+    needs.
+    """
     table = problems.estimators_of(problem)
     names = options.estimators or tuple(table)
     if options.reference is not None:
         names = tuple(dict.fromkeys((*names, options.reference)))
     # bounds of several samples are compared at the same K, because it is part of what they estimate
-    several = max([table[name].least for name in names if _of_k(table[name])], default=1)
-    fewest = lambda own: max(k or own.least, own.least, several if _of_k(own) else 1)
+    several = max([table[name].min_samples for name in names if _of_k(table[name])], default=1)
+    fewest = lambda own: max(k or own.min_samples, own.min_samples, several if _of_k(own) else 1)
     truth, key = true_gradient(problem, params), jax.random.key(options.seed)
     rows, measured, controls, objectives, counts = {}, {}, {}, {}, {}
     for name in names:
         own = table[name]
         counts[name] = fewest(own)
-        row = {"estimator": name, "num_samples": counts[name], "unbiased": own.unbiased, "of": own.of}
+        row = {
+            "estimator": name,
+            "num_samples": counts[name],
+            "unbiased": own.unbiased,
+            "of": own.estimates,
+        }
         try:
             controls[name] = learned(problem, name, counts[name], params, options)
             objective = problems.objective(problem, name, counts[name], controls[name])
@@ -201,8 +238,14 @@ def compare(problem: problems.Problem, params: Any, k: int | None, options: Opti
                 if options.mode == "exact":
                     raise
                 more = {"examples": problem.examples, "direction": truth, "chunk": options.chunk}
-                measured[name] = measurements.measure(objective, params, key, options.num_draws, **more)
-                rows[name] = row | {"mode": "sampled", "mean": measured[name].mean, "variance": measured[name].variance}
+                measured[name] = measurements.measure(
+                    objective, params, key, options.num_draws, **more
+                )
+                rows[name] = row | {
+                    "mode": "sampled",
+                    "mean": measured[name].mean,
+                    "variance": measured[name].variance,
+                }
             objectives[name] = objective
         except ValueError as error:
             if options.estimators:
@@ -213,7 +256,7 @@ def compare(problem: problems.Problem, params: Any, k: int | None, options: Opti
     for name, row in rows.items():
         row |= spent[name]
         row["evaluations"] = table[name].evaluations(counts[name], *size)
-        row["slopes"] = table[name].slopes(counts[name], *size)
+        row["gradient_evaluations"] = table[name].gradient_evaluations(counts[name], *size)
     _judge(rows, measured, truth, table, options)
     rare, drawn = rarest(problem, params), options.num_draws * _units(problem)
     for name in measured:
@@ -223,7 +266,9 @@ def compare(problem: problems.Problem, params: Any, k: int | None, options: Opti
         x = None if problem.examples is None else jax.tree.map(lambda a: a[0, 0], problem.examples)
         for name, row in rows.items():
             q, f, more = problems.wired(problem, name, controls[name])(params, x)
-            row["invariances"] = measurements.invariances(table[name], q, f, key, counts[name], **more)
+            row["invariances"] = measurements.invariances(
+                table[name], q, f, key, counts[name], **more
+            )
     return list(rows.values())
 
 
@@ -232,13 +277,19 @@ def _units(problem: problems.Problem) -> int:
 
 
 def rarest(problem: problems.Problem, params: Any) -> float:
-    """The probability of the least likely value that a discrete latent has in any example; 1 for continuous ones."""
+    """The probability of the least likely value that a discrete latent has in any example; 1 for
+    continuous ones.
+    """
     if problem.latents == "continuous":
         return 1.0
 
     def least(x: Any) -> Array:
         logits = problem.make(params, x)[0].logits
-        log_p = -jax.nn.softplus(jnp.abs(logits)) if problem.latents == "binary" else jax.nn.log_softmax(logits)
+        log_p = (
+            -jax.nn.softplus(jnp.abs(logits))
+            if problem.latents == "binary"
+            else jax.nn.log_softmax(logits)
+        )
         return log_p.min()
 
     if problem.examples is None:
@@ -255,23 +306,27 @@ def _or_rare(warning: str, rare: float) -> str:
 
 def _of_k(own: Any) -> bool:
     """Whether what a bound estimates depends on its number of samples."""
-    return own.of not in ("", "elbo")
+    return own.estimates not in ("", "elbo")
 
 
 def _aim(own: Any) -> str:
-    return {"": "elbo", "rws": "iwae"}.get(own.of, own.of)
+    return {"": "elbo", "rws": "iwae"}.get(own.estimates, own.estimates)
 
 
 def _peers(rows: dict, name: str, table: dict, options: Options) -> list[str]:
     """The unbiased estimators of the same objective, or the reference that was asked for."""
-    fit = [other for other in rows if table[other].unbiased and _aim(table[other]) == _aim(table[name])]
+    fit = [
+        other for other in rows if table[other].unbiased and _aim(table[other]) == _aim(table[name])
+    ]
     return [options.reference] if options.reference in fit else fit
 
 
-def _judge(rows: dict[str, dict], measured: dict, truth: np.ndarray | None, table: dict, options: Options) -> None:
+def _judge(
+    rows: dict[str, dict], measured: dict, truth: np.ndarray | None, table: dict, options: Options
+) -> None:
     """Adds biases, intervals, signals and budgets to the rows, and takes the vectors out."""
     noise = lambda name: float(rows[name]["variance"].sum())
-    spent = lambda name: rows[name]["evaluations"] + rows[name]["slopes"]
+    spent = lambda name: rows[name]["evaluations"] + rows[name]["gradient_evaluations"]
     for row in rows.values():
         row["norm"] = float(np.linalg.norm(row["mean"]))
     for name, row in rows.items():
@@ -300,7 +355,11 @@ def _judge(rows: dict[str, dict], measured: dict, truth: np.ndarray | None, tabl
                 row["squared_bias"] = [squared] * 3
             else:
                 bias = reports.bias(own, target)
-                row |= {"largest_z": bias.largest_z, "z_bound": bias.bound, "visible_bias": bias.visible}
+                row |= {
+                    "largest_z": bias.largest_z,
+                    "z_bound": bias.bound,
+                    "visible_bias": bias.visible,
+                }
                 row["squared_bias"] = list(bias.squared)
                 squared = bias.squared.value if bias.squared.low > 0 else 0.0
                 row["warnings"] = reports.warnings(own, bias)
@@ -331,8 +390,13 @@ def slopes(curves: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
     for name, rows in curves.items():
         good = [row for row in rows if row["trace"][0] > 0]
         if len({row["num_samples"] for row in good}) > 1:
-            errors = [max(math.log(row["trace"][2] / row["trace"][1]) / (2 * reports.WIDTH), 1e-6) for row in good]
-            fitted = reports.slope([r["num_samples"] for r in good], [r["trace"][0] for r in good], errors)
+            errors = [
+                max(math.log(row["trace"][2] / row["trace"][1]) / (2 * reports.WIDTH), 1e-6)
+                for row in good
+            ]
+            fitted = reports.slope(
+                [r["num_samples"] for r in good], [r["trace"][0] for r in good], errors
+            )
             found[name] = list(fitted)
     return found
 
@@ -346,12 +410,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+def main(
+    problem: Annotated[str, tyro.conf.Positional],
+    options: Annotated[Options, tyro.conf.arg(name="")],
+) -> None:
     """Measures bias, variance and cost of gradient estimators on a problem.
 
     Args:
-        problem: toy, titsias_shi, liu_kool, square, exponential, cosine, linear_gaussian, binary_vae,
-            logistic_regression or vae.
+        problem: toy, titsias_shi, liu_kool, square, exponential, cosine, linear_gaussian,
+            binary_vae, logistic_regression or vae.
         options: what is measured.
     """
     if problem not in problems.PROBLEMS:
@@ -359,17 +426,26 @@ def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Optio
     for path in (options.json, options.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: the folder does not exist")
-    if min(options.units, options.batch_size, options.latent, options.chunk) < 1 or not options.checkpoints:
-        raise ValueError("--units, --batch-size, --latent and --chunk must be at least 1, --checkpoints not empty")
+    if (
+        min(options.units, options.batch_size, options.latent, options.chunk) < 1
+        or not options.checkpoints
+    ):
+        raise ValueError(
+            "--units, --batch-size, --latent and --chunk must be at least 1, --checkpoints not empty"
+        )
     given = problems.PROBLEMS[problem](options)
     table = problems.estimators_of(given)
     for name in (*options.estimators, *([options.reference] if options.reference else [])):
         if name not in table:
-            raise ValueError(f"{name!r} does not serve the problem {problem}; {', '.join(table)} do")
+            raise ValueError(
+                f"{name!r} does not serve the problem {problem}; {', '.join(table)} do"
+            )
     if min(options.num_samples, default=1) < 1 or options.num_draws < 2:
         raise ValueError("--num-samples must be at least 1 and --num-draws at least 2")
     if options.reference is not None and not table[options.reference].unbiased:
-        raise ValueError(f"--reference {options.reference} is biased, and cannot stand for the true gradient")
+        raise ValueError(
+            f"--reference {options.reference} is biased, and cannot stand for the true gradient"
+        )
     if given.train is None and options.checkpoints != (0,):
         raise ValueError(f"--checkpoints belong to the problem vae; {problem} is not trained")
     found: dict[int, list[dict[str, Any]]] = {}
@@ -389,11 +465,20 @@ def main(problem: Annotated[str, tyro.conf.Positional], options: Annotated[Optio
     for name, (value, low, high) in exponents.items():
         print(f"{name}: variance ~ K^{value:.2f} ({low:.2f}, {high:.2f})")
     if options.json is not None:
-        packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
-        machine = {"python": platform.python_version(), "machine": platform.machine(), "backend": jax.default_backend()}
+        packages = {
+            name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")
+        }
+        machine = {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "backend": jax.default_backend(),
+        }
         record = {
             "problem": problem,
-            "options": {k: v if not isinstance(v, Path) else str(v) for k, v in dataclasses.asdict(options).items()},
+            "options": {
+                k: v if not isinstance(v, Path) else str(v)
+                for k, v in dataclasses.asdict(options).items()
+            },
             "versions": packages | machine,
             "keys": "draw r of unit u: fold_in(fold_in(key(seed), u), r); control variates: key(seed + 2^20)",
             "checkpoints": {str(step): rows for step, rows in found.items()},

@@ -13,9 +13,17 @@ import numpy as np
 from wiring import Run
 
 from jaxvae import datasets, divergences, evaluation, figures, processes
-from jaxvae.distributions import Bernoulli, OneHotCategorical, PowerSpherical, VonMisesFisher, mean_of
+from jaxvae.distributions import (
+    Bernoulli,
+    OneHotCategorical,
+    PowerSpherical,
+    VonMisesFisher,
+    mean_of,
+)
 
-SPEEDS: dict[str, Callable[[float], str]] = {  # what the lines of metrics.jsonl say of speed, and how it is printed
+SPEEDS: dict[
+    str, Callable[[float], str]
+] = {  # what the lines of metrics.jsonl say of speed, and how it is printed
     "images_per_second": lambda value: f"{value:,.0f} images/s",
     "flops_per_second": lambda value: f"{value / 1e9:,.1f} GFLOP/s",
     "share_of_peak": lambda value: f"{value:.1%} of the devices' peak",
@@ -29,18 +37,27 @@ def say(sentence: str) -> None:
 
 
 class Metrics:
-    """Lines of ``metrics.jsonl`` and ``validation.jsonl``, TensorBoard where tensorboardX is there, a progress bar.
+    """Lines of ``metrics.jsonl`` and ``validation.jsonl``, TensorBoard where tensorboardX is there,
+    a progress bar.
 
-    Lines of steps after ``start``, which a run that was killed has left, are dropped: their steps are run again. In a
-    job of several processes only the first one writes. ``cost`` gives more figures for the images per second.
+    Lines of steps after ``start``, which a run that was killed has left, are dropped: their steps
+    are run again. In a job of several processes only the first one writes. ``cost`` gives more
+    figures for the images per second.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, cost: Callable[[float], dict[str, float]]):
+    def __init__(
+        self, workdir: Path, start: int, steps: int, cost: Callable[[float], dict[str, float]]
+    ):
         from tqdm import tqdm
 
         self.workdir, self.cost, self.board, self.writes = workdir, cost, None, processes.is_first()
         self.bar = tqdm(
-            total=steps, initial=start, unit="step", desc="training", dynamic_ncols=True, disable=not self.writes
+            total=steps,
+            initial=start,
+            unit="step",
+            desc="training",
+            dynamic_ncols=True,
+            disable=not self.writes,
         )
         if not self.writes:
             return
@@ -60,7 +77,11 @@ class Metrics:
         """The means of all terms since the last report."""
         report |= self.cost(report["images_per_second"])
         names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
-        shown = {name: f"{report[term]:.2f}" for term, name in names.items() if report.get(term) is not None}
+        shown = {
+            name: f"{report[term]:.2f}"
+            for term, name in names.items()
+            if report.get(term) is not None
+        }
         self.bar.set_postfix({"images/s": f"{report['images_per_second']:,.0f}"} | shown)
         self.bar.update(step - self.bar.n)
         self._write("metrics.jsonl", step, report)
@@ -94,19 +115,23 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             whole.append(json.loads(line))
         except json.JSONDecodeError:
             if number != len(lines) - 1:
-                raise ValueError(f"{file}, line {number + 1} is not JSON; move the file away to go on") from None
+                raise ValueError(
+                    f"{file}, line {number + 1} is not JSON; move the file away to go on"
+                ) from None
     return whole
 
 
-def judge(run: Run, params: Any, split: datasets.Split, num_samples: int, batch_size: int = 50) -> dict[str, Any]:
+def judge(
+    run: Run, params: Any, split: datasets.Split, num_samples: int, batch_size: int = 50
+) -> dict[str, Any]:
     """ELBO and its terms, log-likelihood with its error and diagnostics, and bits/dim of one split.
 
     A model whose encoder is deterministic has none of them but the reconstruction.
     """
     from tqdm import tqdm
 
-    examples, treat = run.stored(split), run.treat
-    summary = evaluation.evaluate(run.vae, params, examples, run.key, treat=treat)
+    examples, preprocess = run.raw(split), run.preprocess
+    summary = evaluation.evaluate(run.vae, params, examples, run.key, preprocess=preprocess)
     judged = {
         "elbo": summary.elbo,
         "elbo_standard_error": summary.standard_error,
@@ -125,7 +150,7 @@ def judge(run: Run, params: Any, split: datasets.Split, num_samples: int, batch_
             params,
             examples,
             run.key,
-            treat=treat,
+            preprocess=preprocess,
             num_samples=num_samples,
             batch_size=batch_size,
             progress=lambda done: bar.update(done - bar.n),
@@ -137,7 +162,9 @@ def judge(run: Run, params: Any, split: datasets.Split, num_samples: int, batch_
         "effective_samples": estimate.effective_samples,
         "pareto_k": estimate.pareto_k,
         "pareto_k_above_0.7": estimate.pareto_k_above,
-        "bits_per_dim": evaluation.bits_per_dim(estimate.log_likelihood, run.dimensions, run.bits_offset),
+        "bits_per_dim": evaluation.bits_per_dim(
+            estimate.log_likelihood, run.dimensions, run.bits_offset
+        ),
     }
 
 
@@ -150,7 +177,12 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 def judgement_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines that both scripts print of a judgement."""
     if judged["elbo"] is None:
-        return [("reconstruction", f"{judged['reconstruction']:.3f} nats, {judged['active_units']} active units")]
+        return [
+            (
+                "reconstruction",
+                f"{judged['reconstruction']:.3f} nats, {judged['active_units']} active units",
+            )
+        ]
     k = judged["pareto_k"]
     tail = (
         "unknown, too few samples"
@@ -172,14 +204,16 @@ def judgement_rows(judged: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def draw(run: Run, params: Any, folder: Path, reports: Sequence[dict[str, Any]], count: int = 10) -> list[str]:
+def draw(
+    run: Run, params: Any, folder: Path, reports: Sequence[dict[str, Any]], count: int = 10
+) -> list[str]:
     """Draws all figures of a run into ``folder`` and returns their names."""
     folder.mkdir(exist_ok=True)
     split, vae, side = run.test, run.vae, 8
     rows = np.arange(max(2 * count, side * side)) % len(split.images)
     keys = jax.vmap(lambda i: jax.random.fold_in(run.key, i))(rows)
-    stored = jax.tree.map(lambda a: a[rows], run.stored(split))
-    examples = jax.jit(jax.vmap(run.treat))(keys, stored)
+    raw = jax.tree.map(lambda a: a[rows], run.raw(split))
+    examples = jax.jit(jax.vmap(run.preprocess))(keys, raw)
     some = lambda part: jax.tree.map(lambda a: a[part], examples)
     drawn = []
 
@@ -187,20 +221,32 @@ def draw(run: Run, params: Any, folder: Path, reports: Sequence[dict[str, Any]],
         figures.grid(folder / f"{name}.png", images / run.white, *labels, **more)
         drawn.append(f"{name}.png")
 
-    inputs, outputs = (run.pictures(x, examples) for x in figures.reconstructions(vae, params, examples))
+    inputs, outputs = (
+        run.pictures(x, examples) for x in figures.reconstructions(vae, params, examples)
+    )
     grid(
         "reconstructions",
         np.stack([inputs[:count], outputs[:count]]),
         "Test images and their reconstructions",
         rows=["input", "decoded"],
     )
-    samples = run.pictures(figures.prior_samples(vae, params, run.key, examples), examples)[: side * side]
-    grid("samples", samples.reshape(side, side, *samples.shape[1:]), "Decoder means at samples of the prior")
-    here, _ = vae.at(some(0))  # of a conditional model, all that follows is at the first one's condition
+    samples = run.pictures(figures.prior_samples(vae, params, run.key, examples), examples)[
+        : side * side
+    ]
+    grid(
+        "samples",
+        samples.reshape(side, side, *samples.shape[1:]),
+        "Decoder means at samples of the prior",
+    )
+    here, _ = vae.at(
+        some(0)
+    )  # of a conditional model, all that follows is at the first one's condition
     x = jax.vmap(lambda example: vae.at(example)[1])(examples)
     q = here.encode(params, x[0])
     if not isinstance(q, PowerSpherical | VonMisesFisher):  # straight lines leave the sphere
-        lines = figures.interpolations(here, params, x[: count // 2], x[count : count + count // 2], count)
+        lines = figures.interpolations(
+            here, params, x[: count // 2], x[count : count + count // 2], count
+        )
         title = "Straight lines between the posterior means of two test images"
         grid("interpolations", run.pictures(lines, some(0)), title)
         mean, kl = jax.jit(jax.vmap(lambda x: _mean_and_kl(here, params, x)))(x[: 2 * count])
@@ -214,11 +260,20 @@ def draw(run: Run, params: Any, folder: Path, reports: Sequence[dict[str, Any]],
             rows=[f"$z_{{{i + 1}}}$" for i in strongest],
             columns=columns,
         )
-    shown = datasets.Split(split.images[:2000], None if split.labels is None else split.labels[:2000])
-    means = evaluation.encode_split(vae, params, run.stored(shown), run.key, treat=run.treat)
+    shown = datasets.Split(
+        split.images[:2000], None if split.labels is None else split.labels[:2000]
+    )
+    means = evaluation.encode_split(vae, params, run.raw(shown), run.key, preprocess=run.preprocess)
     means = means.reshape(len(means), -1)
-    figures.latent_scatter(folder / "latents.png", means, shown.labels, "Posterior means of test images")
-    terms = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "validation_elbo": "validation ELBO"}
+    figures.latent_scatter(
+        folder / "latents.png", means, shown.labels, "Posterior means of test images"
+    )
+    terms = {
+        "loss": "loss",
+        "reconstruction": "reconstruction",
+        "kl": "KL",
+        "validation_elbo": "validation ELBO",
+    }
     figures.curves(folder / "curves.png", reports, terms)
     return [*drawn, "latents.png", "curves.png"]
 
@@ -233,7 +288,9 @@ def _values(q: Any) -> tuple[jax.Array, list[str]]:
 
 
 def _mean_and_kl(vae: Any, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Posterior mean and KL per latent; where KL has no closed form per latent, the squared mean orders the latents."""
+    """Posterior mean and KL per latent; where KL has no closed form per latent, the squared mean
+    orders the latents.
+    """
     q = vae.encode(params, x)
     kl, mean = divergences.kl_per_latent(q, vae.prior(params)), mean_of(q)
     return mean, mean**2 if kl is None or kl.shape != mean.shape[: kl.ndim] else kl

@@ -1,6 +1,8 @@
-"""The same work in other libraries, as a good user of each would write it; ``throughput.py`` runs and times them.
+"""The same work in other libraries, as a good user of each would write it; ``throughput.py`` runs
+and times them.
 
-A peer takes a ``Work`` and returns ``run(images)``, which does that many images of it, or None where it has no way to.
+A peer takes a ``Work`` and returns ``run(images)``, which does that many images of it, or None
+where it has no way to.
 """
 
 from __future__ import annotations
@@ -34,16 +36,22 @@ class Work(NamedTuple):
     precision: str = "float32"  # of jaxvae.networks.PRECISIONS
 
     def images(self) -> np.ndarray:
-        """uint8 images, [N, H, W, C]: binary for the Bernoulli likelihood of the mlp, else 0 to 255."""
+        """uint8 images, [N, H, W, C]: binary for the Bernoulli likelihood of the mlp, else 0 to
+        255.
+        """
         rng = np.random.default_rng(0)
         size = (self.examples, *SHAPE[self.network])
         return (
-            (rng.random(size) < 0.2).astype(np.uint8) if self.network == "mlp" else rng.integers(0, 256, size, "uint8")
+            (rng.random(size) < 0.2).astype(np.uint8)
+            if self.network == "mlp"
+            else rng.integers(0, 256, size, "uint8")
         )
 
 
 WORKS = {
-    **{f"mlp, batch {batch}": Work("mlp", "train", batch, 10_240) for batch in (32, 128, 512, 2048)},
+    **{
+        f"mlp, batch {batch}": Work("mlp", "train", batch, 10_240) for batch in (32, 128, 512, 2048)
+    },
     "conv 32x32x3, batch 128": Work("conv", "train", 128, 2_560),
     "residual 64x64x3, batch 32": Work("residual", "train", 32, 320),
     "IWAE K = 50, mlp, batch 128": Work("mlp", "iwae", 128, 1_280),
@@ -76,37 +84,47 @@ def _ours(work: Work) -> tuple[Any, Any, Any]:
         }
         encode, decode = kinds[work.network]
         encoder, decoder = encode(channels, posterior.size), decode(channels[::-1], shape)
-    encoder, decoder = (networks.computed_in(network, work.precision) for network in (encoder, decoder))
+    encoder, decoder = (
+        networks.with_precision(network, work.precision) for network in (encoder, decoder)
+    )
     likelihood = likelihoods.bernoulli() if work.network == "mlp" else likelihoods.normal_learned()
     vae = models.vae(encoder, decoder, posterior, likelihood, priors.standard_normal(latent))
     scale = 1.0 if work.network == "mlp" else 1 / 255
-    treat = lambda key, pixels: pixels.astype(jnp.float32) * scale
-    loss = models.negative(bounds.iwae, vae, 50) if work.task == "iwae" else models.negative_elbo(vae)
+    preprocess = lambda key, pixels: pixels.astype(jnp.float32) * scale
+    loss = (
+        models.negative(bounds.iwae, vae, 50) if work.task == "iwae" else models.negative_elbo(vae)
+    )
     algorithm = training.gradient_descent(
-        lambda key, x: vae.init(key, treat(key, x)),
-        training.treated(treat, training.batch_mean(loss)),
+        lambda key, x: vae.init(key, preprocess(key, x)),
+        training.preprocessed(preprocess, training.batch_mean(loss)),
         training.adam(RATE),
         gradient_norm=False,  # which nobody else here computes
     )
-    return vae, algorithm, treat
+    return vae, algorithm, preprocess
 
 
 def jaxvae(work: Work) -> Run:
     """``training.fit`` with reports and checkpoints; ``evaluation.estimate_log_likelihood``.
 
-    A checkpoint every 1,000 steps, or 10,000 on an accelerator, where that is one a second. Dispatches are long from
-    the start: a run begins with short ones, to find out how long they take, and every turn would begin so again.
+    A checkpoint every 1,000 steps, or 10,000 on an accelerator, where that is one a second.
+    Dispatches are long from the start: a run begins with short ones, to find out how long they
+    take, and every turn would begin so again.
     """
     import jax
 
     from jaxvae import checkpoints, evaluation, training
 
     images = work.images()
-    vae, algorithm, treat = _ours(work)
+    vae, algorithm, preprocess = _ours(work)
     if work.task == "likelihood":
-        params = vae.init(jax.random.key(0), treat(None, jax.numpy.asarray(images[0])))
+        params = vae.init(jax.random.key(0), preprocess(None, jax.numpy.asarray(images[0])))
         estimate = functools.partial(
-            evaluation.estimate_log_likelihood, vae, params, key=jax.random.key(1), treat=treat, num_samples=SAMPLES
+            evaluation.estimate_log_likelihood,
+            vae,
+            params,
+            key=jax.random.key(1),
+            preprocess=preprocess,
+            num_samples=SAMPLES,
         )
         return lambda count: estimate(images[:count]) and None
 
@@ -116,7 +134,7 @@ def jaxvae(work: Work) -> Run:
     state = [jax.jit(algorithm.init)(jax.random.key(0), images[0])]
     period = 1000 if jax.devices()[0].platform == "cpu" else 10_000
 
-    def save(moment: training.Moment) -> None:
+    def save(moment: training.HookState) -> None:
         if moment.step % period == 0:  # not at the end of a turn, which is no end of a run
             saved.save(moment.step, moment.state, moment.totals)
 
@@ -138,7 +156,9 @@ def jaxvae(work: Work) -> Run:
 
 
 def _loop(work: Work, one_program: bool) -> Run | None:
-    """Epochs of the algorithm's step and nothing else, an epoch in one program or a call for each step."""
+    """Epochs of the algorithm's step and nothing else, an epoch in one program or a call for
+    each step.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -158,9 +178,14 @@ def _loop(work: Work, one_program: bool) -> Run | None:
         return algorithm.step(state, training.Batch(images[rows], place, weight))
 
     if one_program:
-        epoch = jax.jit(lambda state, key: jax.lax.scan(step, state, batches(key))[0], donate_argnums=0)
+        epoch = jax.jit(
+            lambda state, key: jax.lax.scan(step, state, batches(key))[0], donate_argnums=0
+        )
     else:
-        order, one = jax.jit(batches), jax.jit(lambda state, rows: step(state, rows)[0], donate_argnums=0)
+        order, one = (
+            jax.jit(batches),
+            jax.jit(lambda state, rows: step(state, rows)[0], donate_argnums=0),
+        )
         epoch = lambda state, key: functools.reduce(one, np.asarray(order(key)), state)
     state = [jax.jit(algorithm.init)(jax.random.key(0), images[0])]
 
@@ -189,17 +214,19 @@ def step(work: Work) -> tuple[Callable, tuple]:
 
     from jaxvae import bounds, models, training
 
-    vae, algorithm, treat = _ours(work)
+    vae, algorithm, preprocess = _ours(work)
     images, key = jnp.asarray(work.images()[: work.batch]), jax.random.key(0)
     if work.task == "likelihood":
-        x = treat(None, images[0])
+        x = preprocess(None, images[0])
         return models.negative(bounds.iwae, vae, SAMPLES), (vae.init(key, x), key, x, jnp.int32(0))
     batch = training.Batch(images, jnp.arange(work.batch), jnp.full(work.batch, 1 / work.batch))
     return algorithm.step, (jax.eval_shape(algorithm.init, key, images[0]), batch)
 
 
 def _products(work: Work) -> tuple[collections.Counter[tuple[int, int, int]], int]:
-    """The matrix products of our step, each as a plain [M, K] times [K, N], how often; and the images of a step."""
+    """The matrix products of our step, each as a plain [M, K] times [K, N], how often; and the
+    images of a step.
+    """
     import jax
 
     from jaxvae import costs
@@ -213,15 +240,21 @@ def _products(work: Work) -> tuple[collections.Counter[tuple[int, int, int]], in
             for own in inner:
                 collect(own, repeated * equation.params.get("length", 1))
             if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-                alone = lambda *args, equation=equation: equation.primitive.bind(*args, **equation.params)
+                alone = lambda *args, equation=equation: equation.primitive.bind(
+                    *args, **equation.params
+                )
                 operations = costs.flops(alone, *(variable.aval for variable in equation.invars))
                 (out,), numbers = equation.outvars, equation.params["dimension_numbers"]
                 rhs = equation.invars[1].aval.shape
                 if hasattr(numbers, "rhs_spec"):
                     columns = rhs[numbers.rhs_spec[0]]
                 else:
-                    columns = math.prod(rhs) // math.prod(rhs[d] for sides in numbers for d in sides[1])
-                times[out.aval.size // columns, round(operations / 2 / out.aval.size), columns] += repeated
+                    columns = math.prod(rhs) // math.prod(
+                        rhs[d] for sides in numbers for d in sides[1]
+                    )
+                times[out.aval.size // columns, round(operations / 2 / out.aval.size), columns] += (
+                    repeated
+                )
 
     collect(jax.make_jaxpr(function)(*arguments), 1)
     return times, 1 if work.task == "likelihood" else work.batch
@@ -242,7 +275,9 @@ def products(work: Work) -> Run:
         def one(i: Any, pairs: Any) -> Any:
             out = []
             for (left, right), repeated in zip(pairs, times.values(), strict=True):
-                for _ in range(repeated):  # the next one needs the last one's result, so that none can be dropped
+                for _ in range(
+                    repeated
+                ):  # the next one needs the last one's result, so that none can be dropped
                     left = left.at[0, 0].set(jnp.matmul(left, right, precision=how.matmul)[0, 0])
                 out.append((left, right))
             return out
@@ -253,17 +288,23 @@ def products(work: Work) -> Run:
 
 
 def cost(work: Work) -> dict[str, float]:
-    """Operations of our step's products, and bytes that the kernels of the compiled step read and write, an image."""
+    """Operations of our step's products, and bytes that the kernels of the compiled step read
+    and write, an image.
+    """
     from jaxvae import costs
 
     function, arguments = step(work)
     images = 1 if work.task == "likelihood" else work.batch
-    counts = {"flops": costs.flops(function, *arguments), "bytes": costs.bytes_accessed(function, *arguments)}
+    counts = {
+        "flops": costs.flops(function, *arguments),
+        "bytes": costs.bytes_accessed(function, *arguments),
+    }
     return {name: math.nan if count is None else count / images for name, count in counts.items()}
 
 
 def rates(precision: str) -> dict[str, float] | None:
-    """Operations a second at the vendor's peak, where it is known, and in a large product; bytes of a large copy.
+    """Operations a second at the vendor's peak, where it is known, and in a large product; bytes of
+    a large copy.
 
     None on a CPU, whose caches hold most of what a step reads and writes.
     """
@@ -286,13 +327,21 @@ def rates(precision: str) -> dict[str, float] | None:
 
     n, words, how = 8192, 2**28, networks.PRECISIONS[precision]
     square = jax.random.normal(jax.random.key(0), (n, n), how.dtype) / math.sqrt(n)
-    product = 2 * n**3 / seconds(lambda a: jnp.matmul(a, square, precision=how.matmul), square.copy())
+    product = (
+        2 * n**3 / seconds(lambda a: jnp.matmul(a, square, precision=how.matmul), square.copy())
+    )
     copy = 2 * 4 * words / seconds(lambda a: a + 1, jnp.zeros(words))
-    return {"peak": costs.peak_flops(device, precision) or product, "product": product, "copy": copy}
+    return {
+        "peak": costs.peak_flops(device, precision) or product,
+        "product": product,
+        "copy": copy,
+    }
 
 
 def flax(work: Work) -> Run | None:
-    """A jitted step for every batch, as in Flax's VAE example, and its loss, which all others here compute too."""
+    """A jitted step for every batch, as in Flax's VAE example, and its loss, which all others
+    here compute too.
+    """
     import jax
     import jax.numpy as jnp
     import optax
@@ -308,14 +357,21 @@ def flax(work: Work) -> Run | None:
             h = linen.relu(linen.Dense(HIDDEN)(x))
             mean, log_var = linen.Dense(LATENT["mlp"])(h), linen.Dense(LATENT["mlp"])(h)
             z = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
-            return linen.Dense(math.prod(SHAPE["mlp"]))(linen.relu(linen.Dense(HIDDEN)(z))), mean, log_var
+            return (
+                linen.Dense(math.prod(SHAPE["mlp"]))(linen.relu(linen.Dense(HIDDEN)(z))),
+                mean,
+                log_var,
+            )
 
     model, images = Model(), work.images().reshape(work.examples, -1).astype(np.float32)
     optimizer = optax.adam(RATE)
 
     def loss(params: Any, x: Any, key: Any) -> Any:
         logits, mean, log_var = model.apply(params, x, key)
-        bce = -(x * jax.nn.log_sigmoid(logits) + (1 - x) * jnp.log(-jnp.expm1(jax.nn.log_sigmoid(logits)))).sum(-1)
+        bce = -(
+            x * jax.nn.log_sigmoid(logits)
+            + (1 - x) * jnp.log(-jnp.expm1(jax.nn.log_sigmoid(logits)))
+        ).sum(-1)
         return (bce - 0.5 * (1 + log_var - mean**2 - jnp.exp(log_var)).sum(-1)).mean()
 
     @jax.jit
@@ -338,7 +394,8 @@ def flax(work: Work) -> Run | None:
 
 
 def numpyro(work: Work) -> Run | None:
-    """SVI with a ``fori_loop`` over an epoch that sums the losses, as in NumPyro's VAE example; the KL in closed form.
+    """SVI with a ``fori_loop`` over an epoch that sums the losses, as in NumPyro's VAE example; the
+    KL in closed form.
 
     Without the sum XLA would not compute the losses, only their gradients.
     """
@@ -369,7 +426,10 @@ def numpyro(work: Work) -> Run | None:
             sample("z", dist.Normal(mean, scale).to_event(1))
 
     svi = infer.SVI(model, guide, optim.Adam(RATE), infer.TraceMeanField_ELBO())
-    images, steps = jnp.asarray(work.images().reshape(work.examples, pixels), jnp.float32), work.examples // work.batch
+    images, steps = (
+        jnp.asarray(work.images().reshape(work.examples, pixels), jnp.float32),
+        work.examples // work.batch,
+    )
 
     @jax.jit
     def epoch(state: Any, key: Any) -> Any:
@@ -402,14 +462,20 @@ def _torch_networks(work: Work) -> tuple[Any, Any]:
     latent, shape = LATENT[work.network], SHAPE[work.network]
     if work.network == "mlp":
         pixels = math.prod(shape)
-        encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * latent))
+        encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(pixels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * latent)
+        )
         decoder = nn.Sequential(nn.Linear(latent, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, pixels))
         return encoder, decoder
 
     class Block(nn.Module):
         def __init__(self, width: int):
             super().__init__()
-            half = lambda: (nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+            half = lambda: (
+                nn.GroupNorm(8, width),
+                nn.SiLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+            )
             self.layers = nn.Sequential(*half(), *half())
 
         def forward(self, x: Any) -> Any:
@@ -421,10 +487,22 @@ def _torch_networks(work: Work) -> tuple[Any, Any]:
     down: list[Any] = []
     for before, width in zip((shape[-1], *channels), channels, strict=False):
         down += [nn.Conv2d(before, width, 4, 2, 1), *(blocks(width) or [nn.ReLU()])]
-    down += [*([nn.SiLU()] if residual else []), nn.Flatten(), nn.Linear(math.prod(small), 2 * latent)]
-    up: list[Any] = [nn.Linear(latent, math.prod(small)), nn.Unflatten(1, small), *([] if residual else [nn.ReLU()])]
+    down += [
+        *([nn.SiLU()] if residual else []),
+        nn.Flatten(),
+        nn.Linear(math.prod(small), 2 * latent),
+    ]
+    up: list[Any] = [
+        nn.Linear(latent, math.prod(small)),
+        nn.Unflatten(1, small),
+        *([] if residual else [nn.ReLU()]),
+    ]
     for width, after in zip(channels[::-1], (*channels[-2::-1], shape[-1]), strict=True):
-        up += [*blocks(width), *([nn.SiLU()] if residual else []), nn.ConvTranspose2d(width, after, 4, 2, 1)]
+        up += [
+            *blocks(width),
+            *([nn.SiLU()] if residual else []),
+            nn.ConvTranspose2d(width, after, 4, 2, 1),
+        ]
         up += [] if residual or after == shape[-1] else [nn.ReLU()]
     return nn.Sequential(*down), nn.Sequential(*up)
 
@@ -433,26 +511,41 @@ def _torch_images(work: Work) -> Any:
     import torch
 
     scale = 1.0 if work.network == "mlp" else 1 / 255
-    return torch.from_numpy(work.images()).permute(0, 3, 1, 2).contiguous().to(_torch_device(work)[0]).float() * scale
+    return (
+        torch.from_numpy(work.images())
+        .permute(0, 3, 1, 2)
+        .contiguous()
+        .to(_torch_device(work)[0])
+        .float()
+        * scale
+    )
 
 
 def _torch_device(work: Work) -> tuple[str, Callable[[], None]]:
     """The device, which multiplies in the work's precision, and what waits for it."""
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tensorfloat32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        work.precision == "tensorfloat32"
+    )
     return ("cuda", torch.cuda.synchronize) if torch.cuda.is_available() else ("cpu", lambda: None)
 
 
 def torch(work: Work, compiled: bool = False) -> Run:
-    """A hand-written loop: data on the device, fused Adam, autocast to bfloat16 where that is asked for."""
+    """A hand-written loop: data on the device, fused Adam, autocast to bfloat16 where that is
+    asked for.
+    """
     import torch
     from torch.nn import functional as F
 
     torch.manual_seed(0)
     device, synchronize = _torch_device(work)
-    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=work.precision == "bfloat16")
-    compiler = functools.partial(torch.compile, mode="reduce-overhead" if device == "cuda" else None)  # CUDA graphs
+    autocast = functools.partial(
+        torch.autocast, device, torch.bfloat16, enabled=work.precision == "bfloat16"
+    )
+    compiler = functools.partial(
+        torch.compile, mode="reduce-overhead" if device == "cuda" else None
+    )  # CUDA graphs
     encoder, decoder = (network.to(device) for network in _torch_networks(work))
     images, latent = _torch_images(work), LATENT[work.network]
     parameters = [*encoder.parameters(), *decoder.parameters()]
@@ -461,7 +554,9 @@ def torch(work: Work, compiled: bool = False) -> Run:
         """-log p(x|z) up to a constant, [..., B] of out [..., B, D]."""
         x = x.flatten(1)
         if work.network == "mlp":
-            return F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(-1)
+            return F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(
+                -1
+            )
         return 0.5 * ((out.flatten(1) - x) ** 2).sum(-1)
 
     def log_weights(x: Any, samples: int) -> Any:
@@ -566,7 +661,11 @@ def pythae(work: Work) -> Run | None:
             out = self.layers(z).reshape(-1, *shape)
             return ModelOutput(reconstruction=torch.sigmoid(out) if binary else out)
 
-    config = VAEConfig(input_dim=shape, latent_dim=LATENT[work.network], reconstruction_loss="bce" if binary else "mse")
+    config = VAEConfig(
+        input_dim=shape,
+        latent_dim=LATENT[work.network],
+        reconstruction_loss="bce" if binary else "mse",
+    )
     model, images = VAE(config, Encoder(), Decoder()).to(device), _torch_images(work)
     if work.task == "likelihood":
         return lambda count: model.get_nll(images[:count], n_samples=SAMPLES) and None
@@ -597,4 +696,9 @@ PEERS: dict[str, Callable[[Work], Run | None]] = {
     "torch.products": torch_products,
     "pythae": pythae,
 }
-NO_LIBRARIES = ("scan", "steps", "products", "torch.products")  # our own loops, and parts of their work
+NO_LIBRARIES = (
+    "scan",
+    "steps",
+    "products",
+    "torch.products",
+)  # our own loops, and parts of their work

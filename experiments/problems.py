@@ -1,7 +1,9 @@
-"""Problems on which gradient estimators are compared: the toys of the literature, linear Gaussians, VAEs.
+"""Problems on which gradient estimators are compared: the toys of the literature, linear Gaussians,
+VAEs.
 
-A problem is an expectation E_q f or, where ``joint`` is set, a bound on log p(x), with f = log p(x, z). Every one takes
-its settings from ``Settings``; those with data have units of examples, batches that stay the same for all estimators.
+A problem is an expectation E_q f or, where ``joint`` is set, a bound on log p(x), with f = log p(x,
+z). Every one takes its settings from ``Settings``; those with data have units of examples, batches
+that stay the same for all estimators.
 """
 
 from __future__ import annotations
@@ -64,9 +66,13 @@ class Settings:
 
 
 def toy(settings: Settings) -> Problem:
-    """E (b - t)^2 of one bit (Tucker et al. 2017, arXiv:1703.07370, t = 0.45; Grathwohl et al. 2017, t = 0.499)."""
+    """E (b - t)^2 of one bit (Tucker et al. 2017, arXiv:1703.07370, t = 0.45; Grathwohl et al.
+    2017, t = 0.499).
+    """
     f = lambda b: jnp.sum((b - settings.target) ** 2)
-    return Problem("binary", {"logits": jnp.full(1, settings.logit)}, lambda p, x: (Bernoulli(p["logits"]), f))
+    return Problem(
+        "binary", {"logits": jnp.full(1, settings.logit)}, lambda p, x: (Bernoulli(p["logits"]), f)
+    )
 
 
 def titsias_shi(settings: Settings) -> Problem:
@@ -74,21 +80,29 @@ def titsias_shi(settings: Settings) -> Problem:
     f = lambda b: jnp.mean((b - 0.499) ** 2)
     mean = lambda p: jnp.mean(jax.nn.sigmoid(p["logits"]) * (1 - 2 * 0.499))
     make = lambda p, x: (Bernoulli(p["logits"]), f)
-    return Problem("binary", {"logits": jnp.full(200, settings.logit)}, make, gradient=jax.grad(mean))
+    return Problem(
+        "binary", {"logits": jnp.full(200, settings.logit)}, make, gradient=jax.grad(mean)
+    )
 
 
 def liu_kool(settings: Settings) -> Problem:
-    """E sum_i (b_i - p_i)^2 of three bits with one logit, p = (0.6, 0.51, 0.48) (Liu et al. 2019, arXiv:1810.04777)."""
+    """E sum_i (b_i - p_i)^2 of three bits with one logit, p = (0.6, 0.51, 0.48) (Liu et al.
+    2019, arXiv:1810.04777).
+    """
     f = lambda b: jnp.sum((b - jnp.array([0.6, 0.51, 0.48])) ** 2)
     make = lambda p, x: (Bernoulli(jnp.broadcast_to(p["logit"], 3)), f)
     return Problem("binary", {"logit": jnp.array(settings.logit)}, make)
 
 
 def _gaussian(settings: Settings, f: Callable, mean: Callable) -> Problem:
-    """E f(x), x ~ N(1, 1) (Mohamed et al. 2020, arXiv:1906.10652, figs. 2 and 3), and its closed form."""
+    """E f(x), x ~ N(1, 1) (Mohamed et al. 2020, arXiv:1906.10652, figs. 2 and 3), and its closed
+    form.
+    """
     make = lambda p, x: (Normal(p["loc"], p["scale"]), lambda z: jnp.sum(f(z)))
     params = {"loc": jnp.ones(1), "scale": jnp.ones(1)}
-    return Problem("continuous", params, make, gradient=jax.grad(lambda p: jnp.sum(mean(p["loc"], p["scale"]))))
+    return Problem(
+        "continuous", params, make, gradient=jax.grad(lambda p: jnp.sum(mean(p["loc"], p["scale"])))
+    )
 
 
 def square(settings: Settings) -> Problem:
@@ -107,7 +121,11 @@ def exponential(settings: Settings) -> Problem:
 def cosine(settings: Settings) -> Problem:
     """E cos(k x), x ~ N(1, 1)."""
     k = settings.rate
-    return _gaussian(settings, lambda x: jnp.cos(k * x), lambda m, s: jnp.cos(k * m) * jnp.exp(-(k**2) * s**2 / 2))
+    return _gaussian(
+        settings,
+        lambda x: jnp.cos(k * x),
+        lambda m, s: jnp.cos(k * m) * jnp.exp(-(k**2) * s**2 / 2),
+    )
 
 
 def linear_gaussian(settings: Settings) -> Problem:
@@ -119,12 +137,16 @@ def linear_gaussian(settings: Settings) -> Problem:
     x = rng.normal(size=d) + rng.normal(size=(1024, d)) + rng.normal(size=(1024, d))
     mu = x.mean(0)
     optimum = {"mu": mu, "weight": np.eye(d) / 2, "bias": mu / 2}
-    params = jax.tree.map(lambda a: jnp.asarray(a + 0.01 * rng.normal(size=a.shape), float), optimum)
+    params = jax.tree.map(
+        lambda a: jnp.asarray(a + 0.01 * rng.normal(size=a.shape), float), optimum
+    )
     one = jnp.ones(d)
     prior = lambda p: Normal(p["mu"], one)
 
     def make(p: Any, x: Any) -> tuple[Normal, Callable]:
-        q = Normal(jnp.matmul(p["weight"], x, precision="float32") + p["bias"], np.sqrt(2 / 3) * one)
+        q = Normal(
+            jnp.matmul(p["weight"], x, precision="float32") + p["bias"], np.sqrt(2 / 3) * one
+        )
         return q, lambda z: Normal(z, one).log_prob(x) + prior(p).log_prob(z)
 
     units = jnp.asarray(x[rng.choice(1024, (settings.units, settings.batch_size))], float)
@@ -135,7 +157,10 @@ def binary_vae(settings: Settings) -> Problem:
     """A VAE small enough to enumerate: bits z, linear posterior and likelihood of x in {0, 1}^4."""
     d, rng = settings.latent, np.random.default_rng(settings.seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), float)
-    params = {"encoder": {"w": draw(d, 4), "b": draw(d)}, "decoder": {"w": draw(4, d), "b": draw(4)}}
+    params = {
+        "encoder": {"w": draw(d, 4), "b": draw(d)},
+        "decoder": {"w": draw(4, d), "b": draw(4)},
+    }
 
     def make(p: Any, x: Any) -> tuple[Bernoulli, Callable]:
         affine = lambda part, v: jnp.matmul(part["w"], v, precision="float32") + part["b"]
@@ -148,7 +173,8 @@ def binary_vae(settings: Settings) -> Problem:
 
 
 def logistic_regression(settings: Settings) -> Problem:
-    """Bayesian logistic regression on scikit-learn's breast cancer, q a diagonal Gaussian over 31 weights.
+    """Bayesian logistic regression on scikit-learn's breast cancer, q a diagonal Gaussian over 31
+    weights.
 
     As Mohamed et al. 2020 (arXiv:1906.10652, sec. 8): standardized inputs, a standard normal prior.
     """
@@ -162,13 +188,19 @@ def logistic_regression(settings: Settings) -> Problem:
 
     def make(p: Any, _: Any) -> tuple[Normal, Callable]:
         likelihood = lambda z: Bernoulli(jnp.matmul(x, z, precision="float32")).log_prob(y)
-        return Normal(p["loc"], jnp.exp(p["log_scale"])), lambda z: likelihood(z) + prior(p).log_prob(z)
+        return Normal(
+            p["loc"], jnp.exp(p["log_scale"])
+        ), lambda z: likelihood(z) + prior(p).log_prob(z)
 
-    return Problem("continuous", {"loc": jnp.zeros(d), "log_scale": jnp.full(d, -1.0)}, make, True, prior=prior)
+    return Problem(
+        "continuous", {"loc": jnp.zeros(d), "log_scale": jnp.full(d, -1.0)}, make, True, prior=prior
+    )
 
 
 def vae(settings: Settings) -> Problem:
-    """The VAE of a preset of train.py, on its data; it is trained by the estimator that its arguments name."""
+    """The VAE of a preset of train.py, on its data; it is trained by the estimator that its
+    arguments name.
+    """
     arguments = [settings.preset, *shlex.split(settings.arguments)]
     if settings.data_dir is not None:
         arguments += ["--data-dir", settings.data_dir]
@@ -177,12 +209,14 @@ def vae(settings: Settings) -> Problem:
     rng = np.random.default_rng(settings.seed)
     rows = rng.choice(len(run.train), (settings.units, settings.batch_size))
     keys = jax.random.split(jax.random.key(settings.seed), rows.shape)
-    units = jax.jit(jax.vmap(jax.vmap(run.treat)))(keys, jnp.asarray(run.train)[rows])
+    units = jax.jit(jax.vmap(jax.vmap(run.preprocess)))(keys, jnp.asarray(run.train)[rows])
     strip = lambda params: {name: part for name, part in params.items() if name != "control"}
 
     def make(params: Any, x: Any) -> tuple[Any, Callable]:
         prior = run.vae.prior(params)
-        return run.vae.encode(params, x), lambda z: run.vae.decode(params, z).log_prob(x) + prior.log_prob(z)
+        return run.vae.encode(
+            params, x
+        ), lambda z: run.vae.decode(params, z).log_prob(x) + prior.log_prob(z)
 
     def train(steps: int) -> Any:
         if not steps:
@@ -215,11 +249,14 @@ def context(x: Any) -> Array:
     return jnp.zeros(1) if x is None else jnp.ravel(x) * 1.0
 
 
-def wired(problem: Problem, name: str, control: Any = None) -> Callable[[Any, Any], tuple[Any, Callable, dict]]:
+def wired(
+    problem: Problem, name: str, control: Any = None
+) -> Callable[[Any, Any], tuple[Any, Callable, dict]]:
     """(params, x) -> q, f and settings, as an estimator takes them.
 
-    An expectation of a bound's problem is that of log p(x, z) - log q(z), where log q carries no gradient of its own,
-    which has mean zero, but where the estimator differentiates through z alone.
+    An expectation of a bound's problem is that of log p(x, z) - log q(z), where log q carries no
+    gradient of its own, which has mean zero, but where the estimator differentiates through z
+    alone.
     """
     own = estimators_of(problem)[name]
 
@@ -234,7 +271,7 @@ def wired(problem: Problem, name: str, control: Any = None) -> Callable[[Any, An
             prior = problem.prior(params)
             more["prior"] = prior
             return q, lambda z: f(z) - prior.log_prob(z) + stop_gradient(prior).log_prob(z), more
-        if problem.joint and not own.of:
+        if problem.joint and not own.estimates:
             density = q if own.latents == expectations.contract.CONTINUOUS else stop_gradient(q)
             return q, lambda z: f(z) - density.log_prob(z), more
         return q, f, more

@@ -1,4 +1,5 @@
-"""Samples from a trained model: ``python experiments/sample.py WORKDIR [--num 64] [--temperature 0.8]``.
+"""Samples from a trained model: ``python experiments/sample.py WORKDIR [--num 64] [--temperature
+0.8]``.
 
 Writes ``figures/samples.png`` and ``samples.npz``: latents z, decoder means and samples x ~ p(x|z).
 """
@@ -40,8 +41,8 @@ def sample(
         seed: of the draws.
         checkpoint: latest, best, or a step.
         data_dir: folder of prepared sets, where it has moved since the training.
-        prior: what z is drawn from: the model's prior, the aggregated posterior, or what is fitted to encodings now, a
-            Gaussian mixture, a coupling flow or a second VAE.
+        prior: what z is drawn from: the model's prior, the aggregated posterior, or what is fitted
+            to encodings now, a Gaussian mixture, a coupling flow or a second VAE.
         temperature: factor of the standard deviations of p(z); a second VAE has none.
         components: of the Gaussian mixture.
         encodings: training examples that the last four are made of, from the first.
@@ -51,29 +52,43 @@ def sample(
     config = folders.load_config(workdir)
     run = wiring.build(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
     step, params = folders.restore(run, workdir, checkpoint)
-    key_z, key_x, key_treat = jax.random.split(jax.random.key(seed), 3)
+    key_z, key_x, key_preprocess = jax.random.split(jax.random.key(seed), 3)
     rows = np.arange(num) % len(run.test.images)
-    stored = jax.tree.map(lambda a: a[rows], run.stored(run.test))
-    examples = jax.vmap(run.treat)(jax.random.split(key_treat, num), stored)
+    raw = jax.tree.map(lambda a: a[rows], run.raw(run.test))
+    examples = jax.vmap(run.preprocess)(jax.random.split(key_preprocess, num), raw)
     here = lambda example: run.vae.at(example)[0]
     if config.condition == "none" or prior != "model":
-        z = distributions.tempered(judgements.source(run, params, prior, components, encodings), temperature)
+        z = distributions.tempered(
+            judgements.source(run, params, prior, components, encodings), temperature
+        )
         z = z.sample(key_z, (num,))
     else:
-        of = lambda key, example: distributions.tempered(here(example).prior(params), temperature).sample(key)
+        of = lambda key, example: distributions.tempered(
+            here(example).prior(params), temperature
+        ).sample(key)
         z = jax.jit(jax.vmap(of))(jax.random.split(key_z, num), examples)
     decoded = lambda z, example: here(example).decode(params, z)
     means = jax.jit(jax.vmap(lambda *args: decoded(*args).mean))(z, examples)
-    x = jax.jit(jax.vmap(lambda key, *args: decoded(*args).sample(key)))(jax.random.split(key_x, num), z, examples)
+    x = jax.jit(jax.vmap(lambda key, *args: decoded(*args).sample(key)))(
+        jax.random.split(key_x, num), z, examples
+    )
     images = run.pictures(np.asarray(means), examples) / run.white
     columns = min(math.ceil(math.sqrt(num)), 16)
     blank = np.ones((-num % columns, *images.shape[1:]), images.dtype)
     sheet = np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
     (workdir / "figures").mkdir(exist_ok=True)
-    origin = {"model": "the prior", "aggregate": "the aggregated posterior"}.get(prior, f"a fitted {prior}")
-    figures.grid(workdir / "figures" / "samples.png", sheet, f"{num} samples of {origin}, decoder means (step {step})")
+    origin = {"model": "the prior", "aggregate": "the aggregated posterior"}.get(
+        prior, f"a fitted {prior}"
+    )
+    figures.grid(
+        workdir / "figures" / "samples.png",
+        sheet,
+        f"{num} samples of {origin}, decoder means (step {step})",
+    )
     np.savez(workdir / "samples.npz", z=np.asarray(z), means=np.asarray(means), x=np.asarray(x))
-    print(f"{num} samples of step {step}: {workdir / 'figures' / 'samples.png'}, {workdir / 'samples.npz'}")
+    print(
+        f"{num} samples of step {step}: {workdir / 'figures' / 'samples.png'}, {workdir / 'samples.npz'}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT: the first one asks for an orderly end, the second one ends the process at once."""
+"""SIGTERM and SIGINT: the first one asks for an orderly end, the second one ends the process at
+once.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Watches for the signals from a thread of its own, so that they are heard while the program compiles or waits.
+    """Watches for the signals from a thread of its own, so that they are heard while the program
+    compiles or waits.
 
-    While ``awaited`` the first one sets ``asked``, and whoever asks for it is to save and end; at other times, when
-    there is nothing to save, it ends the process.
+    While ``awaited`` the first one sets ``asked``, and whoever asks for it is to save and end; at
+    other times, when there is nothing to save, it ends the process.
     """
 
     def __init__(self) -> None:
@@ -61,7 +64,11 @@ class Stop:
             if not self._awaited:
                 self._end(f"{name}: there is nothing to save; the same command goes on", 0)
             self.asked = name
-            print(f"\n{name}: the run saves and ends; a second signal ends it at once", file=sys.stderr, flush=True)
+            print(
+                f"\n{name}: the run saves and ends; a second signal ends it at once",
+                file=sys.stderr,
+                flush=True,
+            )
 
     @staticmethod
     def _end(sentence: str, code: int) -> None:

@@ -1,15 +1,16 @@
 """Measures images/s of this library and of its peers on the same work, side by side.
 
-``python experiments/throughput.py [--works mlp conv] [--peers jaxvae torch] [--rounds 5] [--json FILE] [--plot FILE]``;
-``--help`` lists all. Peers are installed by ``pip install -e '.[experiments,peers]'``; what is missing is left blank.
-Every peer has a process of its own, and all take turns within a round, so that a busy machine slows all of them: what
-counts is the ratio within a round. Training speeds include reading the data, and ours reports and checkpoints too.
-``products`` does nothing but the matrix products of our step, as plain ones: what XLA could do at best on that machine;
-``torch.products`` has PyTorch do the same.
-The start of a peer is from its process's first line to the end of its first step, without any cache of programs; memory
-is the most that its process held. On an accelerator every row also has its roofline: the time that our step's products
-would take at the device's peak, or its kernels' reads and writes at the speed of a large copy, whichever is more.
-Results, and what was tried, are in SPEED.md.
+``python experiments/throughput.py [--works mlp conv] [--peers jaxvae torch] [--rounds 5] [--json
+FILE] [--plot FILE]``; ``--help`` lists all. Peers are installed by ``pip install -e
+'.[experiments,peers]'``; what is missing is left blank. Every peer has a process of its own, and
+all take turns within a round, so that a busy machine slows all of them: what counts is the ratio
+within a round. Training speeds include reading the data, and ours reports and checkpoints too.
+``products`` does nothing but the matrix products of our step, as plain ones: what XLA could do at
+best on that machine; ``torch.products`` has PyTorch do the same. The start of a peer is from its
+process's first line to the end of its first step, without any cache of programs; memory is the most
+that its process held. On an accelerator every row also has its roofline: the time that our step's
+products would take at the device's peak, or its kernels' reads and writes at the speed of a large
+copy, whichever is more. Results, and what was tried, are in SPEED.md.
 """
 
 from __future__ import annotations
@@ -41,14 +42,20 @@ class Settings:
     """What is measured, and where it is written."""
 
     works: tuple[str, ...] = ()
-    """Beginnings of the names of works, such as mlp or conv; none is all but wide, which is for accelerators."""
+    """Beginnings of the names of works, such as mlp or conv; none is all but wide, which is for
+    accelerators.
+    """
     peers: tuple[str, ...] = tuple(peers.PEERS)
-    """Who does them; scan is the bare loop over this library's step, steps calls it for every batch, products and
-    torch.products are its products alone."""
+    """Who does them; scan is the bare loop over this library's step, steps calls it for every
+    batch, products and torch.products are its products alone."""
     precisions: tuple[Literal["float32", "tensorfloat32", "bfloat16"], ...] = ("float32",)
-    """How networks compute; bfloat16 is autocast in torch, and left out where a peer has no such thing."""
+    """How networks compute; bfloat16 is autocast in torch, and left out where a peer has no such
+    thing.
+    """
     together: int = 1
-    """Rows whose processes all start at once, which is sooner done with many cores; their starts then say little."""
+    """Rows whose processes all start at once, which is sooner done with many cores; their starts
+    then say little.
+    """
     rounds: int = 3
     """Rounds, in each of which every peer takes its turn."""
     seconds: float = 4.0
@@ -60,8 +67,8 @@ class Settings:
 
 
 def serve(pipe: Any, peer: str, work: peers.Work) -> None:
-    """A peer's process: sends the seconds that its start took, or what went wrong; then for each number of images the
-    seconds, and for zero of them the most memory that it held, in MB.
+    """A peer's process: sends the seconds that its start took, or what went wrong; then for each
+    number of images the seconds, and for zero of them the most memory that it held, in MB.
     """
     began = time.perf_counter()
     silence = os.open(os.devnull, os.O_WRONLY)  # of progress bars and logs, whoever writes them
@@ -120,7 +127,9 @@ class Turns:
         return self.answer()
 
     def first(self) -> int:
-        """Images of the first turns: whole batches of a likelihood and whole epochs, as some take no others."""
+        """Images of the first turns: whole batches of a likelihood and whole epochs, as some
+        take no others.
+        """
         return self.work.batch if self.work.task == "likelihood" else self.work.examples
 
     def calibrate(self, seconds: float) -> None:
@@ -135,7 +144,11 @@ class Turns:
         """What was measured."""
         if self.missing:
             return {"missing": self.missing}
-        return {"images_per_second": self.samples, "start_seconds": self.start, "peak_megabytes": self.memory}
+        return {
+            "images_per_second": self.samples,
+            "start_seconds": self.start,
+            "peak_megabytes": self.memory,
+        }
 
     def close(self) -> None:
         """Ends the process."""
@@ -145,8 +158,11 @@ class Turns:
         self.process.terminate()
 
 
-def measure(works: dict[str, peers.Work], settings: Settings, rates: dict[str, Any]) -> dict[str, Any]:
-    """For each work images/s of every peer in every round, its start and its memory, and what an image costs.
+def measure(
+    works: dict[str, peers.Work], settings: Settings, rates: dict[str, Any]
+) -> dict[str, Any]:
+    """For each work images/s of every peer in every round, its start and its memory, and what an
+    image costs.
 
     All of the works' processes are there at once, and take turns.
     """
@@ -173,7 +189,10 @@ def measure(works: dict[str, peers.Work], settings: Settings, rates: dict[str, A
     finally:
         for turn in turns.values():
             turn.close()
-    return {name: walls[name] | {peer: turns[name, peer].cell() for peer in settings.peers} for name in works}
+    return {
+        name: walls[name] | {peer: turns[name, peer].cell() for peer in settings.peers}
+        for name in works
+    }
 
 
 def warm_up(turns: list[Turns], images: list[int]) -> None:
@@ -188,18 +207,23 @@ def warm_up(turns: list[Turns], images: list[int]) -> None:
 
 def apart(function: Callable, *each: Any, processes: int = 1) -> list[Any]:
     """The function's values for each argument, from processes of their own."""
-    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn")
+    ) as pool:
         return list(pool.map(function, each))
 
 
 def limits(works: list[peers.Work], rates: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an image costs, and the least seconds for it: of its products at the peak, of its bytes as in a copy."""
+    """What an image costs, and the least seconds for it: of its products at the peak, of its
+    bytes as in a copy.
+    """
     if any(rates[work.precision] is None for work in works):
         return [{} for _ in works]
     costs = apart(peers.cost, *works, processes=len(works))
     own = [rates[work.precision] for work in works]
     walls = [
-        {"products": c["flops"] / r["peak"], "memory": c["bytes"] / r["copy"]} for c, r in zip(costs, own, strict=True)
+        {"products": c["flops"] / r["peak"], "memory": c["bytes"] / r["copy"]}
+        for c, r in zip(costs, own, strict=True)
     ]
     return [{"limit": cost | wall} for cost, wall in zip(costs, walls, strict=True)]
 
@@ -214,9 +238,15 @@ def share(limit: dict[str, float], images_per_second: float) -> str:
     )
 
 
-def ratios(row: dict[str, Any], ours: str = "jaxvae", theirs: tuple[str, ...] = ()) -> dict[str, float]:
+def ratios(
+    row: dict[str, Any], ours: str = "jaxvae", theirs: tuple[str, ...] = ()
+) -> dict[str, float]:
     """Medians over the rounds of our speed over each other's."""
-    speed = {peer: cell["images_per_second"] for peer, cell in row.items() if cell.get("images_per_second")}
+    speed = {
+        peer: cell["images_per_second"]
+        for peer, cell in row.items()
+        if cell.get("images_per_second")
+    }
     if ours not in speed:
         return {}
     each = {peer: zip(speed[ours], own, strict=True) for peer, own in speed.items() if peer != ours}
@@ -235,7 +265,9 @@ def table(rows: dict[str, Any], settings: Settings) -> str:
                 lines.append(f"  {peer:<14} {cell['missing'].strip().splitlines()[-1]}")
                 continue
             speeds = cell["images_per_second"]
-            spread = f"{statistics.median(speeds):>10,.0f}  [{min(speeds):,.0f}, {max(speeds):,.0f}]"
+            spread = (
+                f"{statistics.median(speeds):>10,.0f}  [{min(speeds):,.0f}, {max(speeds):,.0f}]"
+            )
             ratio = f"  ours is {against[peer]:.2f} of it" if peer in against else ""
             start = f"start {cell['start_seconds']:.1f} s, {cell['peak_megabytes']:,.0f} MB"
             lines.append(f"  {peer:<14} {spread} images/s, {start}{ratio}")
@@ -258,7 +290,11 @@ def draw(path: Path, rows: dict[str, Any], settings: Settings) -> None:
     height = 0.8 / len(settings.peers)
     best = [
         max(
-            (statistics.median(c["images_per_second"]) for c in row.values() if "images_per_second" in c),
+            (
+                statistics.median(c["images_per_second"])
+                for c in row.values()
+                if "images_per_second" in c
+            ),
             default=np.nan,
         )
         for row in rows.values()
@@ -281,7 +317,9 @@ def draw(path: Path, rows: dict[str, Any], settings: Settings) -> None:
                 axes.text(0.01, at, f"{value:,.0f}", va="center", fontsize=5.5, color="white")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("images/s, as a share of the fastest; bars show the lowest and highest round", fontsize=8)
+    axes.set_xlabel(
+        "images/s, as a share of the fastest; bars show the lowest and highest round", fontsize=8
+    )
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
@@ -301,17 +339,34 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     """Measures, prints and writes it all."""
     unknown = set(settings.peers) - set(peers.PEERS)
     known = peers.WORKS | peers.LARGE
-    chosen = {name: known[name] for start in settings.works or peers.WORKS for name in known if name.startswith(start)}
+    chosen = {
+        name: known[name]
+        for start in settings.works or peers.WORKS
+        for name in known
+        if name.startswith(start)
+    }
     if unknown or not chosen:
-        what = f"peer {sorted(unknown)[0]!r}" if unknown else f"work that begins with {' or '.join(settings.works)}"
-        raise ValueError(f"no {what}; peers are {', '.join(peers.PEERS)}; works are {'; '.join(known)}")
+        what = (
+            f"peer {sorted(unknown)[0]!r}"
+            if unknown
+            else f"work that begins with {' or '.join(settings.works)}"
+        )
+        raise ValueError(
+            f"no {what}; peers are {', '.join(peers.PEERS)}; works are {'; '.join(known)}"
+        )
     if settings.rounds < 1 or settings.together < 1 or settings.seconds <= 0:
         raise ValueError(
             "--rounds, --together and --seconds must be above 0; "
             f"they were {settings.rounds}, {settings.together}, {settings.seconds}"
         )
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes that share a GPU share its memory
+    machine = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+    os.environ.setdefault(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # processes that share a GPU share its memory
     in_words = lambda precision: "" if precision == "float32" else f", {precision}"
     each = [
         (name + in_words(precision), work._replace(precision=precision))
@@ -330,9 +385,19 @@ def main(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     for first in range(0, len(each), settings.together):
         rows |= (found := measure(dict(each[first : first + settings.together]), settings, rates))
         print(table(found, settings), flush=True)
-        text = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+        text = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(settings).items()
+        }
         folders.write_json(
-            settings.json, {"machine": machine, "versions": versions(), "rates": rates, "settings": text, "rows": rows}
+            settings.json,
+            {
+                "machine": machine,
+                "versions": versions(),
+                "rates": rates,
+                "settings": text,
+                "rows": rows,
+            },
         )
     draw(settings.plot, rows, settings)
     print(f"\nwritten: {settings.json}, {settings.plot}")

@@ -1,7 +1,8 @@
-"""Trains a variational autoencoder: ``python experiments/train.py [PRESET] [--field value ...]``; ``--help`` lists all.
+"""Trains a variational autoencoder: ``python experiments/train.py [PRESET] [--field value ...]``;
+``--help`` lists all.
 
-The same command on the same workdir resumes where it stopped, bit for bit. SIGTERM or SIGINT saves and ends with exit
-code 0; what cannot work ends in one sentence and exit code 2.
+The same command on the same workdir resumes where it stopped, bit for bit. SIGTERM or SIGINT saves
+and ends with exit code 0; what cannot work ends in one sentence and exit code 2.
 """
 
 from __future__ import annotations
@@ -29,34 +30,49 @@ from jaxvae import checkpoints, costs, evaluation, processes, training
 def devices_of(config: setup.Config) -> list[jax.Device]:
     """The devices to train on, equally many of each process."""
     count = config.devices or (jax.device_count() if config.distributed else 1)
-    every = [[d for d in jax.devices() if d.process_index == process] for process in range(jax.process_count())]
+    every = [
+        [d for d in jax.devices() if d.process_index == process]
+        for process in range(jax.process_count())
+    ]
     each, rest = divmod(count, len(every))
     if rest or not 1 <= each <= min(map(len, every)):
-        have = f"this machine has {len(every[0])}" if len(every) == 1 else f"the processes have {[*map(len, every)]}"
+        have = (
+            f"this machine has {len(every[0])}"
+            if len(every) == 1
+            else f"the processes have {[*map(len, every)]}"
+        )
         raise ValueError(f"--devices {count}: {have}")
     return [device for own in every for device in own[:each]]
 
 
 def train(run: wiring.Run, workdir: Path, stop: stopping.Stop) -> Any:
-    """Trains to the last step, from the newest good checkpoint where there is one, and returns the state."""
+    """Trains to the last step, from the newest good checkpoint where there is one, and returns
+    the state.
+    """
     config, devices = run.config, devices_of(run.config)
-    state, totals = training.everywhere(run.init_state(), devices), None
+    state, totals = training.replicate(run.init_state(), devices), None
     with stop.awaited(), checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-        found = saved.restore_newest(state, folders.warn if processes.is_first() else lambda message: None)
+        found = saved.restore_newest(
+            state, folders.warn if processes.is_first() else lambda message: None
+        )
         if found is not None:
             step, state, totals = found
             outcomes.say(f"resuming at step {step} of {config.steps}")
         if config.profile:
             profile(run, devices, workdir)
-        metrics = outcomes.Metrics(workdir, int(processes.local(state.step)), config.steps, step_cost(run, devices))
+        metrics = outcomes.Metrics(
+            workdir, int(processes.local(state.step)), config.steps, step_cost(run, devices)
+        )
 
-        def save(moment: training.Moment) -> None:
+        def save(moment: training.HookState) -> None:
             if moment.stopping and moment.step % config.checkpoint_every:
                 saved.save(moment.step, moment.state, moment.totals)
                 return
             params = processes.local(training.trained(moment.state))
-            examples = run.stored(run.monitored)
-            summary = evaluation.evaluate(run.vae, params, examples, run.key, treat=run.treat)
+            examples = run.raw(run.monitored)
+            summary = evaluation.evaluate(
+                run.vae, params, examples, run.key, preprocess=run.preprocess
+            )
             score = summary.reconstruction if summary.elbo is None else summary.elbo
             metrics.validate(moment.step, score)
             saved.save(moment.step, moment.state, moment.totals, metric=score)
@@ -95,7 +111,7 @@ def fit(run: wiring.Run, devices: list[jax.Device], **settings: Any) -> Any:
 def profile(run: wiring.Run, devices: list[jax.Device], workdir: Path) -> None:
     """Traces the second ten of twenty steps of a training that is thrown away."""
 
-    def turn(moment: training.Moment) -> None:
+    def turn(moment: training.HookState) -> None:
         if moment.step == 10:
             jax.profiler.start_trace(str(workdir / "profile"), create_perfetto_trace=True)
         else:
@@ -107,7 +123,9 @@ def profile(run: wiring.Run, devices: list[jax.Device], workdir: Path) -> None:
 
 
 def step_cost(run: wiring.Run, devices: list[jax.Device]) -> Callable[[float], dict[str, float]]:
-    """From images/s to the model's operations per second, and their share of the devices' peak where it is known."""
+    """From images/s to the model's operations per second, and their share of the devices' peak
+    where it is known.
+    """
     config = run.config
     shaped = lambda shape, dtype: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
     x = jax.tree.map(lambda a: shaped(a[0].shape, a[0].dtype), run.train)
@@ -119,7 +137,9 @@ def step_cost(run: wiring.Run, devices: list[jax.Device]) -> Callable[[float], d
         if flops is None:
             return {}
         per_second = flops * images_per_second / config.batch_size
-        return {"flops_per_second": per_second} | ({"share_of_peak": per_second / peak / len(devices)} if peak else {})
+        return {"flops_per_second": per_second} | (
+            {"share_of_peak": per_second / peak / len(devices)} if peak else {}
+        )
 
     return of_speed
 
@@ -168,7 +188,9 @@ def main() -> None:
             state = processes.local(train(run, workdir, stop))
             if processes.any_of(bool(stop.asked)) or state.step < config.steps:
                 by = stop.asked or "a signal to another process"
-                outcomes.say(f"stopped by {by}: step {state.step} of {config.steps} is saved, the same command goes on")
+                outcomes.say(
+                    f"stopped by {by}: step {state.step} of {config.steps} is saved, the same command goes on"
+                )
             else:
                 finish(run, training.trained(state), workdir)
     except (ValueError, OSError, training.NotFiniteError) as error:

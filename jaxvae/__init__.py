@@ -1,6 +1,7 @@
 """jaxvae: variational autoencoders in JAX, written for one example.
 
-One example, one formula: ``jax.vmap`` makes the batch, ``jax.lax.scan`` the epoch, ``jax.pmap`` the pod.
+One example, one formula: ``jax.vmap`` makes the batch, ``jax.lax.scan`` the epoch, ``jax.pmap`` the
+pod.
 """
 
 from jaxvae import (
@@ -14,6 +15,7 @@ from jaxvae import (
     expectations,
     fitted,
     flows,
+    kl_costs,
     likelihoods,
     measurements,
     models,
@@ -21,7 +23,6 @@ from jaxvae import (
     posteriors,
     priors,
     processes,
-    rates,
     schedules,
     training,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "expectations",
     "fitted",
     "flows",
+    "kl_costs",
     "likelihoods",
     "measurements",
     "models",
@@ -45,7 +47,6 @@ __all__ = [
     "posteriors",
     "priors",
     "processes",
-    "rates",
     "schedules",
     "training",
 ]

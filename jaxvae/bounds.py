@@ -1,8 +1,9 @@
 """Bounds on log p(x) for one example, ``(key, q, log_joint, num_samples) -> scalar``, in nats.
 
-``q`` is the posterior q(z|x) and ``log_joint(z) = log p(x|z) + log p(z)``; x is inside the closure. A bound is an
-``expectations.Estimator``: its value estimates the bound that ``of`` names, its gradient that bound's gradient, without
-bias where it says so. Below, w_k = p(x, z_k) / q(z_k|x), z_k ~ q, v_k = w_k / sum_j w_j, and L_K = log 1/K sum_k w_k.
+``q`` is the posterior q(z|x) and ``log_joint(z) = log p(x|z) + log p(z)``; x is inside the closure.
+A bound is an ``expectations.Estimator``: its value estimates the bound that ``of`` names, its
+gradient that bound's gradient, without bias where it says so. Below, w_k = p(x, z_k) / q(z_k|x),
+z_k ~ q, v_k = w_k / sum_j w_j, and L_K = log 1/K sum_k w_k.
 """
 
 from __future__ import annotations
@@ -17,8 +18,22 @@ from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
 from jaxvae import divergences, expectations
-from jaxvae.distributions import Bernoulli, Normal, drawn, noise_of, realized
-from jaxvae.expectations.contract import ANY, BINARY, CONTINUOUS, Estimator, Noise, estimator, steered
+from jaxvae.distributions import (
+    Bernoulli,
+    Normal,
+    reparameterize,
+    sample_and_log_prob_of,
+    sample_noise,
+)
+from jaxvae.expectations.contract import (
+    ANY,
+    BINARY,
+    CONTINUOUS,
+    Estimator,
+    Noise,
+    estimator,
+    with_gradient,
+)
 from jaxvae.expectations.discrete import antithetic_pair
 from jaxvae.expectations.noises import many_samples, power
 
@@ -26,17 +41,17 @@ Array = jax.Array
 LogJoint = Callable[[Array], Array]
 
 BOUNDS: dict[str, Estimator] = {}
-_bound = functools.partial(estimator, table=BOUNDS, joint=True)
+_bound = functools.partial(estimator, table=BOUNDS, uses_samples_jointly=True)
 _each = lambda k, d, c: k
 
 
 def log_weights(key: Array, q: Any, log_joint: LogJoint, num_samples: int) -> Array:
     """Importance weights log w_k = log p(x, z_k) - log q(z_k|x), z_k ~ q: [K], in nats."""
-    return _drawn_weights(noise_of(q, key, (num_samples,)), q, log_joint)
+    return _drawn_weights(sample_noise(q, key, (num_samples,)), q, log_joint)
 
 
 def _drawn_weights(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    z, log_q = drawn(q, noise)
+    z, log_q = sample_and_log_prob_of(q, noise)
     return jax.vmap(log_joint)(z) - log_q
 
 
@@ -51,24 +66,28 @@ def _log_mean(log_w: Array) -> Array:
 # Reparameterized
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="elbo")
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="elbo")
 def elbo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Evidence lower bound with sampled KL, 1/K sum_k log w_k (Kingma & Welling 2013, arXiv:1312.6114, eq. 6)."""
+    """Evidence lower bound with sampled KL, 1/K sum_k log w_k (Kingma & Welling 2013,
+    arXiv:1312.6114, eq. 6).
+    """
     return _drawn_weights(noise, q, log_joint).mean()
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="elbo", takes_prior=True)
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="elbo", takes_prior=True)
 def elbo_analytic(noise: Array, q: Any, log_joint: LogJoint, prior: Any) -> Array:
-    """The ELBO with KL in closed form, 1/K sum_k log p(x|z_k) - KL(q || p) (arXiv:1312.6114, eq. 7).
+    """The ELBO with KL in closed form, 1/K sum_k log p(x|z_k) - KL(q || p) (arXiv:1312.6114, eq.
+    7).
 
-    ``log_joint`` must carry no gradient in the prior's parameters. Raises ValueError where KL has no closed form.
+    ``log_joint`` must carry no gradient in the prior's parameters. Raises ValueError where KL has
+    no closed form.
     """
     fixed = stop_gradient(prior)
-    likelihood = jax.vmap(lambda z: log_joint(z) - fixed.log_prob(z))(realized(q, noise))
+    likelihood = jax.vmap(lambda z: log_joint(z) - fixed.log_prob(z))(reparameterize(q, noise))
     return likelihood.mean() - divergences.kl(q, prior)
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="iwae")
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae")
 def iwae(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """Importance-weighted bound log 1/K sum_k w_k (Burda et al. 2015, arXiv:1509.00519, eq. 8).
 
@@ -77,18 +96,21 @@ def iwae(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     return _log_mean(_drawn_weights(noise, q, log_joint))
 
 
-def _pathwise(noise: Array, q: Any, log_joint: LogJoint, weights: Callable[[Array], Array]) -> tuple[Array, Array]:
+def _pathwise(
+    noise: Array, q: Any, log_joint: LogJoint, weights: Callable[[Array], Array]
+) -> tuple[Array, Array]:
     """log w_k, and what is to be added for sum_k c_k d log w_k / dz dz_k/dphi, c = ``weights(v)``.
 
-    The density of q does not depend on phi in it. log w itself has a gradient in the parameters of the joint alone.
+    The density of q does not depend on phi in it. log w itself has a gradient in the parameters of
+    the joint alone.
     """
-    z, still = realized(q, noise), stop_gradient(q)
+    z, still = reparameterize(q, noise), stop_gradient(q)
     log_w, pull = jax.vjp(lambda z: _log_weights(z, still, log_joint), stop_gradient(z))
     (slopes,) = pull(stop_gradient(weights(jax.nn.softmax(log_w))))
-    return log_w, steered(jnp.zeros(()), slopes, z)
+    return log_w, with_gradient(jnp.zeros(()), slopes, z)
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="elbo")
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="elbo")
 def stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """Sticking the landing: the ELBO without its score term (Roeder et al. 2017, arXiv:1703.09194).
 
@@ -98,9 +120,10 @@ def stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     return log_w.mean() + path
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="iwae", unbiased=False)
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", unbiased=False)
 def iwae_stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Sticking the landing inside L_K, sum_k v_k d log w_k / dz dz_k/dphi: biased (shown in arXiv:1810.04152).
+    """Sticking the landing inside L_K, sum_k v_k d log w_k / dz dz_k/dphi: biased (shown in
+    arXiv:1810.04152).
 
     The bias is the direction of reweighted wake-sleep, E sum_k v_k grad log q(z_k).
     """
@@ -108,9 +131,10 @@ def iwae_stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     return _log_mean(log_w) + path
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="iwae")
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae")
 def dreg(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Doubly reparameterized L_K, sum_k v_k^2 d log w_k / dz dz_k/dphi (Tucker et al. 2018, arXiv:1810.04152).
+    """Doubly reparameterized L_K, sum_k v_k^2 d log w_k / dz dz_k/dphi (Tucker et al. 2018,
+    arXiv:1810.04152).
 
     With K = 1 it is ``stl``. Its signal-to-noise ratio rises with K, where that of ``iwae`` falls.
     """
@@ -118,26 +142,28 @@ def dreg(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     return _log_mean(log_w) + path
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="iwae", takes_prior=True)
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", takes_prior=True)
 def gdreg(noise: Array, q: Any, log_joint: LogJoint, prior: Normal) -> Array:
     """``dreg``, and the parameters of the prior through its own reparameterization.
 
-    Bauer & Mnih 2021, arXiv:2101.11046: sum_k (v_k d log p(x|z_k) / dz - v_k^2 d log w_k / dz) dT/dtheta,
-    where z_k = T(e_k; theta) with e_k fixed. The prior is a Normal with parameters of its own, and ``log_joint`` must
-    carry no gradient in them.
+    Bauer & Mnih 2021, arXiv:2101.11046: sum_k (v_k d log p(x|z_k) / dz - v_k^2 d log w_k / dz)
+    dT/dtheta, where z_k = T(e_k; theta) with e_k fixed. The prior is a Normal with parameters of
+    its own, and ``log_joint`` must carry no gradient in them.
     """
-    z, fixed = stop_gradient(realized(q, noise)), stop_gradient(prior)
+    z, fixed = stop_gradient(reparameterize(q, noise)), stop_gradient(prior)
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v**2)
     v = jax.nn.softmax(stop_gradient(log_w)).reshape(-1, *[1] * (z.ndim - 1))
     total = jax.vmap(jax.grad(lambda z: log_joint(z) - stop_gradient(q).log_prob(z)))(z)
     likelihood = jax.vmap(jax.grad(lambda z: log_joint(z) - fixed.log_prob(z)))(z)
-    moved = prior.at(stop_gradient((z - prior.loc) / prior.scale))
-    return steered(_log_mean(log_w) + path, v * likelihood - v**2 * total, moved)
+    moved = prior.from_noise(stop_gradient((z - prior.loc) / prior.scale))
+    return with_gradient(_log_mean(log_w) + path, v * likelihood - v**2 * total, moved)
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="rws", unbiased=False)
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="rws", unbiased=False)
 def rws_dreg(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """``rws`` doubly reparameterized, sum_k (v_k - v_k^2) d log w_k / dz dz_k/dphi (arXiv:1810.04152)."""
+    """``rws`` doubly reparameterized, sum_k (v_k - v_k^2) d log w_k / dz dz_k/dphi
+    (arXiv:1810.04152).
+    """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v - v**2)
     return _log_mean(log_w) + path
 
@@ -151,47 +177,54 @@ def _groups(log_w: Array, groups: int) -> Array:
     return log_w.reshape(groups, -1)
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="miwae")
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="miwae")
 def miwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
-    """The mean of M = ``groups`` bounds L_K of the K M samples (Rainforth et al. 2018, arXiv:1802.04537)."""
+    """The mean of M = ``groups`` bounds L_K of the K M samples (Rainforth et al. 2018,
+    arXiv:1802.04537).
+    """
     return _log_mean(_groups(_drawn_weights(noise, q, log_joint), groups)).mean()
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="iwae", unbiased=False)
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", unbiased=False)
 def piwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
     """The generative model ascends L_KM, the posterior the mean of M bounds L_K of the same draws.
 
     Rainforth et al. 2018, arXiv:1802.04537.
     """
-    z = realized(q, noise)
+    z = reparameterize(q, noise)
     whole = _log_mean(_log_weights(stop_gradient(z), stop_gradient(q), log_joint))
-    log_w, pull = jax.vjp(lambda z, q: _log_weights(z, q, log_joint), stop_gradient(z), stop_gradient(q))
+    log_w, pull = jax.vjp(
+        lambda z, q: _log_weights(z, q, log_joint), stop_gradient(z), stop_gradient(q)
+    )
     weights = jax.nn.softmax(_groups(log_w, groups)) / groups
-    return steered(whole, pull(stop_gradient(weights.reshape(log_w.shape))), (z, q))
+    return with_gradient(whole, pull(stop_gradient(weights.reshape(log_w.shape))), (z, q))
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="ciwae")
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="ciwae")
 def ciwae(noise: Array, q: Any, log_joint: LogJoint, elbo_weight: float = 0.5) -> Array:
     """b ELBO + (1 - b) L_K, b = ``elbo_weight`` (Rainforth et al. 2018, arXiv:1802.04537)."""
     log_w = _drawn_weights(noise, q, log_joint)
     return elbo_weight * log_w.mean() + (1 - elbo_weight) * _log_mean(log_w)
 
 
-@_bound(many_samples, CONTINUOUS, _each, _each, of="renyi")
+@_bound(many_samples, CONTINUOUS, _each, _each, estimates="renyi")
 def renyi(noise: Array, q: Any, log_joint: LogJoint, order: float = 0.5) -> Array:
-    """1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``order`` (Li & Turner 2016, arXiv:1602.02311): a = 0 is L_K."""
+    """1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``order`` (Li & Turner 2016, arXiv:1602.02311):
+    a = 0 is L_K.
+    """
     if order == 1:
         raise ValueError("the Renyi bound of order 1 is the elbo")
     return _log_mean((1 - order) * _drawn_weights(noise, q, log_joint)) / (1 - order)
 
 
-# For any latents: the gradient of L_K is that of log w at the draws and sum_k (L_K - c_k) grad log q(z_k).
+# For any latents: the gradient of L_K is that of log w at the draws and sum_k (L_K - c_k) grad log
+# q(z_k).
 
 
 def _scored(z: Array, q: Any, log_joint: LogJoint, left: Callable[[Array], Array]) -> Array:
     z = stop_gradient(z)
     log_w = _log_weights(z, q, log_joint)
-    return steered(_log_mean(log_w), left(stop_gradient(log_w)), jax.vmap(q.log_prob)(z))
+    return with_gradient(_log_mean(log_w), left(stop_gradient(log_w)), jax.vmap(q.log_prob)(z))
 
 
 def _log_others(log_w: Array) -> Array:
@@ -206,29 +239,44 @@ def _replaced(log_w: Array, values: Array) -> Array:
     return _log_mean(jnp.where(jnp.eye(len(log_w), dtype=bool), values[:, None], log_w))
 
 
-@_bound(many_samples, ANY, _each, of="elbo", least=2)
+@_bound(many_samples, ANY, _each, estimates="elbo", min_samples=2)
 def elbo_rloo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """The ELBO by ``expectations.rloo``; log q carries no gradient of its own, whose mean is zero."""
-    return expectations.rloo.estimate(noise, q, lambda z: log_joint(z) - stop_gradient(q).log_prob(z))
+    """The ELBO by ``expectations.rloo``; log q carries no gradient of its own, whose mean is
+    zero.
+    """
+    return expectations.rloo.estimate(
+        noise, q, lambda z: log_joint(z) - stop_gradient(q).log_prob(z)
+    )
 
 
-@_bound(many_samples, ANY, _each, of="iwae")
+@_bound(many_samples, ANY, _each, estimates="iwae")
 def iwae_score(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """L_K without a baseline, c = 0."""
-    return _scored(realized(q, noise), q, log_joint, lambda log_w: jnp.broadcast_to(_log_mean(log_w), log_w.shape))
+    return _scored(
+        reparameterize(q, noise),
+        q,
+        log_joint,
+        lambda log_w: jnp.broadcast_to(_log_mean(log_w), log_w.shape),
+    )
 
 
-@_bound(many_samples, ANY, _each, of="iwae", least=2)
+@_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def vimco(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """c_k = L_K with w_k replaced by the geometric mean of the others (Mnih & Rezende 2016, arXiv:1602.06725)."""
-    left = lambda log_w: _log_mean(log_w) - _replaced(log_w, (log_w.sum() - log_w) / (len(log_w) - 1))
-    return _scored(realized(q, noise), q, log_joint, left)
+    """c_k = L_K with w_k replaced by the geometric mean of the others (Mnih & Rezende 2016,
+    arXiv:1602.06725).
+    """
+    left = lambda log_w: (
+        _log_mean(log_w) - _replaced(log_w, (log_w.sum() - log_w) / (len(log_w) - 1))
+    )
+    return _scored(reparameterize(q, noise), q, log_joint, left)
 
 
-@_bound(many_samples, ANY, _each, of="iwae", least=2)
+@_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def vimco_arithmetic(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """c_k = log of the mean of the other weights (Mnih & Rezende 2016, arXiv:1602.06725)."""
-    return _scored(realized(q, noise), q, log_joint, lambda log_w: _log_mean(log_w) - _log_others(log_w))
+    return _scored(
+        reparameterize(q, noise), q, log_joint, lambda log_w: _log_mean(log_w) - _log_others(log_w)
+    )
 
 
 def _ovis(noise: Array, q: Any, log_joint: LogJoint, gamma: float) -> Array:
@@ -237,49 +285,59 @@ def _ovis(noise: Array, q: Any, log_joint: LogJoint, gamma: float) -> Array:
         lead = _log_mean(log_w) - _log_others(log_w)  # log(1 - 1/K) - log(1 - v)
         return lead - (1 - gamma) * jnp.log1p(-1 / k) + gamma * v
 
-    return _scored(realized(q, noise), q, log_joint, left)
+    return _scored(reparameterize(q, noise), q, log_joint, left)
 
 
-@_bound(many_samples, ANY, _each, of="iwae", least=2)
+@_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def ovis_gamma0(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Asymptotically optimal c for few effective samples (Liévin et al. 2020, arXiv:2008.01998, eq. 17 with gamma = 0).
+    """Asymptotically optimal c for few effective samples (Liévin et al. 2020, arXiv:2008.01998, eq.
+    17 with gamma = 0).
 
     L_K - c_k = -log(1 - v_k): ``vimco_arithmetic`` less the constant log(1 - 1/K).
     """
     return _ovis(noise, q, log_joint, 0.0)
 
 
-@_bound(many_samples, ANY, _each, of="iwae", least=2, unbiased=False)
+@_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2, unbiased=False)
 def ovis_gamma1(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """As ``ovis_gamma0`` for many effective samples, gamma = 1: its bias is E sum_k v_k grad log q(z_k)."""
+    """As ``ovis_gamma0`` for many effective samples, gamma = 1: its bias is E sum_k v_k grad log
+    q(z_k).
+    """
     return _ovis(noise, q, log_joint, 1.0)
 
 
-_one_more = Noise(lambda key, q, k: many_samples.draw(key, q, k + 1), lambda q, k: many_samples.law(q, k + 1))
+_one_more = Noise(
+    lambda key, q, k: many_samples.draw(key, q, k + 1), lambda q, k: many_samples.exact(q, k + 1)
+)
 
 
-@_bound(_one_more, ANY, lambda k, d, c: k + 1, of="iwae")
+@_bound(_one_more, ANY, lambda k, d, c: k + 1, estimates="iwae")
 def ovis_mc(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """c_k = L_K - v_k with z_k replaced by one more draw (Liévin et al. 2020, arXiv:2008.01998, eq. 12)."""
-    z = stop_gradient(realized(q, noise))
+    """c_k = L_K - v_k with z_k replaced by one more draw (Liévin et al. 2020, arXiv:2008.01998,
+    eq. 12).
+    """
+    z = stop_gradient(reparameterize(q, noise))
     log_w = _log_weights(z[:-1], q, log_joint)
     values = stop_gradient(log_w)
     more = stop_gradient(_log_weights(z[-1:], q, log_joint))
     there = _replaced(values, jnp.broadcast_to(more, values.shape))
     share = jnp.exp(more - there) / len(values)  # its v in the place of z_k
     left = _log_mean(values) - (there - share)
-    return steered(_log_mean(log_w), left, jax.vmap(q.log_prob)(z[:-1]))
+    return with_gradient(_log_mean(log_w), left, jax.vmap(q.log_prob)(z[:-1]))
 
 
 _pairs = Noise(
-    lambda key, q, k: jax.vmap(lambda key: antithetic_pair.draw(key, q, 1))(jax.random.split(key, k)),
-    lambda q, k: power(antithetic_pair.law(q, 1), k),
+    lambda key, q, k: jax.vmap(lambda key: antithetic_pair.draw(key, q, 1))(
+        jax.random.split(key, k)
+    ),
+    lambda q, k: power(antithetic_pair.exact(q, 1), k),
 )
 
 
-@_bound(_pairs, BINARY, lambda k, d, c: 2 * k, of="iwae")
+@_bound(_pairs, BINARY, lambda k, d, c: 2 * k, estimates="iwae")
 def local_disarm(noise: Array, q: Bernoulli, log_joint: LogJoint) -> Array:
-    """L_K of one of each of K antithetic pairs, sum_k (L_K - L_K with b_k') (b_k - b_k') s(|phi|) / 2.
+    """L_K of one of each of K antithetic pairs, sum_k (L_K - L_K with b_k') (b_k - b_k') s(|phi|) /
+    2.
 
     Dong et al. 2020, arXiv:2006.10680.
     """
@@ -287,28 +345,33 @@ def local_disarm(noise: Array, q: Bernoulli, log_joint: LogJoint) -> Array:
     values = stop_gradient(log_w)
     gain = _log_mean(values) - _replaced(values, stop_gradient(other))
     difference = jnp.tensordot(gain, noise[:, 0] - noise[:, 1], 1, precision="float32")
-    return steered(_log_mean(log_w), 0.5 * difference * jax.nn.sigmoid(jnp.abs(q.logits)), q.logits)
+    return with_gradient(
+        _log_mean(log_w), 0.5 * difference * jax.nn.sigmoid(jnp.abs(q.logits)), q.logits
+    )
 
 
-@_bound(many_samples, ANY, _each, of="rws", unbiased=False)
+@_bound(many_samples, ANY, _each, estimates="rws", unbiased=False)
 def rws(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Reweighted wake-sleep, sum_k v_k grad log q(z_k) for the posterior (Bornschein & Bengio 2014, arXiv:1406.2751).
+    """Reweighted wake-sleep, sum_k v_k grad log q(z_k) for the posterior (Bornschein & Bengio 2014,
+    arXiv:1406.2751).
 
     That descends KL(p(z|x) || q), with a bias of order 1/K; the generative model ascends L_K.
     """
-    z = stop_gradient(realized(q, noise))
+    z = stop_gradient(reparameterize(q, noise))
     log_w = _log_weights(z, stop_gradient(q), log_joint)
-    return steered(_log_mean(log_w), jax.nn.softmax(log_w), jax.vmap(q.log_prob)(z))
+    return with_gradient(_log_mean(log_w), jax.nn.softmax(log_w), jax.vmap(q.log_prob)(z))
 
 
-@_bound(many_samples, ANY, _each, of="tvo", least=2, unbiased=False)
+@_bound(many_samples, ANY, _each, estimates="tvo", min_samples=2, unbiased=False)
 def tvo(noise: Array, q: Any, log_joint: LogJoint, betas: tuple[float, ...] = (0.0, 0.1)) -> Array:
-    """Thermodynamic bound, sum_i (b_i+1 - b_i) E_i log w, a left Riemann sum (Masrani et al. 2019, arXiv:1907.00031).
+    """Thermodynamic bound, sum_i (b_i+1 - b_i) E_i log w, a left Riemann sum (Masrani et al. 2019,
+    arXiv:1907.00031).
 
-    E_i is over q^(1-b) p(x, z)^b, by self-normalized weights v = w^b / sum w^b; ``betas`` are b_0 = 0, b_1, ..., and
-    the last interval ends at 1. The gradient is E_i grad log w + Cov_i(log w, b grad log p + (1 - b) grad log q).
+    E_i is over q^(1-b) p(x, z)^b, by self-normalized weights v = w^b / sum w^b; ``betas`` are b_0 =
+    0, b_1, ..., and the last interval ends at 1. The gradient is E_i grad log w + Cov_i(log w, b
+    grad log p + (1 - b) grad log q).
     """
-    z = stop_gradient(realized(q, noise))
+    z = stop_gradient(reparameterize(q, noise))
     log_q = jax.vmap(q.log_prob)(z)
     log_w = jax.vmap(log_joint)(z) - log_q
     k = len(log_w)
@@ -317,7 +380,7 @@ def tvo(noise: Array, q: Any, log_joint: LogJoint, betas: tuple[float, ...] = (0
         v = stop_gradient(jax.nn.softmax(b * log_w))
         value = jnp.sum(v * log_w)
         centred = stop_gradient(v * (log_w - value))
-        return steered(value, k / (k - 1) * centred, b * log_w + log_q)
+        return with_gradient(value, k / (k - 1) * centred, b * log_w + log_q)
 
     ends = (*betas[1:], 1.0)
     return jnp.stack([(end - b) * of(b) for b, end in zip(betas, ends, strict=True)]).sum()

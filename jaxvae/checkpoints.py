@@ -1,11 +1,14 @@
-"""Checkpoints: Orbax behind one thin door, with checksums and a way back when the newest one is damaged.
+"""Checkpoints: Orbax behind one thin door, with checksums and a way back when the newest one is
+damaged.
 
-A checkpoint is a folder ``300`` that Orbax writes, and a record ``300.json`` beside it: shapes, types and CRC-32 of
-every array, the sums of an unfinished report and the metric by which the best is chosen. The record is written first,
-so a checkpoint that was cut short or lost afterwards is missed by name.
+A checkpoint is a folder ``300`` that Orbax writes, and a record ``300.json`` beside it: shapes,
+types and CRC-32 of every array, the sums of an unfinished report and the metric by which the best
+is chosen. The record is written first, so a checkpoint that was cut short or lost afterwards is
+missed by name.
 
-What is written are NumPy arrays, by the first process alone and in a thread of its own, so that training waits only
-until the state is copied to the host; the data of typed keys stand for the keys.
+What is written are NumPy arrays, by the first process alone and in a thread of its own, so that
+training waits only until the state is copied to the host; the data of typed keys stand for the
+keys.
 """
 
 from __future__ import annotations
@@ -46,10 +49,12 @@ class DamagedError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest two and the best one are kept, written in the background.
+    """The checkpoints of a run: the newest two and the best one are kept, written in the
+    background.
 
-    In a job of several processes all of them call ``save``, and the first one writes, and all of them restore, from a
-    folder that all see. Use it as a context manager, or call ``close``, which waits for what is being written.
+    In a job of several processes all of them call ``save``, and the first one writes, and all of
+    them restore, from a folder that all see. Use it as a context manager, or call ``close``, which
+    waits for what is being written.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -61,8 +66,11 @@ class Checkpoints:
         self._checkpointer = ocp.Checkpointer(
             # Parameters and moments shrink by a tenth, which is not worth the time.
             ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers),
-            # Processes that wait for each other would do it with collectives, beside those of the training.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}),
+            # Processes that wait for each other would do it with collectives, beside those of the
+            # training.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}
+            ),
         )
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -100,20 +108,33 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with the highest metric, or None."""
-        metrics = {step: metric for step in self.steps if (metric := self._metric(step)) is not None}
+        metrics = {
+            step: metric for step in self.steps if (metric := self._metric(step)) is not None
+        }
         return max(metrics, key=metrics.__getitem__, default=None)
 
-    def save(self, step: int, state: Any, totals: dict[str, Any], metric: float | None = None) -> None:
-        """Saves a state in the background, with the metric of which the highest is best; None and nan never are.
+    def save(
+        self, step: int, state: Any, totals: dict[str, Any], metric: float | None = None
+    ) -> None:
+        """Saves a state in the background, with the metric of which the highest is best; None and
+        nan never are.
 
-        A step that is there already is left as it is. Raises OSError if the one before it could not be written.
+        A step that is there already is left as it is. Raises OSError if the one before it could not
+        be written.
         """
         self.wait()
         if not processes.is_first() or step in self.steps:
             return
         judged = metric if metric is not None and math.isfinite(metric) else None
-        record = {"arrays": _described(state), "totals": copy.deepcopy(totals), "metric": judged, "finished": False}
-        held = jax.tree.map(np.array, jax.device_get(_data(processes.local(state))))  # copies: the next step overwrites
+        record = {
+            "arrays": _described(state),
+            "totals": copy.deepcopy(totals),
+            "metric": judged,
+            "finished": False,
+        }
+        held = jax.tree.map(
+            np.array, jax.device_get(_data(processes.local(state)))
+        )  # copies: the next step overwrites
         self._writing = self._writer.submit(self._write, step, held, record)
 
     def _write(self, step: int, held: Any, record: dict[str, Any]) -> None:
@@ -132,24 +153,30 @@ class Checkpoints:
             ) from error
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state of ``step`` and the sums saved with it, with the structure and placement of ``like``.
+        """The state of ``step`` and the sums saved with it, with the structure and placement of
+        ``like``.
 
-        ``like`` is a state or its shapes, which without a sharding are placed on the default device.
-        Raises ValueError where the checkpoint is of another model, and DamagedError where it is not what was saved.
+        ``like`` is a state or its shapes, which without a sharding are placed on the default
+        device. Raises ValueError where the checkpoint is of another model, and DamagedError where
+        it is not what was saved.
         """
         processes.on_first(self.wait)
         record = _read_record(self._record(step))
         _check_model(step, record["arrays"], _described(like))
         folder = self.folder / str(step)
         if not folder.is_dir():
-            raise DamagedError(f"the checkpoint of step {step} is missing: {folder} is gone or was never finished")
+            raise DamagedError(
+                f"the checkpoint of step {step} is missing: {folder} is gone or was never finished"
+            )
         data = _data(like)
         held, reason = self._read(folder, data)
         if processes.any_of(bool(reason)):
             reason = reason or "another process could not read it"
             raise DamagedError(f"the checkpoint of step {step} cannot be read: {reason} ({folder})")
         sums, now, meant = _checksums(held), _described(held), _described(data)
-        same = lambda name: sums[name] == record["arrays"][name]["crc32"] and now[name] == meant[name]
+        same = lambda name: (
+            sums[name] == record["arrays"][name]["crc32"] and now[name] == meant[name]
+        )
         changed = sorted(name for name in meant if not same(name))
         if processes.any_of(bool(changed)):
             raise DamagedError(
@@ -161,10 +188,12 @@ class Checkpoints:
     def restore_newest(
         self, like: Any, warn: Callable[[str], None], keep_damaged: bool = False
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Step, state and sums of the newest checkpoint that is whole, or None where none was ever finished.
+        """Step, state and sums of the newest checkpoint that is whole, or None where none was ever
+        finished.
 
-        Each newer one that is damaged, cut short or missing is named to ``warn`` and moved to the folder ``damaged``,
-        or with ``keep_damaged`` left where it is. Raises DamagedError where there were checkpoints and none is left.
+        Each newer one that is damaged, cut short or missing is named to ``warn`` and moved to the
+        folder ``damaged``, or with ``keep_damaged`` left where it is. Raises DamagedError where
+        there were checkpoints and none is left.
         """
         found: tuple[int, Any, dict[str, Any]] | None = None
         bad: list[int] = []
@@ -194,7 +223,9 @@ class Checkpoints:
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
         with _unheard():
             try:
-                return self._checkpointer.restore(folder, ocp.args.PyTreeRestore(shapes, restore_args=on_host)), ""
+                return self._checkpointer.restore(
+                    folder, ocp.args.PyTreeRestore(shapes, restore_args=on_host)
+                ), ""
             except Exception as error:
                 reason = _short(error)
             for _ in range(4):  # the reads that Orbax left under way fail as they end
@@ -215,9 +246,13 @@ class Checkpoints:
             return None
 
     def _was_finished(self, step: int) -> bool:
-        """Whether a checkpoint was whole once: its folder is there, or its record says so or cannot say it any more."""
+        """Whether a checkpoint was whole once: its folder is there, or its record says so or
+        cannot say it any more.
+        """
         try:
-            return (self.folder / str(step)).exists() or _read_record(self._record(step))["finished"]
+            return (self.folder / str(step)).exists() or _read_record(self._record(step))[
+                "finished"
+            ]
         except DamagedError:
             return True
 
@@ -233,7 +268,9 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _settle(self, bad: list[int], good: int | None) -> None:
-        """Moves what is damaged out of the way, and writes down that the newest good one was finished."""
+        """Moves what is damaged out of the way, and writes down that the newest good one was
+        finished.
+        """
         for step in bad:
             for path in (self.folder / str(step), self._record(step)):
                 if path.exists():
@@ -273,9 +310,15 @@ def _data(tree: Any) -> Any:
 
 
 def _placed(like: Any, data: np.ndarray) -> Any:
-    """An array of the host where ``like`` is, or on the default device where it is nowhere; a key where it is one."""
+    """An array of the host where ``like`` is, or on the default device where it is nowhere; a
+    key where it is one.
+    """
     place = getattr(_data(like), "sharding", None)
-    array = jnp.asarray(data) if place is None else jax.make_array_from_callback(data.shape, place, data.__getitem__)
+    array = (
+        jnp.asarray(data)
+        if place is None
+        else jax.make_array_from_callback(data.shape, place, data.__getitem__)
+    )
     if not _typed_key(like):
         return array
     impl: list[Any] = []  # which JAX tells of arrays, traced ones among them, but not of shapes
@@ -285,7 +328,9 @@ def _placed(like: Any, data: np.ndarray) -> Any:
 
 def _described(tree: Any) -> dict[str, dict[str, Any]]:
     """Shape and type of every array."""
-    return {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in _named(tree).items()}
+    return {
+        name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in _named(tree).items()
+    }
 
 
 def _checksums(tree: Any) -> dict[str, int]:
@@ -293,7 +338,9 @@ def _checksums(tree: Any) -> dict[str, int]:
     return {name: zlib.crc32(a.reshape(-1).view(np.uint8)) for name, a in _named(tree).items()}
 
 
-def _check_model(step: int, saved: dict[str, dict[str, Any]], here: dict[str, dict[str, Any]]) -> None:
+def _check_model(
+    step: int, saved: dict[str, dict[str, Any]], here: dict[str, dict[str, Any]]
+) -> None:
     kind = lambda array: f"{array['dtype']}{array['shape']}"
     then, now = ({name: kind(array) for name, array in arrays.items()} for arrays in (saved, here))
     differing = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
@@ -331,7 +378,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Without what other threads and abandoned coroutines of a failed restore say; the error itself says enough."""
+    """Without what other threads and abandoned coroutines of a failed restore say; the error
+    itself says enough.
+    """
     hook = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: None
     try:
@@ -345,4 +394,8 @@ def _unheard() -> Iterator[None]:
 def _short(error: Exception) -> str:
     """What the system says, where it is the system; else the beginning of the message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        os.strerror(int(code[1]))
+        if code
+        else " ".join(str(error).split())[:200] or type(error).__name__
+    )

@@ -1,9 +1,11 @@
-"""Convolutions that are matrix products on a CPU, where XLA's own are many times slower, and XLA's own elsewhere.
+"""Convolutions that are matrix products on a CPU, where XLA's own are many times slower, and XLA's
+own elsewhere.
 
-``conv_general_dilated`` and ``conv_transpose`` take and return what those of ``jax.lax`` do, and are batched,
-differentiated and transposed by its rules. They end in a primitive that differs in what is compiled: for a CPU wide
-layers by minimal filtering (``winograd``), others as products of patches, shifts or taps; elsewhere XLA's own, but for
-one gradient that GPUs have no kernel for as JAX states it.
+``conv_general_dilated`` and ``conv_transpose`` take and return what those of ``jax.lax`` do, and
+are batched, differentiated and transposed by its rules. They end in a primitive that differs in
+what is compiled: for a CPU wide layers by minimal filtering (``winograd``), others as products of
+patches, shifts or taps; elsewhere XLA's own, but for one gradient that GPUs have no kernel for as
+JAX states it.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ def _result(lhs: Array, rhs: Array, **params: Any) -> Any:
 
 
 def _elsewhere(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """XLA's own; the gradient in a transposed layer's kernel as that in the kernel of the layer which it transposes.
+    """XLA's own; the gradient in a transposed layer's kernel as that in the kernel of the layer
+    which it transposes.
 
-    With lhs and rhs exchanged the sum over i of lhs[i] rhs[d i + low - t] is a layer's gradient with the taps t from
-    last to first, which XLA knows as such. The other it takes for a layer on an image with holes.
+    With lhs and rhs exchanged the sum over i of lhs[i] rhs[d i + low - t] is a layer's gradient
+    with the taps t from last to first, which XLA knows as such. The other it takes for a layer on
+    an image with holes.
     """
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     holes, low = params["lhs_dilation"], [low for low, _ in params["padding"]]
@@ -57,13 +61,18 @@ def _elsewhere(lhs: Array, rhs: Array, **params: Any) -> Array:
     taps = size(_result(lhs, rhs, **params), out_spec)
     sizes = zip(size(lhs, lhs_spec), size(rhs, rhs_spec), taps, low, holes, strict=True)
     padding = [(t - 1 - a, d * (m - 1) - n + 1 + a) for m, n, t, a, d in sizes]
-    numbers = lax.ConvDimensionNumbers(rhs_spec, lhs_spec, (out_spec[1], out_spec[0], *out_spec[2:]))
+    numbers = lax.ConvDimensionNumbers(
+        rhs_spec, lhs_spec, (out_spec[1], out_spec[0], *out_spec[2:])
+    )
     changed = {"padding": tuple(padding), "lhs_dilation": (1,) * len(taps), "rhs_dilation": holes}
-    return lax.rev(XLA.bind(rhs, lhs, **params | changed | {"dimension_numbers": numbers}), out_spec[2:])
+    return lax.rev(
+        XLA.bind(rhs, lhs, **params | changed | {"dimension_numbers": numbers}), out_spec[2:]
+    )
 
 
 class _Geometry(NamedTuple):
-    """Result p is the sum over taps t of lhs[(s p + e t - low) / d] rhs[t], where that is a whole number in the image.
+    """Result p is the sum over taps t of lhs[(s p + e t - low) / d] rhs[t], where that is a whole
+    number in the image.
 
     Each is a sequence over the spatial dimensions.
     """
@@ -76,7 +85,9 @@ class _Geometry(NamedTuple):
 
 
 def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """Layers and their gradients as matrix products, or as the one convolution for which XLA has a fast kernel."""
+    """Layers and their gradients as matrix products, or as the one convolution for which XLA has
+    a fast kernel.
+    """
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     out = _result(lhs, rhs, **params)
     geometry = _Geometry(
@@ -89,23 +100,42 @@ def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
     dense = max(*geometry.strides, *geometry.spread, 1) == 1
     grouped = params["feature_group_count"] * params["batch_group_count"] > 1
     transposed = max(geometry.holes, default=1) > 1
-    if grouped or (transposed and not dense) or 0 in (*lhs.shape, *rhs.shape, *out.shape) or not lhs_spec[2:]:
+    if (
+        grouped
+        or (transposed and not dense)
+        or 0 in (*lhs.shape, *rhs.shape, *out.shape)
+        or not lhs_spec[2:]
+    ):
         return XLA.bind(lhs, rhs, **params)
-    # [N, H, C] with several H, and [T, C, O]; in the gradient of a kernel C are the examples, and come first. Flax has
-    # features last in kernels, JAX exchanges them with channels for the gradient in an image.
+    # [N, H, C] with several H, and [T, C, O]; in the gradient of a kernel C are the examples, and
+    # come first. Flax has features last in kernels, JAX exchanges them with channels for the
+    # gradient in an image.
     x = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
     kernel = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     of_kernel, of_image = lhs_spec[1] < lhs_spec[0], rhs_spec[0] < rhs_spec[1]
-    # The gradient in a layer's kernel transforms that of its result too, if it is not the wider one.
+    # The gradient in a layer's kernel transforms that of its result too, if it is not the wider
+    # one.
     layer = functools.partial(_layer, shared=of_image and x.shape[-1] <= kernel.shape[-1])
-    makers = (layer, _gradient_of_layer) if not transposed else (_transposed_layer, _gradient_of_transposed_layer)
-    y = makers[of_kernel](x, kernel, geometry, {name: params[name] for name in ("precision", "preferred_element_type")})
+    makers = (
+        (layer, _gradient_of_layer)
+        if not transposed
+        else (_transposed_layer, _gradient_of_transposed_layer)
+    )
+    y = makers[of_kernel](
+        x,
+        kernel,
+        geometry,
+        {name: params[name] for name in ("precision", "preferred_element_type")},
+    )
     order = (out_spec[0], *out_spec[2:], out_spec[1])  # where the dimensions of y lie in the result
     return lax.transpose(y, sorted(range(y.ndim), key=order.__getitem__)).astype(out.dtype)
 
 
-def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any], *, shared: bool) -> Array:
-    """XLA's own, which is fast for this kind; for few channels or places the patches [N, P, T C] times [T C, O].
+def _layer(
+    x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any], *, shared: bool
+) -> Array:
+    """XLA's own, which is fast for this kind; for few channels or places the patches [N, P, T C]
+    times [T C, O].
 
     XLA's is not asked where padding is negative either: there its results were seen to be wrong.
     """
@@ -121,17 +151,24 @@ def _layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any], *,
         last = (0, n + 1, *range(1, n + 1))
         numbers = lax.ConvDimensionNumbers(last, (n + 1, n, *range(n)), last)
         pads = list(zip(low, high, strict=True))
-        return lax.conv_general_dilated(x, kernel, strides, pads, rhs_dilation=spread, dimension_numbers=numbers, **how)
-    starts = itertools.product(*([e * t - a for t in range(m)] for m, e, a in zip(taps, spread, low, strict=True)))
+        return lax.conv_general_dilated(
+            x, kernel, strides, pads, rhs_dilation=spread, dimension_numbers=numbers, **how
+        )
+    starts = itertools.product(
+        *([e * t - a for t in range(m)] for m, e, a in zip(taps, spread, low, strict=True))
+    )
     patches = lax.concatenate([window(x, start, strides, places) for start in starts], n + 1)
-    return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((n + 1,), (0,)), ((), ())), **how)
+    return lax.dot_general(
+        patches, kernel.reshape(-1, kernel.shape[-1]), (((n + 1,), (0,)), ((), ())), **how
+    )
 
 
 def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples where C is.
+    """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples
+    where C is.
 
-    Without strides the narrower of them counts as the image, which is faster; if they are as wide, the second, which
-    minimal filtering then transforms once for both gradients.
+    Without strides the narrower of them counts as the image, which is faster; if they are as wide,
+    the second, which minimal filtering then transforms once for both gradients.
     """
     if max(*geometry.strides, *geometry.spread) == 1 and kernel.shape[-1] <= len(x):
         return _gradient_of_transposed_layer(x, kernel, geometry, how)
@@ -140,10 +177,12 @@ def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[s
 
 
 def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """Wide: a layer with a feature for each place between the inputs, [N, H, d O], by minimal filtering.
+    """Wide: a layer with a feature for each place between the inputs, [N, H, d O], by minimal
+    filtering.
 
-    Others: every example's input times every tap, [N, H, T O], and the products added where they overlap. A few
-    examples at a time: the products stay in cache, and XLA does not add them anew for each use of the sum.
+    Others: every example's input times every tap, [N, H, T O], and the products added where they
+    overlap. A few examples at a time: the products stay in cache, and XLA does not add them anew
+    for each use of the sum.
     """
     _, _, holes, low, places = geometry
     n, taps, size = len(places), kernel.shape[:-2], x.shape[1:-1]
@@ -151,25 +190,37 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
     counts = [h + b - 1 for h, b in zip(size, blocks, strict=True)]
     # It has a few places more than there are inputs, which is too many where there are few.
     as_layer = min(size) >= 8 and winograd.fits(x, kernel.shape[-1], blocks, [1] * n, counts)
-    products = math.prod(size) * math.prod(b * d for b, d in zip(blocks, holes, strict=True)) * kernel.shape[-1]
+    products = (
+        math.prod(size)
+        * math.prod(b * d for b, d in zip(blocks, holes, strict=True))
+        * kernel.shape[-1]
+    )
     pieces = 1 if as_layer else _pieces(len(x), len(x) * products * x.dtype.itemsize)
     if pieces > 1:
         of_some = lambda own: _transposed_layer(own, kernel, geometry, how)
         return lax.map(of_some, x.reshape(pieces, -1, *x.shape[1:])).reshape(len(x), *places, -1)
     fill = [(0, b * d - t, 0) for b, d, t in zip(blocks, holes, taps, strict=True)]
-    kernel = lax.pad(lax.rev(kernel, range(n)), jnp.zeros((), kernel.dtype), [*fill, (0, 0, 0), (0, 0, 0)])
+    kernel = lax.pad(
+        lax.rev(kernel, range(n)), jnp.zeros((), kernel.dtype), [*fill, (0, 0, 0), (0, 0, 0)]
+    )
     pairs = [count for pair in zip(blocks, holes, strict=True) for count in pair]
     kernel = kernel.reshape(*pairs, *kernel.shape[n:])  # [(block, d), C, O]
     y: Any = 0
     if as_layer:
         flat = kernel.transpose(*range(0, 2 * n, 2), 2 * n, *range(1, 2 * n, 2), 2 * n + 1)
         flat = lax.rev(flat.reshape(*blocks, x.shape[-1], -1), range(n))
-        y = winograd.layer(x, flat, [1] * n, [b - 1 for b in blocks], counts, how).reshape(len(x), *counts, *holes, -1)
+        y = winograd.layer(x, flat, [1] * n, [b - 1 for b in blocks], counts, how).reshape(
+            len(x), *counts, *holes, -1
+        )
     else:
         flat = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
-        z = lax.dot_general(x, flat, (((n + 1,), (0,)), ((), ())), **how).reshape(*x.shape[:-1], *pairs, -1)
+        z = lax.dot_general(x, flat, (((n + 1,), (0,)), ((), ())), **how).reshape(
+            *x.shape[:-1], *pairs, -1
+        )
         for block in itertools.product(*map(range, blocks)):
-            part = z[(..., *(i for b in block for i in (b, slice(None))), slice(None))]  # [N, H, d, O]
+            part = z[
+                (..., *(i for b in block for i in (b, slice(None))), slice(None))
+            ]  # [N, H, d, O]
             shift = [(b, m - 1 - b, 0) for b, m in zip(block, blocks, strict=True)]
             y += lax.pad(part, jnp.zeros((), z.dtype), [(0, 0, 0), *shift, *[(0, 0, 0)] * (n + 1)])
     y = y.transpose(0, *(axis for i in range(1, n + 1) for axis in (i, i + n)), 2 * n + 1)
@@ -177,7 +228,9 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
     return window(y, [t - 1 - a for t, a in zip(taps, low, strict=True)], [1] * n, places)
 
 
-def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
+def _gradient_of_transposed_layer(
+    x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]
+) -> Array:
     """As of a layer, with input and output exchanged and the taps from last to first."""
     low = [m - 1 - a for m, a in zip(geometry.places, geometry.low, strict=True)]
     turned = geometry._replace(spread=geometry.holes, low=low)
@@ -186,67 +239,107 @@ def _gradient_of_transposed_layer(x: Array, kernel: Array, geometry: _Geometry, 
 
 
 def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """For every tap t the sum over examples and places p of image[s t + e p - low] result[p]; [T, C, O].
+    """For every tap t the sum over examples and places p of image[s t + e p - low] result[p]; [T,
+    C, O].
 
-    Wide images: a product for each tap. Strided ones of few channels: one for each shift of the places within a
-    stride. Others: one product, a few examples at a time so that all stays in cache.
+    Wide images: a product for each tap. Strided ones of few channels: one for each shift of the
+    places within a stride. Others: one product, a few examples at a time so that all stays in
+    cache.
     """
     spacing, strides, _, low, taps = geometry
-    if max(spacing) == 1 and winograd.fits(image, result.shape[-1], taps, strides, result.shape[1:-1]):
+    if max(spacing) == 1 and winograd.fits(
+        image, result.shape[-1], taps, strides, result.shape[1:-1]
+    ):
         return winograd.gradient_of_kernel(image, result, strides, low, taps, how)
     if min(image.shape[-1], result.shape[-1]) >= 64 or spacing[-1] != 1:
         counts = result.shape[1:-1]
-        size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spacing, taps, strides, counts, strict=True)]
+        size = [
+            e * (m - 1) + s * (p - 1) + 1
+            for e, m, s, p in zip(spacing, taps, strides, counts, strict=True)
+        ]
         image = window(image, [-a for a in low], [1] * len(taps), size)
-        starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps, spacing, strict=True)))
+        starts = itertools.product(
+            *([e * t for t in range(m)] for m, e in zip(taps, spacing, strict=True))
+        )
         shared = tuple(range(result.ndim - 1))
         product = lambda part: lax.dot_general(result, part, ((shared, shared), ((), ())), **how)
         y = jnp.stack([product(window(image, start, strides, counts)) for start in starts], 1)
-        # After the stacking, because XLA would fold the transposition of a product into it, and turn it around again.
+        # After the stacking, because XLA would fold the transposition of a product into it, and
+        # turn it around again.
         return jnp.moveaxis(y, 0, -1).reshape(*taps, image.shape[-1], -1)
     if max(spacing) == 1 and min(strides) > 1 and image.shape[-1] < 16:
         return _strided_correlation(image, result, geometry, how)
     part = lambda image, result: _thin_correlation(image, result, geometry, how)
-    operands = image.size * math.prod(taps[:-1]) // math.prod(strides[:-1]) + result.size * -(-taps[-1] // strides[-1])
+    operands = image.size * math.prod(taps[:-1]) // math.prod(strides[:-1]) + result.size * -(
+        -taps[-1] // strides[-1]
+    )
     pieces = _pieces(len(image), operands * image.dtype.itemsize)
     if pieces == 1:
         return part(image, result)
     cut = [a.reshape(pieces, -1, *a.shape[1:]) for a in (image, result)]
     shape = jax.eval_shape(part, *(a[0] for a in cut))
-    return lax.scan(lambda total, own: (total + part(*own), None), jnp.zeros(shape.shape, shape.dtype), cut)[0]
+    return lax.scan(
+        lambda total, own: (total + part(*own), None), jnp.zeros(shape.shape, shape.dtype), cut
+    )[0]
 
 
-def _strided_correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """Few channels: the places within a stride become channels once, and each shift of those is a product."""
+def _strided_correlation(
+    image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]
+) -> Array:
+    """Few channels: the places within a stride become channels once, and each shift of those is
+    a product.
+    """
     _, strides, _, low, taps = geometry
     n, counts = len(taps), result.shape[1:-1]
     blocks = [-(-t // s) for t, s in zip(taps, strides, strict=True)]
     size = [p + b - 1 for p, b in zip(counts, blocks, strict=True)]
     deep = lax.optimization_barrier(winograd.deep(image, strides, low, size))
     starts = itertools.product(*map(range, blocks))
-    y = jnp.stack([winograd.sum_over_rows(window(deep, start, [1] * n, counts), result, how) for start in starts])
+    y = jnp.stack(
+        [
+            winograd.sum_over_rows(window(deep, start, [1] * n, counts), result, how)
+            for start in starts
+        ]
+    )
     y = winograd.beside(y.reshape(*blocks, *strides, image.shape[-1], -1), n)
     return lax.slice(y, [0] * (n + 2), [*taps, *y.shape[-2:]])
 
 
-def _thin_correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """The taps of the last dimension as shifts of the result, those of the others as windows of the image.
+def _thin_correlation(
+    image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]
+) -> Array:
+    """The taps of the last dimension as shifts of the result, those of the others as windows of the
+    image.
 
-    [places, T' s C] times [places, T'' O] with T' T'' s = T: neither is much larger than what it is made of.
+    [places, T' s C] times [places, T'' O] with T' T'' s = T: neither is much larger than what it is
+    made of.
     """
     spacing, strides, _, low, taps = geometry
     n, places = len(taps), result.shape[1:-1]
     stride, shifts = strides[-1], -(-taps[-1] // strides[-1])
     wide = places[-1] + shifts - 1
     # Padded once and then cut: XLA is slow to put windows together that are padded each for itself.
-    size = [e * (m - 1) + s * (p - 1) + 1 for e, m, s, p in zip(spacing, taps, strides, places, strict=True)]
+    size = [
+        e * (m - 1) + s * (p - 1) + 1
+        for e, m, s, p in zip(spacing, taps, strides, places, strict=True)
+    ]
     framed = window(image, [-a for a in low], [1] * n, (*size[:-1], stride * wide))
-    starts = itertools.product(*([e * t for t in range(m)] for m, e in zip(taps[:-1], spacing, strict=False)))
-    windows = [window(framed, (*start, 0), (*strides[:-1], 1), (*places[:-1], stride * wide)) for start in starts]
-    left = lax.concatenate([w.reshape(*w.shape[:n], wide, -1) for w in windows], n + 1)  # s columns side by side
+    starts = itertools.product(
+        *([e * t for t in range(m)] for m, e in zip(taps[:-1], spacing, strict=False))
+    )
+    windows = [
+        window(framed, (*start, 0), (*strides[:-1], 1), (*places[:-1], stride * wide))
+        for start in starts
+    ]
+    left = lax.concatenate(
+        [w.reshape(*w.shape[:n], wide, -1) for w in windows], n + 1
+    )  # s columns side by side
     rows = [0] * (n - 1)
     framed = window(result, (*rows, 1 - shifts), [1] * n, (*places[:-1], wide + shifts - 1))
-    moved = [window(framed, (*rows, shifts - 1 - q), [1] * n, (*places[:-1], wide)) for q in range(shifts)]
+    moved = [
+        window(framed, (*rows, shifts - 1 - q), [1] * n, (*places[:-1], wide))
+        for q in range(shifts)
+    ]
     left, right = lax.optimization_barrier((left, lax.concatenate(moved, n + 1)))
     shared = tuple(range(n + 1))
     y = lax.dot_general(left, right, ((shared, shared), ((), ())), **how)
@@ -256,12 +349,15 @@ def _thin_correlation(image: Array, result: Array, geometry: _Geometry, how: dic
 
 
 def _pieces(examples: int, size: int) -> int:
-    """Into how many equal pieces examples are cut, so that their ``size`` bytes fit into cache piece by piece.
+    """Into how many equal pieces examples are cut, so that their ``size`` bytes fit into cache
+    piece by piece.
 
     Into one, where their number has no divisor near to that.
     """
     least = min(-(-size // CACHE_BYTES), examples)
-    return next((count for count in range(least, min(4 * least, examples) + 1) if examples % count == 0), 1)
+    return next(
+        (count for count in range(least, min(4 * least, examples) + 1) if examples % count == 0), 1
+    )
 
 
 convolution_p, through = lowering.like(XLA, _elsewhere, cpu=_for_cpu)

@@ -1,7 +1,9 @@
-"""What a training step costs and what a device can do: floating-point operations, peak rates, memory.
+"""What a training step costs and what a device can do: floating-point operations, peak rates,
+memory.
 
-``step_flops / (seconds per step * number of devices * peak_flops)`` is the share of the hardware that a run uses. Where
-nothing is rematerialized it is the model FLOPs utilization of Chowdhery et al. 2022 (arXiv:2204.02311, app. B).
+``step_flops / (seconds per step * number of devices * peak_flops)`` is the share of the hardware
+that a run uses. Where nothing is rematerialized it is the model FLOPs utilization of Chowdhery et
+al. 2022 (arXiv:2204.02311, app. B).
 """
 
 from __future__ import annotations
@@ -18,29 +20,33 @@ if TYPE_CHECKING:
 
 
 def step_flops(algorithm: Algorithm, state: Any, batch: Batch) -> float | None:
-    """``flops`` of one training step on ``batch``; the devices that share a global batch share its operations."""
+    """``flops`` of one training step on ``batch``; the devices that share a global batch share
+    its operations.
+    """
     return flops(lambda state, batch: algorithm.step(state, batch, None), state, batch)
 
 
 def flops(function: Callable, *args: Any) -> float | None:
-    """Floating-point operations of the matrix products and convolutions in ``function(*args)``, which is not run.
+    """Floating-point operations of the matrix products and convolutions in ``function(*args)``,
+    which is not run.
 
-    A multiply-add is two; a training step of fully connected layers takes about 6 for each parameter and example. The
-    count is over the jaxpr, where a loop counts as often as it runs: XLA's cost analysis counts its body once.
-    Rematerialized products count each time, of a ``cond`` the most expensive branch does, zeros of padding and
-    dilation never do. ``args`` are arrays or ``jax.ShapeDtypeStruct``. None where products are in a ``while`` loop,
-    whose length is unknown.
+    A multiply-add is two; a training step of fully connected layers takes about 6 for each
+    parameter and example. The count is over the jaxpr, where a loop counts as often as it runs:
+    XLA's cost analysis counts its body once. Rematerialized products count each time, of a ``cond``
+    the most expensive branch does, zeros of padding and dilation never do. ``args`` are arrays or
+    ``jax.ShapeDtypeStruct``. None where products are in a ``while`` loop, whose length is unknown.
     """
     count = _jaxpr_flops(jax.make_jaxpr(function)(*args))
     return None if math.isnan(count) else count
 
 
 def bytes_accessed(function: Callable, *args: Any) -> float | None:
-    """Bytes that the kernels of the compiled ``function(*args)`` read and write, by XLA's analysis; it is not run.
+    """Bytes that the kernels of the compiled ``function(*args)`` read and write, by XLA's analysis;
+    it is not run.
 
-    What stays within a kernel is not counted, what one writes and the next reads is counted twice, whether a cache
-    holds it or not, and a loop counts once, however often it runs. ``args`` are arrays or ``jax.ShapeDtypeStruct``.
-    None where the backend does not tell.
+    What stays within a kernel is not counted, what one writes and the next reads is counted twice,
+    whether a cache holds it or not, and a loop counts once, however often it runs. ``args`` are
+    arrays or ``jax.ShapeDtypeStruct``. None where the backend does not tell.
     """
     return (jax.jit(function).lower(*args).compile().cost_analysis() or {}).get("bytes accessed")
 
@@ -51,7 +57,9 @@ def _jaxpr_flops(jaxpr: Any) -> float:
 
 def _equation_flops(equation: Any) -> float:
     """Operations of one equation of a jaxpr; nan where they cannot be known."""
-    inner = [_jaxpr_flops(value) for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
+    inner = [
+        _jaxpr_flops(value) for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")
+    ]
     match equation.primitive.name:
         case "dot_general":
             return _dot_flops(equation)
@@ -74,11 +82,14 @@ def _dot_flops(equation: Any) -> float:
 
 
 def _convolution_flops(equation: Any) -> float:
-    """Two for each pair of output position and kernel element that meets an element of the input."""
+    """Two for each pair of output position and kernel element that meets an element of the
+    input.
+    """
     params, dimensions = equation.params, equation.params["dimension_numbers"]
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     specs = dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec
-    # The order is now [batch, features, *spatial] for input and output, [out, in, *spatial] for the kernel.
+    # The order is now [batch, features, *spatial] for input and output, [out, in, *spatial] for the
+    # kernel.
     lhs, rhs, out = ([shape[d] for d in spec] for shape, spec in zip(shapes, specs, strict=True))
     pairs = 1
     for size, kernel, positions, stride, (low, _), hole, dilation in zip(
@@ -97,7 +108,9 @@ def _convolution_flops(equation: Any) -> float:
 
 
 def _tpu(bfloat16: float) -> dict[str, float]:
-    """float32 products take three or six bfloat16 passes (documentation of ``jax.lax.Precision``)."""
+    """float32 products take three or six bfloat16 passes (documentation of
+    ``jax.lax.Precision``).
+    """
     return {"bfloat16": bfloat16, "tensorfloat32": bfloat16 / 3, "float32": bfloat16 / 6}
 
 
@@ -106,9 +119,10 @@ def _gpu(bfloat16: float | None, tensorfloat32: float, float32: float) -> dict[s
     return {name: peak for name, peak in table.items() if peak is not None}
 
 
-# device_kind -> precision -> operations per second of one device: the vendors' numbers for dense products; where they
-# print those "with sparsity", half of them. A device is a core, half a chip, on TPU v2 and v3, and a chip from v4 on.
-# Kinds are matched whole: an H200 NVL or a slice of an A100 is slower than its namesake.
+# device_kind -> precision -> operations per second of one device: the vendors' numbers for dense
+# products; where they print those "with sparsity", half of them. A device is a core, half a chip,
+# on TPU v2 and v3, and a chip from v4 on. Kinds are matched whole: an H200 NVL or a slice of an
+# A100 is slower than its namesake.
 _V100_SXM2 = _gpu(None, 15.7e12, 15.7e12)  # NVIDIA V100 datasheet; neither bfloat16 nor TF32
 _V100_PCIE = _gpu(None, 14e12, 14e12)  # the same
 _A100 = _gpu(312e12, 156e12, 19.5e12)  # NVIDIA A100 datasheet, all form factors
@@ -134,14 +148,20 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
     "NVIDIA A100 80GB PCIe": _A100,
     "NVIDIA L4": _gpu(242e12 / 2, 120e12 / 2, 30.3e12),  # NVIDIA L4 datasheet, sparse halved
     "NVIDIA H100 80GB HBM3": _H100_SXM,
-    "NVIDIA H100 PCIe": _gpu(1513e12 / 2, 756e12 / 2, 51e12),  # NVIDIA H100 datasheet, sparse halved
+    "NVIDIA H100 PCIe": _gpu(
+        1513e12 / 2, 756e12 / 2, 51e12
+    ),  # NVIDIA H100 datasheet, sparse halved
     "NVIDIA H200": _H100_SXM,  # NVIDIA H200 datasheet, the column SXM: the numbers of the H100
-    "NVIDIA B200": _gpu(4.5e15 / 2, 2.2e15 / 2, 75e12),  # NVIDIA Blackwell datasheet, HGX B200, sparse halved
+    "NVIDIA B200": _gpu(
+        4.5e15 / 2, 2.2e15 / 2, 75e12
+    ),  # NVIDIA Blackwell datasheet, HGX B200, sparse halved
 }
 
 
 def peak_flops(device: jax.Device, precision: str) -> float | None:
-    """Most operations per second in dense products in a member of ``networks.PRECISIONS``; None where not known."""
+    """Most operations per second in dense products in a member of ``networks.PRECISIONS``; None
+    where not known.
+    """
     return PEAK_FLOPS.get(device.device_kind, {}).get(precision)
 
 

@@ -1,7 +1,8 @@
-"""Pictures of a model: reconstructions, samples, traversals, interpolations, the latent space, learning curves.
+"""Pictures of a model: reconstructions, samples, traversals, interpolations, the latent space,
+learning curves.
 
-Functions that decode return an array of images in [0, 1]; ``grid`` and the two plots write PNG files. Only this room
-needs matplotlib.
+Functions that decode return an array of images in [0, 1]; ``grid`` and the two plots write PNG
+files. Only this room needs matplotlib.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Array = jax.Array
 
 
 def reconstructions(vae: Any, params: Any, examples: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The examples' x [N, H, W, C] and the decoder's mean at the posterior's mean, both [N, H, W, C]."""
+    """The examples' x [N, H, W, C] and the decoder's mean at the posterior's mean, both [N, H,
+    W, C].
+    """
 
     def one(example: Any) -> tuple[Array, Array]:
         here, x = vae.at(example)
@@ -32,7 +35,9 @@ def reconstructions(vae: Any, params: Any, examples: Any) -> tuple[np.ndarray, n
 
 
 def prior_samples(vae: Any, params: Any, key: Array, examples: Any) -> np.ndarray:
-    """The decoder's mean at a draw from the prior, one for each example and at its condition: [N, H, W, C]."""
+    """The decoder's mean at a draw from the prior, one for each example and at its condition:
+    [N, H, W, C].
+    """
 
     def one(key: Array, example: Any) -> Array:
         here, _ = vae.at(example)
@@ -50,16 +55,24 @@ def decoded(vae: VAE, params: Any, z: Array) -> np.ndarray:
     return np.asarray(images).reshape(*lead, *images.shape[1:])
 
 
-def traversals(vae: VAE, params: Any, center: Array, latents: Sequence[int], values: Array) -> np.ndarray:
-    """Decodes ``center [D, ...]`` with one latent at a time set to each of ``values``: [latents, values, H, W, C]."""
+def traversals(
+    vae: VAE, params: Any, center: Array, latents: Sequence[int], values: Array
+) -> np.ndarray:
+    """Decodes ``center [D, ...]`` with one latent at a time set to each of ``values``: [latents,
+    values, H, W, C].
+    """
     z = jnp.stack([jax.vmap(center.at[latent].set)(values) for latent in latents])
     return decoded(vae, params, z)
 
 
 def interpolations(vae: VAE, params: Any, x: Array, y: Array, steps: int) -> np.ndarray:
-    """Decodes straight lines between the posterior means of x and y [N, H, W, C]: [N, steps, H, W, C]."""
+    """Decodes straight lines between the posterior means of x and y [N, H, W, C]: [N, steps, H,
+    W, C].
+    """
     mean = jax.jit(jax.vmap(lambda x: mean_of(vae.encode(params, x))))
-    lines = jax.vmap(lambda t: (1 - t) * mean(x) + t * mean(y), out_axes=1)(jnp.linspace(0.0, 1.0, steps))
+    lines = jax.vmap(lambda t: (1 - t) * mean(x) + t * mean(y), out_axes=1)(
+        jnp.linspace(0.0, 1.0, steps)
+    )
     return decoded(vae, params, lines)
 
 
@@ -72,8 +85,8 @@ def grid(
 ) -> None:
     """Writes images [R, C, H, W, channels] as a grid; values outside [0, 1] are clipped.
 
-    ``rows`` and ``columns`` label the grid's edges. One channel is drawn in grey, three in colour; vectors [R, C, D]
-    are drawn as strips.
+    ``rows`` and ``columns`` label the grid's edges. One channel is drawn in grey, three in colour;
+    vectors [R, C, D] are drawn as strips.
     """
     images = np.asarray(images, np.float32)
     if images.ndim == 3:
@@ -85,21 +98,39 @@ def grid(
     sheet = np.ones((r * (h + gap) - gap, c * (w + gap) - gap, channels))
     for i in range(r):
         for j in range(c):
-            sheet[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = np.clip(images[i, j], 0, 1)
+            sheet[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = np.clip(
+                images[i, j], 0, 1
+            )
     inches = min(0.6, 12 / max(r, c))
     size = max(sheet.shape[1] / w * inches, 3.5), sheet.shape[0] / h * inches + 0.6
     figure, axes = _figure(size)
-    axes.imshow(sheet[..., 0] if channels == 1 else sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(
+        sheet[..., 0] if channels == 1 else sheet,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     axes.set_title(title, fontsize=10)
-    axes.set_yticks([i * (h + gap) + (h - 1) / 2 for i in range(r)] if rows else [], rows or [], fontsize=8)
-    axes.set_xticks([j * (w + gap) + (w - 1) / 2 for j in range(c)] if columns else [], columns or [], fontsize=8)
+    axes.set_yticks(
+        [i * (h + gap) + (h - 1) / 2 for i in range(r)] if rows else [], rows or [], fontsize=8
+    )
+    axes.set_xticks(
+        [j * (w + gap) + (w - 1) / 2 for j in range(c)] if columns else [],
+        columns or [],
+        fontsize=8,
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
-def latent_scatter(path: str | os.PathLike, means: np.ndarray, labels: np.ndarray | None, title: str) -> None:
-    """Writes posterior means [N, D] in their two principal components (for D = 2, as they are), coloured by label."""
+def latent_scatter(
+    path: str | os.PathLike, means: np.ndarray, labels: np.ndarray | None, title: str
+) -> None:
+    """Writes posterior means [N, D] in their two principal components (for D = 2, as they are),
+    coloured by label.
+    """
     names = ["$z_1$", "$z_2$"]
     if means.shape[1] == 1:
         means, names = np.concatenate([means, np.zeros_like(means)], 1), ["$z_1$", ""]
@@ -114,23 +145,35 @@ def latent_scatter(path: str | os.PathLike, means: np.ndarray, labels: np.ndarra
     if labels is None:
         axes.scatter(means[:, 0], means[:, 1], s=5, alpha=0.6, linewidths=0)
     elif len(kinds) > 20:
-        axes.scatter(means[:, 0], means[:, 1], s=5, alpha=0.6, c=labels, cmap="viridis", linewidths=0)
+        axes.scatter(
+            means[:, 0], means[:, 1], s=5, alpha=0.6, c=labels, cmap="viridis", linewidths=0
+        )
     else:
         for i, kind in enumerate(kinds):
             colour = f"C{i}" if len(kinds) <= 10 else _tab20(i)
             z = means[labels == kind]
-            axes.scatter(z[:, 0], z[:, 1], s=7, alpha=0.7, label=str(kind), color=colour, linewidths=0)
-        axes.legend(fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+            axes.scatter(
+                z[:, 0], z[:, 1], s=7, alpha=0.7, label=str(kind), color=colour, linewidths=0
+            )
+        axes.legend(
+            fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+        )
     axes.set(xlabel=names[0], ylabel=names[1], title=title)
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
-def curves(path: str | os.PathLike, reports: Sequence[Mapping[str, Any]], terms: Mapping[str, str]) -> None:
-    """Writes one panel per term, with its name, against the step: from the lines of ``metrics.jsonl``, in nats."""
+def curves(
+    path: str | os.PathLike, reports: Sequence[Mapping[str, Any]], terms: Mapping[str, str]
+) -> None:
+    """Writes one panel per term, with its name, against the step: from the lines of
+    ``metrics.jsonl``, in nats.
+    """
     shown = [term for term in terms if any(report.get(term) is not None for report in reports)]
     figure, panels = _figure((3.4 * max(len(shown), 1), 2.9), max(len(shown), 1))
     for axes, term in zip(np.ravel(panels), shown, strict=False):
-        points = [(report["step"], report[term]) for report in reports if report.get(term) is not None]
+        points = [
+            (report["step"], report[term]) for report in reports if report.get(term) is not None
+        ]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 3 else None)
         axes.set(xlabel="step", title=f"{terms[term]} (nats)")
         axes.grid(alpha=0.3)

@@ -1,7 +1,9 @@
-"""Priors that are fitted to encodings after training, z ~ q(z|x) or posterior means, to sample from in its place.
+"""Priors that are fitted to encodings after training, z ~ q(z|x) or posterior means, to sample from
+in its place.
 
-A decoder draws better from a density that was fitted to where the encodings are than from the prior that they were
-trained towards (Ghosh et al. 2020, arXiv:1903.12436: "ex-post density estimation"). Log-likelihoods are in nats.
+A decoder draws better from a density that was fitted to where the encodings are than from the prior
+that they were trained towards (Ghosh et al. 2020, arXiv:1903.12436: "ex-post density estimation").
+Log-likelihoods are in nats.
 """
 
 from __future__ import annotations
@@ -23,29 +25,44 @@ Array = jax.Array
 
 
 def gaussian_mixture(
-    z: Any, components: int, key: Array, *, restarts: int = 1, max_steps: int = 1000, tolerance: float = 1e-4
+    z: Any,
+    components: int,
+    key: Array,
+    *,
+    restarts: int = 1,
+    max_steps: int = 1000,
+    tolerance: float = 1e-4,
 ) -> Mixture:
     """A mixture of full-covariance Gaussians fitted to ``z [N, D]`` by expectation-maximisation.
 
-    p(z) = sum_m w_m N(z; m_m, L_m L_m^T), by scikit-learn, from the best of ``restarts`` beginnings with k-means; until
-    the mean log-likelihood grows by less than ``tolerance``. With one component it is the Gaussian of maximal
-    likelihood. 1e-6 is added to variances, so that a component cannot collapse onto a point.
+    p(z) = sum_m w_m N(z; m_m, L_m L_m^T), by scikit-learn, from the best of ``restarts`` beginnings
+    with k-means; until the mean log-likelihood grows by less than ``tolerance``. With one component
+    it is the Gaussian of maximal likelihood. 1e-6 is added to variances, so that a component cannot
+    collapse onto a point.
 
-    Raises ValueError where z is no finite [N, D] or there are fewer rows than components, and ImportError without
-    scikit-learn.
+    Raises ValueError where z is no finite [N, D] or there are fewer rows than components, and
+    ImportError without scikit-learn.
     """
     try:
         from sklearn.mixture import GaussianMixture
     except ImportError as error:
-        raise ImportError("gaussian_mixture needs scikit-learn: pip install jaxvae[experiments]") from error
+        raise ImportError(
+            "gaussian_mixture needs scikit-learn: pip install jaxvae[experiments]"
+        ) from error
     z = _finite(z)
     if z.ndim != 2 or not 1 <= components <= len(z):
-        raise ValueError(f"{components} components need z [N, D] with at least as many rows; the shape was {z.shape}")
+        raise ValueError(
+            f"{components} components need z [N, D] with at least as many rows; the shape was {z.shape}"
+        )
     seed = int(_generator(key).integers(2**31))
-    fit = GaussianMixture(components, n_init=restarts, max_iter=max_steps, tol=tolerance, random_state=seed)
+    fit = GaussianMixture(
+        components, n_init=restarts, max_iter=max_steps, tol=tolerance, random_state=seed
+    )
     fit.fit(z.astype(np.float64))
     lower = np.linalg.cholesky(fit.covariances_)
-    parts = MultivariateNormal(jnp.asarray(fit.means_, jnp.float32), jnp.asarray(lower, jnp.float32))
+    parts = MultivariateNormal(
+        jnp.asarray(fit.means_, jnp.float32), jnp.asarray(lower, jnp.float32)
+    )
     return Mixture(jnp.asarray(np.log(fit.weights_), jnp.float32), parts)
 
 
@@ -69,28 +86,38 @@ def density_by_gradient(
     batch_size: int = 256,
     held_out: float = 0.1,
 ) -> Fitted:
-    """Fits any ``priors.Prior`` to ``z [N, *event]`` by maximum likelihood, max_theta 1/N sum_n log p(z_n; theta).
+    """Fits any ``priors.Prior`` to ``z [N, *event]`` by maximum likelihood, max_theta 1/N sum_n log
+    p(z_n; theta).
 
-    Adam on minibatches with a learning rate that falls to 0, from ``prior.init``. A share ``held_out`` of the rows,
-    drawn by ``key``, is not fitted to, and gives the log-likelihood to compare priors by.
+    Adam on minibatches with a learning rate that falls to 0, from ``prior.init``. A share
+    ``held_out`` of the rows, drawn by ``key``, is not fitted to, and gives the log-likelihood to
+    compare priors by.
 
-    Raises ValueError for a prior without parameters or encodings that are not finite, and NotFiniteError where it
-    diverges.
+    Raises ValueError for a prior without parameters or encodings that are not finite, and
+    NotFiniteError where it diverges.
     """
     z, rng = _finite(z).astype(np.float32), _generator(key)
     rest, own = np.split(rng.permutation(len(z)), [max(round(held_out * len(z)), 1)])
     if not len(own):
-        raise ValueError(f"{len(z)} encodings cannot be cut into {held_out:.0%} held out and the rest; pass more")
+        raise ValueError(
+            f"{len(z)} encodings cannot be cut into {held_out:.0%} held out and the rest; pass more"
+        )
     if not jax.tree.leaves(jax.eval_shape(prior.init, key)):
-        raise ValueError("this prior has no parameters to fit: pass one that has, or use it as it is")
+        raise ValueError(
+            "this prior has no parameters to fit: pass one that has, or use it as it is"
+        )
 
     def loss(params: Any, key: Array, z: Array, step: Array) -> tuple[Array, dict[str, Array]]:
         return -prior.make(params).log_prob(z), {}
 
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    algorithm = training.gradient_descent(lambda key, z: prior.init(key), training.batch_mean(loss), optimizer)
+    algorithm = training.gradient_descent(
+        lambda key, z: prior.init(key), training.batch_mean(loss), optimizer
+    )
     size, seed = min(batch_size, len(own)), int(rng.integers(2**31))
-    params = training.trained(training.fit(algorithm, z[own], num_steps=num_steps, batch_size=size, seed=seed))
+    params = training.trained(
+        training.fit(algorithm, z[own], num_steps=num_steps, batch_size=size, seed=seed)
+    )
     every = jax.jit(lambda params, z: jax.vmap(prior.make(params).log_prob)(z))
     log_probs = np.asarray(every(params, z), np.float64)
     error = log_probs[rest].std(ddof=1) / math.sqrt(len(rest)) if len(rest) > 1 else 0.0
@@ -122,13 +149,16 @@ def second_stage(
     hidden: Sequence[int] = (512, 512),
     batch_size: int = 256,
 ) -> SecondStage:
-    """A second VAE, of draws ``z [N, D]`` of q(z|x): p(z) = E_N(u; 0, I) N(z; m(u), g I) (arXiv:1903.05789, sec. 4).
+    """A second VAE, of draws ``z [N, D]`` of q(z|x): p(z) = E_N(u; 0, I) N(z; m(u), g I)
+    (arXiv:1903.05789, sec. 4).
 
-    Dai & Wipf 2019: u has the dimensions of z, and the noise g is learned. Where a first VAE has found the manifold of
-    the data, q(z) fills its latent space without being N(0, I), and a second one can become exact where the first
-    could not. Adam with a learning rate that falls to 0. Its density has no closed form: it is there to be drawn from.
+    Dai & Wipf 2019: u has the dimensions of z, and the noise g is learned. Where a first VAE has
+    found the manifold of the data, q(z) fills its latent space without being N(0, I), and a second
+    one can become exact where the first could not. Adam with a learning rate that falls to 0. Its
+    density has no closed form: it is there to be drawn from.
 
-    Raises ValueError for encodings that are not finite [N, D], and NotFiniteError where it diverges.
+    Raises ValueError for encodings that are not finite [N, D], and NotFiniteError where it
+    diverges.
     """
     z, rng = _finite(z).astype(np.float32), _generator(key)
     if z.ndim != 2:
@@ -143,7 +173,9 @@ def second_stage(
         priors.standard_normal(latent),
     )
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    algorithm = training.gradient_descent(vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer)
+    algorithm = training.gradient_descent(
+        vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer
+    )
     size, seed = min(batch_size, len(z)), int(rng.integers(2**31))
     state = training.fit(algorithm, z, num_steps=num_steps, batch_size=size, seed=seed)
     return SecondStage(vae, training.trained(state))

@@ -1,8 +1,9 @@
 """Normalizing flows: invertible maps of z [D] with log-determinants, for posteriors and for priors.
 
-Those of the first kind take their parameters from ``raw``, the numbers that an encoder gives for one example; those of
-the second learn parameters that all examples share. ``chain`` composes both. ``distributions.Transformed`` is the
-distribution of what a flow makes of samples. At ``raw = 0`` and at ``init`` a flow is the identity or close to it.
+Those of the first kind take their parameters from ``raw``, the numbers that an encoder gives for
+one example; those of the second learn parameters that all examples share. ``chain`` composes both.
+``distributions.Transformed`` is the distribution of what a flow makes of samples. At ``raw = 0``
+and at ``init`` a flow is the identity or close to it.
 """
 
 from __future__ import annotations
@@ -33,21 +34,29 @@ class Flow(NamedTuple):
 
     size: int  # numbers that the encoder gives for one example, 0 where it gives none
     init: Callable[[Array], Any]  # key -> params that all examples share
-    forward: Callable[[Any, Array, Array], Pair]  # (params, raw [size], z [D]) -> (y [D], log |det dy/dz|)
-    inverse: Callable[[Any, Array, Array], Pair] | None  # (params, raw, y) -> (z, log |det dz/dy|), if in closed form
+    forward: Callable[
+        [Any, Array, Array], Pair
+    ]  # (params, raw [size], z [D]) -> (y [D], log |det dy/dz|)
+    inverse: (
+        Callable[[Any, Array, Array], Pair] | None
+    )  # (params, raw, y) -> (z, log |det dz/dy|), if in closed form
 
 
 def chain(*flows: Flow) -> Flow:
-    """The composition, the first flow first: log-determinants add, and ``raw`` is cut into one part for each.
+    """The composition, the first flow first: log-determinants add, and ``raw`` is cut into one part
+    for each.
 
-    Its parameters are the list of theirs. It has an inverse where all have one. Raises ValueError without flows.
+    Its parameters are the list of theirs. It has an inverse where all have one. Raises ValueError
+    without flows.
     """
     if not flows:
         raise ValueError("a chain needs at least one flow")
     sizes = [flow.size for flow in flows]
 
     def init(key: Array) -> list:
-        return [flow.init(k) for flow, k in zip(flows, jax.random.split(key, len(flows)), strict=True)]
+        return [
+            flow.init(k) for flow, k in zip(flows, jax.random.split(key, len(flows)), strict=True)
+        ]
 
     def through(maps: Sequence[Any], order: slice) -> Callable[[Any, Array, Array], Pair]:
         def apply(params: Any, raw: Array, z: Array) -> Pair:
@@ -93,7 +102,9 @@ def _flow(
         def apply(params: Any, raw: Array, z: Array) -> Pair:
             _check_raw(name, size, raw)
             if jnp.shape(z) != (latent,):
-                raise ValueError(f"{name} is over z of shape ({latent},), one sample; got {jnp.shape(z)}")
+                raise ValueError(
+                    f"{name} is over z of shape ({latent},), one sample; got {jnp.shape(z)}"
+                )
             return function(params, raw, z)
 
         return apply
@@ -107,8 +118,9 @@ def _flow(
 def planar(latent: int) -> Flow:
     """y = z + u tanh(w^T z + b), det = 1 + u^T psi(z), psi = tanh'(w^T z + b) w (arXiv:1505.05770).
 
-    raw = [u, w, b]. Invertible where w^T u > -1 (its appendix): u is moved along w until w^T u = m(w^T u), here with
-    an m that leaves it alone where w^T u is positive and does not fall below -1 + ``MARGIN``.
+    raw = [u, w, b]. Invertible where w^T u > -1 (its appendix): u is moved along w until w^T u =
+    m(w^T u), here with an m that leaves it alone where w^T u is positive and does not fall below -1
+    + ``MARGIN``.
     """
 
     def forward(params: Any, raw: Array, z: Array) -> Pair:
@@ -123,10 +135,12 @@ def planar(latent: int) -> Flow:
 
 
 def radial(latent: int) -> Flow:
-    """y = z + b (z - c) / (a + r), r = |z - c|, a > 0, b > -a (Rezende & Mohamed 2015, arXiv:1505.05770).
+    """y = z + b (z - c) / (a + r), r = |z - c|, a > 0, b > -a (Rezende & Mohamed 2015,
+    arXiv:1505.05770).
 
-    det = (1 + b h)^(D-1) (1 + b h + b h' r), h = 1 / (a + r). raw = [c, a, a + b], the last two through a softplus.
-    The inverse solves |y - c| = r (r + a + b) / (r + a), a quadratic equation in r.
+    det = (1 + b h)^(D-1) (1 + b h + b h' r), h = 1 / (a + r). raw = [c, a, a + b], the last two
+    through a softplus. The inverse solves |y - c| = r (r + a + b) / (r + a), a quadratic equation
+    in r.
     """
 
     def constrained(raw: Array) -> tuple[Array, Array, Array]:
@@ -135,7 +149,9 @@ def radial(latent: int) -> Flow:
 
     def log_det(a: Array, total: Array, r: Array) -> Array:
         tangential = jnp.log(r + total) - jnp.log(r + a)
-        return (latent - 1) * tangential + jnp.log(r**2 + 2 * a * r + a * total) - 2 * jnp.log(r + a)
+        return (
+            (latent - 1) * tangential + jnp.log(r**2 + 2 * a * r + a * total) - 2 * jnp.log(r + a)
+        )
 
     def forward(params: Any, raw: Array, z: Array) -> Pair:
         c, a, total = constrained(raw)
@@ -167,7 +183,8 @@ def _inverse_square(v: Array) -> Array:
 
 
 def householder(latent: int) -> Flow:
-    """y = (I - 2 v v^T / |v|^2) z, |det| = 1, its own inverse (Tomczak & Welling 2016, arXiv:1611.09630).
+    """y = (I - 2 v v^T / |v|^2) z, |det| = 1, its own inverse (Tomczak & Welling 2016,
+    arXiv:1611.09630).
 
     raw = v; at v = 0 it is the identity.
     """
@@ -189,27 +206,35 @@ def _reflected(z: Array, v: Array) -> Array:
 
 
 def sylvester(latent: int, columns: int) -> Flow:
-    """y = z + Q R tanh(R' Q^T z + b), Q [D, M] orthonormal, R and R' upper triangular (arXiv:1803.05649).
+    """y = z + Q R tanh(R' Q^T z + b), Q [D, M] orthonormal, R and R' upper triangular
+    (arXiv:1803.05649).
 
-    det = prod_i (1 + tanh'(..)_i r_i r'_i), by Sylvester's identity; invertible as the diagonals r and r' are inside
-    (-1, 1). raw = [Q, r, r', b, the rest of R, the rest of R'] with Q = ``orthonormal`` of I + raw. M is ``columns``,
-    the paper's bottleneck. Raises ValueError unless 1 <= M <= D.
+    det = prod_i (1 + tanh'(..)_i r_i r'_i), by Sylvester's identity; invertible as the diagonals r
+    and r' are inside (-1, 1). raw = [Q, r, r', b, the rest of R, the rest of R'] with Q =
+    ``orthonormal`` of I + raw. M is ``columns``, the paper's bottleneck. Raises ValueError unless 1
+    <= M <= D.
     """
     if not 1 <= columns <= latent:
-        raise ValueError(f"{columns} orthonormal columns in {latent} dimensions; there are between 1 and {latent}")
+        raise ValueError(
+            f"{columns} orthonormal columns in {latent} dimensions; there are between 1 and {latent}"
+        )
 
     def forward(params: Any, raw: Array, z: Array) -> Pair:
         start, rest = jnp.split(raw, [latent * columns])
         q = orthonormal(jnp.eye(latent, columns, dtype=raw.dtype) + start.reshape(latent, columns))
         return _sylvester(rest, z, lambda z: _matmul(q.T, z), lambda h: _matmul(q, h))
 
-    return _flow("a Sylvester flow", latent, forward, None, latent * columns + columns * (columns + 2))
+    return _flow(
+        "a Sylvester flow", latent, forward, None, latent * columns + columns * (columns + 2)
+    )
 
 
 def triangular_sylvester(latent: int) -> Flow:
-    """``sylvester`` with Q the identity, y = z + R tanh(R' z + b) (arXiv:1803.05649); raw = [r, r', b, R, R'].
+    """``sylvester`` with Q the identity, y = z + R tanh(R' z + b) (arXiv:1803.05649); raw = [r, r',
+    b, R, R'].
 
-    With Q the reversing permutation it is ``chain(reverse(D), triangular_sylvester(D), reverse(D))``.
+    With Q the reversing permutation it is ``chain(reverse(D), triangular_sylvester(D),
+    reverse(D))``.
     """
     identity = lambda z: z
     forward = lambda params, raw, z: _sylvester(raw, z, identity, identity)
@@ -244,9 +269,11 @@ def _sylvester(raw: Array, z: Array, down: Callable, up: Callable) -> Pair:
 
 
 def orthonormal(matrix: Array) -> Array:
-    """The orthonormal columns nearest to those of ``matrix [D, M]``, D >= M, of full rank: its polar factor.
+    """The orthonormal columns nearest to those of ``matrix [D, M]``, D >= M, of full rank: its
+    polar factor.
 
-    Q <- Q (I + (I - Q^T Q) / 2) (Bjorck & Bowie 1971; van den Berg et al. 2018, arXiv:1803.05649), from a norm of 1.
+    Q <- Q (I + (I - Q^T Q) / 2) (Bjorck & Bowie 1971; van den Berg et al. 2018, arXiv:1803.05649),
+    from a norm of 1.
     """
     eye = jnp.eye(matrix.shape[1], dtype=matrix.dtype)
     step = lambda _, q: q + 0.5 * _matmul(q, eye - _matmul(q.T, q))
@@ -257,10 +284,12 @@ def orthonormal(matrix: Array) -> Array:
 
 
 def inverse_autoregressive(latent: int, hidden: Sequence[int], context: int) -> Flow:
-    """y = sigmoid(s) z + (1 - sigmoid(s)) m, where m_i and s_i depend on z_<i (Kingma et al. 2016, arXiv:1606.04934).
+    """y = sigmoid(s) z + (1 - sigmoid(s)) m, where m_i and s_i depend on z_<i (Kingma et al. 2016,
+    arXiv:1606.04934).
 
-    [m, s] is a ``masked_mlp`` that also sees ``raw``, a context [C] from the encoder; log det = sum_i log sigmoid(s_i).
-    s starts at ``GATE``, so that most of z is kept. The inverse takes D steps.
+    [m, s] is a ``masked_mlp`` that also sees ``raw``, a context [C] from the encoder; log det =
+    sum_i log sigmoid(s_i). s starts at ``GATE``, so that most of z is kept. The inverse takes D
+    steps.
     """
     init, network = masked_mlp(latent, hidden, 2, context)
 
@@ -284,10 +313,11 @@ def inverse_autoregressive(latent: int, hidden: Sequence[int], context: int) -> 
 
 
 def masked_autoregressive(latent: int, hidden: Sequence[int]) -> Flow:
-    """y_i = m_i + exp(s_i) z_i, where m_i and s_i depend on y_<i (Papamakarios et al. 2017, arXiv:1705.07057).
+    """y_i = m_i + exp(s_i) z_i, where m_i and s_i depend on y_<i (Papamakarios et al. 2017,
+    arXiv:1705.07057).
 
-    [m, s] is a ``masked_mlp``; log det = sum_i s_i. The inverse, and with it a density, is one pass; ``forward``, and
-    with it a sample, takes D.
+    [m, s] is a ``masked_mlp``; log det = sum_i s_i. The inverse, and with it a density, is one
+    pass; ``forward``, and with it a sample, takes D.
     """
     init, network = masked_mlp(latent, hidden, 2)
 
@@ -307,21 +337,28 @@ def masked_autoregressive(latent: int, hidden: Sequence[int]) -> Flow:
 
 
 def _sequentially(step: Callable[[Array], Array], like: Array) -> Array:
-    """The fixed point of ``step``, whose i-th output depends on inputs before the i-th only: one of them at a time."""
+    """The fixed point of ``step``, whose i-th output depends on inputs before the i-th only: one
+    of them at a time.
+    """
     return lax.fori_loop(0, len(like), lambda i, x: x.at[i].set(step(x)[i]), jnp.zeros_like(like))
 
 
 def affine_coupling(latent: int, hidden: Sequence[int]) -> Flow:
-    """y_1 = z_1, y_2 = exp(s(z_1)) z_2 + t(z_1), for z cut into halves (RealNVP, Dinh et al. 2017, arXiv:1605.08803).
+    """y_1 = z_1, y_2 = exp(s(z_1)) z_2 + t(z_1), for z cut into halves (RealNVP, Dinh et al. 2017,
+    arXiv:1605.08803).
 
-    log det = sum_i s_i, with |s_i| < ``LOG_SCALE``. A ``reverse`` between couplings moves the other half.
-    Raises ValueError below two dimensions.
+    log det = sum_i s_i, with |s_i| < ``LOG_SCALE``. A ``reverse`` between couplings moves the other
+    half. Raises ValueError below two dimensions.
     """
     if latent < 2:
-        raise ValueError(f"a coupling needs two dimensions or more to cut into halves; got latent={latent}")
+        raise ValueError(
+            f"a coupling needs two dimensions or more to cut into halves; got latent={latent}"
+        )
     kept = latent // 2
     sizes = [kept, *hidden, 2 * (latent - kept)]
-    init, network = _masked([np.ones(shape, bool) for shape in itertools.pairwise(sizes)], jax.nn.elu)
+    init, network = _masked(
+        [np.ones(shape, bool) for shape in itertools.pairwise(sizes)], jax.nn.elu
+    )
 
     def given(params: Any, first: Array) -> Pair:
         t, s = jnp.split(network(params, first), 2)
@@ -339,7 +376,9 @@ def affine_coupling(latent: int, hidden: Sequence[int]) -> Flow:
 
 
 def reverse(latent: int) -> Flow:
-    """y_i = z_(D+1-i), |det| = 1: what stands between flows that treat the first coordinates unlike the last."""
+    """y_i = z_(D+1-i), |det| = 1: what stands between flows that treat the first coordinates
+    unlike the last.
+    """
     forward = lambda params, raw, z: (z[::-1], jnp.zeros((), jnp.result_type(z)))
     return _flow("a reversal", latent, forward, forward)
 
@@ -354,15 +393,19 @@ def masked_mlp(
     context: int = 0,
     activation: Callable[[Array], Array] = jax.nn.elu,
 ) -> tuple[Callable, Callable]:
-    """MADE (Germain et al. 2015, arXiv:1502.03509): (init, apply) of a network whose i-th outputs see z_<i.
+    """MADE (Germain et al. 2015, arXiv:1502.03509): (init, apply) of a network whose i-th outputs
+    see z_<i.
 
-    ``init(key) -> params``; ``apply(params, z [D], context [C]) -> [outputs, D]``, all zero at first. Every unit has a
-    degree, the number of coordinates that it may see: input z_j gives to units of degree j and above, the i-th outputs
-    take from units of degree below i, and the context has degree 0. Raises ValueError for a hidden layer of fewer than
-    D units, in which some degree would be missing.
+    ``init(key) -> params``; ``apply(params, z [D], context [C]) -> [outputs, D]``, all zero at
+    first. Every unit has a degree, the number of coordinates that it may see: input z_j gives to
+    units of degree j and above, the i-th outputs take from units of degree below i, and the context
+    has degree 0. Raises ValueError for a hidden layer of fewer than D units, in which some degree
+    would be missing.
     """
     if any(width < latent for width in hidden):
-        raise ValueError(f"hidden layers of {tuple(hidden)} units; a mask over {latent} dimensions needs {latent} each")
+        raise ValueError(
+            f"hidden layers of {tuple(hidden)} units; a mask over {latent} dimensions needs {latent} each"
+        )
     degrees = [np.append(np.zeros(context, int), np.arange(1, latent + 1))]
     degrees += [np.arange(width) % latent for width in hidden]
     masks = [after >= before[:, None] for before, after in itertools.pairwise(degrees)]
@@ -375,14 +418,20 @@ def masked_mlp(
     return init, apply
 
 
-def _masked(masks: Sequence[np.ndarray], activation: Callable[[Array], Array]) -> tuple[Callable, Callable]:
-    """(init, apply) of the network whose kernels [inputs, outputs] have ``masks``; its last layer starts at zero."""
+def _masked(
+    masks: Sequence[np.ndarray], activation: Callable[[Array], Array]
+) -> tuple[Callable, Callable]:
+    """(init, apply) of the network whose kernels [inputs, outputs] have ``masks``; its last
+    layer starts at zero.
+    """
 
     def init(key: Array) -> list:
         scales = [1 / np.sqrt(mask.sum(0).clip(1)) for mask in masks[:-1]]
         kernels = [
             scale * jax.random.normal(k, mask.shape)
-            for k, mask, scale in zip(jax.random.split(key, len(masks)), masks, [*scales, 0.0], strict=True)
+            for k, mask, scale in zip(
+                jax.random.split(key, len(masks)), masks, [*scales, 0.0], strict=True
+            )
         ]
         return [{"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])} for kernel in kernels]
 

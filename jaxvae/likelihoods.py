@@ -1,7 +1,8 @@
-"""Likelihood families p(x|z): how many numbers the decoder must give for each pixel, and the distribution made of them.
+"""Likelihood families p(x|z): how many numbers the decoder must give for each pixel, and the
+distribution made of them.
 
-``support`` names the pixel treatments of ``datasets.TREATMENTS`` whose values the density is defined on; another one
-is refused before training, because its log-likelihood would mean nothing.
+``support`` names the pixel treatments of ``datasets.TREATMENTS`` whose values the density is
+defined on; another one is refused before training, because its log-likelihood would mean nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Likelihood(NamedTuple):
     init: Callable[[Array], Any] = lambda key: {}  # key -> params of its own
 
 
-def _elementwise(size: int, make: Callable[..., Any], support: tuple[str, ...], discrete: bool) -> Likelihood:
+def _elementwise(
+    size: int, make: Callable[..., Any], support: tuple[str, ...], discrete: bool
+) -> Likelihood:
     """A family whose ``make`` takes the raw numbers one by one, each ``[*event]``."""
     return Likelihood(size, lambda params, raw: make(*jnp.moveaxis(raw, -1, 0)), support, discrete)
 
@@ -53,7 +56,9 @@ def bernoulli() -> Likelihood:
 
 
 def continuous_bernoulli() -> Likelihood:
-    """Continuous Bernoulli for values in [0, 1] (Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845)."""
+    """Continuous Bernoulli for values in [0, 1] (Loaiza-Ganem & Cunningham 2019,
+    arXiv:1907.06845).
+    """
     return _elementwise(1, ContinuousBernoulli, UNIT, False)
 
 
@@ -79,11 +84,13 @@ def normal_decoded() -> Likelihood:
 
 
 def normal_banded(width: int = 3) -> Likelihood:
-    """Gaussian whose precision is L L^T, L with ``width`` sub-diagonals in row-major order (arXiv:1804.01050).
+    """Gaussian whose precision is L L^T, L with ``width`` sub-diagonals in row-major order
+    (arXiv:1804.01050).
 
-    Decoded are, for each pixel and channel, the mean, the log-scale given the later ones, and its column of L below
-    the diagonal in tenths of the diagonal: raw zeros there mean independent pixels, and a decoder starts close to
-    them. A width of 3 reaches the same channel of the next RGB pixel.
+    Decoded are, for each pixel and channel, the mean, the log-scale given the later ones, and its
+    column of L below the diagonal in tenths of the diagonal: raw zeros there mean independent
+    pixels, and a decoder starts close to them. A width of 3 reaches the same channel of the next
+    RGB pixel.
     """
     if width < 0:
         raise ValueError(f"a banded Gaussian likelihood needs width >= 0; width was {width}")
@@ -101,18 +108,22 @@ def laplace() -> Likelihood:
 
 
 def discretized_logistic(levels: int = 256) -> Likelihood:
-    """Discretized logistic over ``levels`` values in [0, 1], decoded location and log-scale (arXiv:1606.04934).
+    """Discretized logistic over ``levels`` values in [0, 1], decoded location and log-scale
+    (arXiv:1606.04934).
 
-    Raw zeros mean 1/2 and e^-2: a decoder that starts there covers [0, 1], and its first gradients stay small.
+    Raw zeros mean 1/2 and e^-2: a decoder that starts there covers [0, 1], and its first gradients
+    stay small.
     """
     make = lambda loc, log_scale: DiscretizedLogistic(loc + 0.5, jnp.exp(log_scale - 2.0), levels)
     return _elementwise(2, make, ("scale",), True)
 
 
 def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Likelihood:
-    """For each pixel and channel a mixture of discretized logistics (Salimans et al. 2017, arXiv:1701.05517, eq. 2).
+    """For each pixel and channel a mixture of discretized logistics (Salimans et al. 2017,
+    arXiv:1701.05517, eq. 2).
 
-    The locations start spread evenly over [0, 1], so that the components differ from the first step.
+    The locations start spread evenly over [0, 1], so that the components differ from the first
+    step.
     """
     offsets = (jnp.arange(components) + 0.5) / components
 
@@ -136,8 +147,12 @@ def negative_binomial() -> Likelihood:
 
 
 def zero_inflated_negative_binomial() -> Likelihood:
-    """Zero-inflated negative binomial for counts, with a decoded gate as well (scVI, doi:10.1038/s41592-018-0229-2)."""
-    make = lambda log_count, logits, gate: ZeroInflatedNegativeBinomial(jnp.exp(log_count), logits, gate)
+    """Zero-inflated negative binomial for counts, with a decoded gate as well (scVI,
+    doi:10.1038/s41592-018-0229-2).
+    """
+    make = lambda log_count, logits, gate: ZeroInflatedNegativeBinomial(
+        jnp.exp(log_count), logits, gate
+    )
     return _elementwise(3, make, ("counts",), True)
 
 

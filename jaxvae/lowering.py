@@ -1,4 +1,6 @@
-"""Bilinear operations of JAX's that are compiled as other programs, and matrix products among them."""
+"""Bilinear operations of JAX's that are compiled as other programs, and matrix products among
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ Program = Callable[..., Array]  # (lhs, rhs, **params) -> out
 
 
 def like(original: Primitive, default: Program, **platforms: Program) -> tuple[Primitive, Callable]:
-    """A primitive with the rules of a bilinear one, ``original``, that is compiled as ``default`` or a platform's.
+    """A primitive with the rules of a bilinear one, ``original``, that is compiled as ``default``
+    or a platform's.
 
-    Also ``through(function)``, the same function of arrays with the new primitive in place of the original.
+    Also ``through(function)``, the same function of arrays with the new primitive in place of the
+    original.
     """
     primitive = Primitive(original.name)
 
@@ -49,15 +53,21 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
     def compiled(**params: Any) -> Callable:
         return jax.jit(functools.partial(primitive.bind, **params))
 
-    def batched(args: Sequence[Array], dims: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    def batched(
+        args: Sequence[Array], dims: Sequence[int | None], **params: Any
+    ) -> tuple[Array, int]:
         return through(jax.vmap(functools.partial(original.bind, **params), dims))(*args), 0
 
     def lhs_transposed(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
-        of = lambda g, rhs: jax.linear_transpose(lambda lhs: original.bind(lhs, rhs, **params), lhs.aval)(g)[0]
+        of = lambda g, rhs: jax.linear_transpose(
+            lambda lhs: original.bind(lhs, rhs, **params), lhs.aval
+        )(g)[0]
         return through(of)(cotangent, rhs)
 
     def rhs_transposed(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
-        of = lambda g, lhs: jax.linear_transpose(lambda rhs: original.bind(lhs, rhs, **params), rhs.aval)(g)[0]
+        of = lambda g, lhs: jax.linear_transpose(
+            lambda rhs: original.bind(lhs, rhs, **params), rhs.aval
+        )(g)[0]
         return through(of)(cotangent, lhs)
 
     primitive.def_abstract_eval(abstract)
@@ -66,12 +76,15 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
     for platform, program in platforms.items():
-        mlir.register_lowering(primitive, mlir.lower_fun(program, multiple_results=False), platform=platform)
+        mlir.register_lowering(
+            primitive, mlir.lower_fun(program, multiple_results=False), platform=platform
+        )
     return primitive, through
 
 
 def _merged(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """A sum over the leading dimensions of both as one over a single dimension, for which XLA transposes no operand.
+    """A sum over the leading dimensions of both as one over a single dimension, for which XLA
+    transposes no operand.
 
     Such is the gradient in weights that examples and their samples share.
     """
@@ -84,7 +97,8 @@ def _merged(lhs: Array, rhs: Array, **params: Any) -> Array:
 
 
 def _of_whole_vectors(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """A large product with as many columns as fill vectors of 16 numbers, without which XLA on a CPU takes longer.
+    """A large product with as many columns as fill vectors of 16 numbers, without which XLA on a
+    CPU takes longer.
 
     Not for sums over rows, which XLA computes by another library that takes no longer.
     """

@@ -24,10 +24,11 @@ def initialize(
 ) -> None:
     """Joins the job through ``jax.distributed``; call it before anything else touches a device.
 
-    What is None comes from $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES, $JAX_PROCESS_ID or, in an indexed Kubernetes
-    job, $JOB_COMPLETION_INDEX; what is still missing JAX takes from the environment of SLURM, Open MPI, Cloud TPU, GKE
-    or, with ``jax[k8s]``, Kubernetes. A process that is not heard of for ``heartbeat_seconds`` ends the whole job: the
-    others abort (exit code 134), and whoever supervises them starts all of them again.
+    What is None comes from $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES, $JAX_PROCESS_ID or, in an
+    indexed Kubernetes job, $JOB_COMPLETION_INDEX; what is still missing JAX takes from the
+    environment of SLURM, Open MPI, Cloud TPU, GKE or, with ``jax[k8s]``, Kubernetes. A process that
+    is not heard of for ``heartbeat_seconds`` ends the whole job: the others abort (exit code 134),
+    and whoever supervises them starts all of them again.
 
     Raises ValueError that names what could not be found or reached.
     """
@@ -36,16 +37,29 @@ def initialize(
     num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
     process_id = _number(_number(process_id, "JAX_PROCESS_ID"), "JOB_COMPLETION_INDEX")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
-        raise ValueError(f"process {process_id} of {num_processes}: ids go from 0 to {num_processes - 1}")
-    # The signal handlers of the scripts save on SIGTERM themselves; JAX's own would take the signal from them.
+        raise ValueError(
+            f"process {process_id} of {num_processes}: ids go from 0 to {num_processes - 1}"
+        )
+    # The signal handlers of the scripts save on SIGTERM themselves; JAX's own would take the signal
+    # from them.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+        )
     except (ValueError, RuntimeError, KeyError) as error:
-        found = {"coordinator": coordinator, "number of processes": num_processes, "process id": process_id}
+        found = {
+            "coordinator": coordinator,
+            "number of processes": num_processes,
+            "process id": process_id,
+        }
         missing = [name for name, value in found.items() if value is None]
-        asked = f"; not given and not found in the environment: {', '.join(missing)}" if missing else ""
-        raise ValueError(f"the job of several processes could not be started: {str(error).strip()}{asked}") from error
+        asked = (
+            f"; not given and not found in the environment: {', '.join(missing)}" if missing else ""
+        )
+        raise ValueError(
+            f"the job of several processes could not be started: {str(error).strip()}{asked}"
+        ) from error
 
 
 def _number(given: int | None, variable: str) -> int | None:
@@ -70,18 +84,26 @@ def local(tree: Any) -> Any:
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process; all must call it."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(flag)).any())
+    return (
+        flag
+        if jax.process_count() == 1
+        else bool(multihost_utils.process_allgather(np.int32(flag)).any())
+    )
 
 
 def summed(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """float32 arrays added up over all processes, which must all call it."""
     if jax.process_count() == 1:
         return columns
-    return {name: np.asarray(a).sum(0) for name, a in multihost_utils.process_allgather(columns).items()}
+    return {
+        name: np.asarray(a).sum(0) for name, a in multihost_utils.process_allgather(columns).items()
+    }
 
 
 def on_first(function: Callable[[], Any]) -> None:
-    """Calls ``function`` in process 0 while the others wait; a ValueError or OSError there is raised in all of them."""
+    """Calls ``function`` in process 0 while the others wait; a ValueError or OSError there is
+    raised in all of them.
+    """
     if jax.process_count() == 1:
         function()
         return
@@ -95,7 +117,11 @@ def on_first(function: Callable[[], Any]) -> None:
     message = "" if error is None else (str(error) or type(error).__name__)
     encoded = message.encode()[:MESSAGE_BYTES]
     text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).rstrip(b"\0").decode(errors="replace")
+    told = (
+        bytes(np.asarray(multihost_utils.broadcast_one_to_all(text)))
+        .rstrip(b"\0")
+        .decode(errors="replace")
+    )
     if error is not None:
         raise error
     if told:

@@ -1,4 +1,6 @@
-"""Schedules of the KL weight, ``step -> weight`` as in optax, whose own schedules serve here as well."""
+"""Schedules of the KL weight, ``step -> weight`` as in optax, whose own schedules serve here as
+well.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,30 @@ Array = jax.Array
 
 
 def linear_warmup(num_steps: int, end: float = 1.0) -> optax.Schedule:
-    """Weight rising in a straight line from 0 to ``end`` over ``num_steps`` (Bowman et al. 2015, arXiv:1511.06349)."""
+    """Weight rising in a straight line from 0 to ``end`` over ``num_steps`` (Bowman et al. 2015,
+    arXiv:1511.06349).
+    """
     return optax.linear_schedule(0.0, end, _positive(num_steps))
 
 
 def sigmoid_warmup(num_steps: int, end: float = 1.0, steepness: float = 10.0) -> optax.Schedule:
-    """Weight end * sigmoid(steepness (step / num_steps - 1/2)): the logistic annealing of Bowman et al. 2015."""
+    """Weight end * sigmoid(steepness (step / num_steps - 1/2)): the logistic annealing of Bowman
+    et al. 2015.
+    """
     _positive(num_steps)
-    return lambda step: end * jax.nn.sigmoid(steepness * (jnp.asarray(step, jnp.float32) / num_steps - 0.5))
+    return lambda step: (
+        end * jax.nn.sigmoid(steepness * (jnp.asarray(step, jnp.float32) / num_steps - 0.5))
+    )
 
 
-def cyclical(num_steps: int, num_cycles: int = 4, ratio: float = 0.5, end: float = 1.0) -> optax.Schedule:
-    """Weight rising linearly over the first ``ratio`` of each cycle, then held (Fu et al. 2019, arXiv:1903.10145).
+def cyclical(
+    num_steps: int, num_cycles: int = 4, ratio: float = 0.5, end: float = 1.0
+) -> optax.Schedule:
+    """Weight rising linearly over the first ``ratio`` of each cycle, then held (Fu et al. 2019,
+    arXiv:1903.10145).
 
-    ``num_steps`` is divided into ``num_cycles`` equal cycles; after them the weight stays at ``end``.
+    ``num_steps`` is divided into ``num_cycles`` equal cycles; after them the weight stays at
+    ``end``.
     """
     _positive(num_steps)
     if not 0 < ratio <= 1:

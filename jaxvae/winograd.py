@@ -1,15 +1,16 @@
 """Convolutions by minimal filtering, which needs fewer products than there are taps.
 
-F(m, r) gives m neighbouring results of a filter w of r taps from m + r - 1 products in place of m r:
+F(m, r) gives m neighbouring results of a filter w of r taps from m + r - 1 products in place of m
+r:
 
     y = A [(G w) * (B x)],  y [m], w [r], x [m + r - 1]
 
-(Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). Nested over the spatial dimensions, with products of
-matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of 16 with m = 2; with m = 4 along the
-first dimension alone it takes 18 of 36, each of six products for the three taps of the last. A layer with strides s is
-one of stride 1 whose channels are s times as many, and a transposed one is one whose features are.
-With m = 2 entries are 0, 1, -1 and 1/2 and float32 loses less than a digit, with m = 4 less than one more; of
-other types nothing is gained.
+(Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). Nested over the spatial dimensions,
+with products of matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of
+16 with m = 2; with m = 4 along the first dimension alone it takes 18 of 36, each of six products
+for the three taps of the last. A layer with strides s is one of stride 1 whose channels are s times
+as many, and a transposed one is one whose features are. With m = 2 entries are 0, 1, -1 and 1/2 and
+float32 loses less than a digit, with m = 4 less than one more; of other types nothing is gained.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ from jax import lax
 
 Array = jax.Array
 Matrix = Sequence[Sequence[float]]
-Parts = dict[tuple[int, ...], Array]  # an array for each index into the dimensions that are transformed
+Parts = dict[
+    tuple[int, ...], Array
+]  # an array for each index into the dimensions that are transformed
 FEWEST = 32  # channels of input and output for which it pays
 NARROW = 64  # channels up to which 3x3 layers are filtered along their first dimension alone
-LEAST = 2**25  # multiplications of a layer; below, it is not worth the time that its many kernels take to compile
+LEAST = (
+    2**25
+)  # multiplications of a layer; below, it is not worth the time that its many kernels take to compile
 
 
 class _Filter(NamedTuple):
@@ -48,9 +53,15 @@ F23 = _Filter(
     ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
     ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
 )
-# By interpolation at 0, 1, -1, 2, -1/2 and infinity, with which it loses less than with -2 in place of -1/2.
+# By interpolation at 0, 1, -1, 2, -1/2 and infinity, with which it loses less than with -2 in place
+# of -1/2.
 F43 = _Filter(
-    ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -1 / 2, 0), (0, 1, 1, 4, 1 / 4, 0), (0, 1, -1, 8, -1 / 8, 1)),
+    (
+        (1, 1, 1, 1, 1, 0),
+        (0, 1, -1, 2, -1 / 2, 0),
+        (0, 1, 1, 4, 1 / 4, 0),
+        (0, 1, -1, 8, -1 / 8, 1),
+    ),
     (
         (1, 0, 0),
         (-1 / 3, -1 / 3, -1 / 3),
@@ -72,8 +83,12 @@ SMALL = {2: F22, 3: F23}  # by the number of taps
 PLAIN = _Filter(((1,),), ((1,),), ((1,),))  # of a dimension that is not filtered
 
 
-def fits(x: Array, features: int, taps: Sequence[int], strides: Sequence[int], places: Sequence[int]) -> bool:
-    """Whether a layer from ``x [N, H, C]`` with so many taps and strides to places and features is faster this way."""
+def fits(
+    x: Array, features: int, taps: Sequence[int], strides: Sequence[int], places: Sequence[int]
+) -> bool:
+    """Whether a layer from ``x [N, H, C]`` with so many taps and strides to places and features
+    is faster this way.
+    """
     return (
         all(-(-t // s) in SMALL for t, s in zip(taps, strides, strict=True))
         and min(x.shape[-1] * math.prod(strides), features) >= FEWEST
@@ -94,11 +109,18 @@ def layer(
 ) -> Array:
     """y[p] = sum over taps t of x[s p + t - low] kernel[t]; [N, H, C], [T, C, O] -> [N, P, O].
 
-    Taps of a dimension that is not filtered are XLA's convolution of all rows, one behind the other; if ``shared``, a
-    product of windows side by side, which a gradient in the kernel has for its image too.
+    Taps of a dimension that is not filtered are XLA's convolution of all rows, one behind the
+    other; if ``shared``, a product of windows side by side, which a gradient in the kernel has for
+    its image too.
     """
     n, blocks = len(places), _blocks(kernel.shape[:-2], strides)
-    kernel = window(kernel[None], [0] * n, [1] * n, [b * s for b, s in zip(blocks, strides, strict=True)], trailing=2)
+    kernel = window(
+        kernel[None],
+        [0] * n,
+        [1] * n,
+        [b * s for b, s in zip(blocks, strides, strict=True)],
+        trailing=2,
+    )
     kernel = apart(kernel, strides, trailing=2)[0].reshape(*blocks, -1, kernel.shape[-1])
     filters = _filters(blocks, places, *kernel.shape[-2:])
     image = _points(x, strides, low, places, blocks, filters)
@@ -106,7 +128,10 @@ def layer(
     of_taps = {tap: kernel[tap] for tap in itertools.product(*map(range, _taps(filters)))}
     kernels = _transformed([f.kernel for f in filters], of_taps)
     product = _product if shared or _left(blocks, filters) == 1 else _convolution
-    products = {i: window(product(image[i], kernels[i], how), [0] * n, [1] * n, _tiles(places, filters)) for i in image}
+    products = {
+        i: window(product(image[i], kernels[i], how), [0] * n, [1] * n, _tiles(places, filters))
+        for i in image
+    }
     results = _transformed([f.result for f in filters], products)
     return window(_together(results, _steps(filters)), [0] * n, [1] * n, places)
 
@@ -114,11 +139,15 @@ def layer(
 def _product(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
     """Of windows of the last dimension; [N, H, C], [T, C, O] -> [N, H, O]."""
     windows = _side_by_side(x, len(kernel))
-    return lax.dot_general(windows, kernel.reshape(-1, kernel.shape[-1]), (((x.ndim - 1,), (0,)), ((), ())), **how)
+    return lax.dot_general(
+        windows, kernel.reshape(-1, kernel.shape[-1]), (((x.ndim - 1,), (0,)), ((), ())), **how
+    )
 
 
 def _convolution(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
-    """The same as one long row, which XLA shares among cores; the last T - 1 places of each row are of two rows."""
+    """The same as one long row, which XLA shares among cores; the last T - 1 places of each row
+    are of two rows.
+    """
     numbers = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     row, pads = x.reshape(1, 1, -1, x.shape[-1]), ((0, 0), (0, len(kernel) - 1))
     y = lax.conv_general_dilated(row, kernel[None], (1, 1), pads, dimension_numbers=numbers, **how)
@@ -126,9 +155,16 @@ def _convolution(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
 
 
 def gradient_of_kernel(
-    image: Array, result: Array, strides: Sequence[int], low: Sequence[int], taps: Sequence[int], how: dict[str, Any]
+    image: Array,
+    result: Array,
+    strides: Sequence[int],
+    low: Sequence[int],
+    taps: Sequence[int],
+    how: dict[str, Any],
 ) -> Array:
-    """For every tap the sum over examples and places of image[s p + t - low] result[p]; [T, C, O]."""
+    """For every tap the sum over examples and places of image[s p + t - low] result[p]; [T, C,
+    O].
+    """
     n, blocks, places = len(taps), _blocks(taps, strides), result.shape[1:-1]
     channels, features = image.shape[-1], result.shape[-1]
     filters = _filters(blocks, places, channels * math.prod(strides), features)
@@ -138,13 +174,19 @@ def gradient_of_kernel(
     steps, tiles = _steps(filters), _tiles(places, filters)
     frame = [int(m > 1) for m in steps]
     framed = window(
-        result, [-f for f in frame], [1] * n, [m * t + 2 * f for m, t, f in zip(steps, tiles, frame, strict=True)]
+        result,
+        [-f for f in frame],
+        [1] * n,
+        [m * t + 2 * f for m, t, f in zip(steps, tiles, frame, strict=True)],
     )
     starts = itertools.product(*map(range, steps))
-    ends = {i: window(framed, [f + j for f, j in zip(frame, i, strict=True)], steps, tiles) for i in starts}
+    ends = {
+        i: window(framed, [f + j for f, j in zip(frame, i, strict=True)], steps, tiles)
+        for i in starts
+    }
     right = _transformed([_turned(f.result) for f in filters], ends)
-    # XLA is slow to pack the first operand, which is therefore the narrower one; the sums are transposed after the
-    # stacking, because XLA would fold the transposition of a product into it.
+    # XLA is slow to pack the first operand, which is therefore the narrower one; the sums are
+    # transposed after the stacking, because XLA would fold the transposition of a product into it.
     origin = (0,) * n
     exchanged = math.prod(left[origin].shape[:-1]) > features < left[origin].shape[-1]
     first, second = (right, left) if exchanged else (left, right)
@@ -161,8 +203,11 @@ def sum_over_rows(left: Array, right: Array, how: dict[str, Any]) -> Array:
     return lax.dot_general(left, right, (((0,), (0,)), ((), ())), **how)
 
 
-def window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int], trailing: int = 1) -> Array:
-    """x[:, start + stride * i, :] for i below count, with zeros outside of x; [N, H, C] -> [N, count, C].
+def window(
+    x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int], trailing: int = 1
+) -> Array:
+    """x[:, start + stride * i, :] for i below count, with zeros outside of x; [N, H, C] -> [N,
+    count, C].
 
     ``trailing`` dimensions come after those that are cut.
     """
@@ -173,23 +218,31 @@ def window(x: Array, start: Sequence[int], strides: Sequence[int], counts: Seque
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, *[(0, 0, 0)] * trailing])
     first = [a + low for a, (low, _, _) in zip(start, pads, strict=True)]
     end = [a + low + 1 for a, (low, _, _) in zip(last, pads, strict=True)]
-    return lax.slice(x, [0, *first, *[0] * trailing], [len(x), *end, *rest], [1, *strides, *[1] * trailing])
+    return lax.slice(
+        x, [0, *first, *[0] * trailing], [len(x), *end, *rest], [1, *strides, *[1] * trailing]
+    )
 
 
 def _side_by_side(x: Array, taps: int) -> Array:
     """Windows of the last dimension as channels; [N, H, C] -> [N, H - T + 1, T C].
 
-    They lie one after the other in memory. With what XLA fuses with it this gather takes half the time of a
-    concatenation. Its indices are a constant, because others would be made anew for each.
+    They lie one after the other in memory. With what XLA fuses with it this gather takes half the
+    time of a concatenation. Its indices are a constant, because others would be made anew for each.
     """
     if taps == 1:
         return x
     *rows, size, channels = x.shape
     places = size - taps + 1
-    starts = np.indices((math.prod(rows), places), np.int32).reshape(2, -1).T * np.array([1, channels], np.int32)
-    numbers = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0, 1))
+    starts = np.indices((math.prod(rows), places), np.int32).reshape(2, -1).T * np.array(
+        [1, channels], np.int32
+    )
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
+    )
     flat = x.reshape(-1, size * channels)
-    y = lax.gather(flat, starts, numbers, (1, taps * channels), mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+    y = lax.gather(
+        flat, starts, numbers, (1, taps * channels), mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    )
     return y.reshape(*rows, places, -1)
 
 
@@ -200,8 +253,8 @@ def _blocks(taps: Sequence[int], strides: Sequence[int]) -> list[int]:
 def _filters(blocks: Sequence[int], places: Sequence[int], *widths: int) -> list[_Filter]:
     """One for each dimension of a layer from and to so many channels.
 
-    A narrow 3x3 layer waits for what the transforms write and XLA packs, which is less with F(4, 3) along one dimension
-    than with F(2, 3) along both.
+    A narrow 3x3 layer waits for what the transforms write and XLA packs, which is less with F(4, 3)
+    along one dimension than with F(2, 3) along both.
     """
     if list(blocks) == [3, 3] and min(widths) <= NARROW and places[0] >= 8:
         return [F43, PLAIN]
@@ -251,7 +304,8 @@ def _points(
     blocks: Sequence[int],
     filters: Sequence[_Filter],
 ) -> Parts:
-    """The transformed tiles of x, with the places within a stride as channels; at each point [N, tiles, C].
+    """The transformed tiles of x, with the places within a stride as channels; at each point [N,
+    tiles, C].
 
     The last dimension has as many places more as taps are left but one.
     """
@@ -259,12 +313,16 @@ def _points(
     x = deep(x, strides, low, [m * t + b - 1 for m, t, b in zip(steps, tiles, blocks, strict=True)])
     counts = [*tiles[:-1], tiles[-1] + _left(blocks, filters) - 1]
     indices = itertools.product(*(range(len(f.image)) for f in filters))
-    return _transformed([f.image for f in filters], {i: window(x, i, steps, counts) for i in indices})
+    return _transformed(
+        [f.image for f in filters], {i: window(x, i, steps, counts) for i in indices}
+    )
 
 
 def deep(x: Array, strides: Sequence[int], low: Sequence[int], size: Sequence[int]) -> Array:
     """x from -low on, with the places within a stride as channels; [N, H, C] -> [N, size, s C]."""
-    framed = window(x, [-a for a in low], [1] * len(low), [s * m for s, m in zip(strides, size, strict=True)])
+    framed = window(
+        x, [-a for a in low], [1] * len(low), [s * m for s, m in zip(strides, size, strict=True)]
+    )
     return apart(framed, strides).reshape(len(x), *size, -1)
 
 
@@ -277,14 +335,18 @@ def apart(x: Array, strides: Sequence[int], trailing: int = 1) -> Array:
 
 
 def beside(y: Array, n: int) -> Array:
-    """Taps by block and then by place within a stride, [blocks, s, C, O], in their order: [T, C, O]."""
+    """Taps by block and then by place within a stride, [blocks, s, C, O], in their order: [T, C,
+    O].
+    """
     sizes = [b * s for b, s in zip(y.shape[:n], y.shape[n : 2 * n], strict=True)]
     y = y.transpose(*(axis for i in range(n) for axis in (i, n + i)), 2 * n, 2 * n + 1)
     return y.reshape(*sizes, *y.shape[-2:])
 
 
 def _together(parts: Parts, strides: Sequence[int]) -> Array:
-    """[N, H, C] for each place within a stride -> [N, s H, C]; XLA is faster at one dimension after the other."""
+    """[N, H, C] for each place within a stride -> [N, s H, C]; XLA is faster at one dimension
+    after the other.
+    """
     for axis in reversed(range(len(strides))):
         rows: dict[tuple[int, ...], list[Array]] = {}
         for i, part in parts.items():

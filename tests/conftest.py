@@ -30,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
 @pytest.fixture(autouse=True)
 def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
-    """XLA's, for tests marked ``optimized``. Other programs run once, and compile in half the time without."""
+    """XLA's, for tests marked ``optimized``. Other programs run once, and compile in half the
+    time without.
+    """
     if not request.node.get_closest_marker("optimized"):
         yield
         return
@@ -58,29 +60,42 @@ def small_vae() -> models.VAE:
     """A Bernoulli VAE of the digits, 64-16-2-16-64."""
     posterior = posteriors.normal(2)
     encoder, decoder = networks.mlp((16,), posterior.size), networks.mlp((16,), (8, 8, 1))
-    return models.vae(encoder, decoder, posterior, likelihoods.bernoulli(), priors.standard_normal(2))
+    return models.vae(
+        encoder, decoder, posterior, likelihoods.bernoulli(), priors.standard_normal(2)
+    )
 
 
 class Linear:
-    """Probabilistic PCA of x [N, D] in closed form (Tipping & Bishop 1999): p(x|z) = N(W z + mu, s^2 I)."""
+    """Probabilistic PCA of x [N, D] in closed form (Tipping & Bishop 1999): p(x|z) = N(W z + mu,
+    s^2 I).
+    """
 
     def __init__(self, x: np.ndarray, latent: int):
         d = x.shape[1]
         values, vectors = np.linalg.eigh(np.cov(x.T.astype(np.float64), bias=True))
         values, vectors = values[::-1], vectors[:, ::-1]
-        self.mean, self.s2, self.d, self.q = x.mean(0, dtype=np.float64), values[latent:].mean(), d, latent
+        self.mean, self.s2, self.d, self.q = (
+            x.mean(0, dtype=np.float64),
+            values[latent:].mean(),
+            d,
+            latent,
+        )
         self.w = vectors[:, :latent] * np.sqrt(values[:latent] - self.s2)
         top = np.log(values[:latent]).sum() + (d - latent) * np.log(self.s2)
         self.max_log_likelihood = -0.5 * (d * np.log(2 * np.pi) + top + d)
 
-    def log_likelihood(self, x: np.ndarray, w: np.ndarray, mean: np.ndarray, s2: float) -> np.ndarray:
+    def log_likelihood(
+        self, x: np.ndarray, w: np.ndarray, mean: np.ndarray, s2: float
+    ) -> np.ndarray:
         """log N(x; mean, W W^T + s2 I) of every row."""
         from scipy.stats import multivariate_normal
 
         return multivariate_normal(mean, w @ w.T + s2 * np.eye(self.d)).logpdf(x)
 
     def vae(self, family: str, w: np.ndarray) -> tuple[models.VAE, dict]:
-        """A linear VAE whose decoder has weights W and whose posterior is the optimum of its family."""
+        """A linear VAE whose decoder has weights W and whose posterior is the optimum of its
+        family.
+        """
         posterior = posteriors.POSTERIORS[family](self.q)
         vae = models.vae(
             networks.mlp((), posterior.size),
@@ -96,7 +111,9 @@ class Linear:
         else:
             lower = np.linalg.cholesky(self.s2 * np.linalg.inv(m))
             scale = np.diag(lower)
-            rest = np.concatenate([np.log(scale), (lower / scale[:, None])[np.tril_indices(self.q, -1)]])
+            rest = np.concatenate(
+                [np.log(scale), (lower / scale[:, None])[np.tril_indices(self.q, -1)]]
+            )
         kernel = np.concatenate([project, np.zeros((len(rest), self.d))]).T
         bias = np.concatenate([-project @ self.mean, rest])
         params = {

@@ -1,4 +1,6 @@
-"""What tests of the scripts share: runs in processes of their own, how to damage what they left, how to compare it."""
+"""What tests of the scripts share: runs in processes of their own, how to damage what they left,
+how to compare it.
+"""
 
 from __future__ import annotations
 
@@ -34,24 +36,38 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def products(function: Callable, *args: Any) -> list[Any]:
     """The matrix products and convolutions of a function."""
     kinds = "dot_general", "conv_general_dilated"
-    return [found for found in equations(jax.make_jaxpr(function)(*args)) if found.primitive.name in kinds]
+    return [
+        found
+        for found in equations(jax.make_jaxpr(function)(*args))
+        if found.primitive.name in kinds
+    ]
 
 
 def command(name: str, *arguments: Any) -> list[str]:
     """The command line of a script."""
-    return [sys.executable, "-W", "error::RuntimeWarning", str(SCRIPTS / name), *map(str, arguments)]
+    return [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        str(SCRIPTS / name),
+        *map(str, arguments),
+    ]
 
 
 def script(name: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end and checks its exit code."""
-    done = subprocess.run(command(name, *arguments), capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command(name, *arguments), capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
 class Running:
-    """A command in a process group of its own; ``with`` it, and it is gone at the end of the block."""
+    """A command in a process group of its own; ``with`` it, and it is gone at the end of the
+    block.
+    """
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str):
         self.out, self.err = log.with_suffix(".out"), log.with_suffix(".err")
@@ -78,7 +94,9 @@ class Running:
         """Waits for something to happen while it runs."""
         end = time.monotonic() + PATIENCE
         while not ready():
-            assert self.process.poll() is None, f"it ended with {self.process.returncode} too early:\n{self.text}"
+            assert self.process.poll() is None, (
+                f"it ended with {self.process.returncode} too early:\n{self.text}"
+            )
             assert time.monotonic() < end, f"it hangs:\n{self.text}"
             time.sleep(0.01)
 
@@ -87,12 +105,16 @@ class Running:
         self.process.send_signal(number)
 
     def ended(self, code: int | None = None) -> str:
-        """Waits for its end, checks the exit code where one is given, and returns what it has written."""
+        """Waits for its end, checks the exit code where one is given, and returns what it has
+        written.
+        """
         try:
             found = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it hangs:\n{self.text}") from None
-        assert code is None or (found == code and "Traceback" not in self.text), f"exit code {found}\n{self.text}"
+        assert code is None or (found == code and "Traceback" not in self.text), (
+            f"exit code {found}\n{self.text}"
+        )
         return self.text
 
     def hears(self, number: signal.Signals) -> bool:
@@ -122,8 +144,12 @@ def free_port(candidates: Iterable[int] = (0,)) -> int:
 def job(
     log: Path, arguments: Sequence[Any], processes: int, devices: int, launch: str = "flags"
 ) -> Iterator[list[Running]]:
-    """``train.py`` in several processes of some simulated devices each, that find each other over loopback."""
-    slurms = random.sample(range(2**16 - 2**12, 2**16), 100)  # where the port is a function of the job's number
+    """``train.py`` in several processes of some simulated devices each, that find each other
+    over loopback.
+    """
+    slurms = random.sample(
+        range(2**16 - 2**12, 2**16), 100
+    )  # where the port is a function of the job's number
     port = free_port(slurms if launch == "slurm" else (0,))
     address = f"127.0.0.1:{port}"
 
@@ -137,8 +163,14 @@ def job(
             environment |= {"JOB_COMPLETION_INDEX": str(i)}
         elif launch == "slurm":
             environment |= {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "127.0.0.1"}
-            environment |= {"SLURM_NTASKS": str(processes), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-        return Running(command("train.py", *arguments, *flags), log.with_name(f"{log.name}-{i}"), **environment)
+            environment |= {
+                "SLURM_NTASKS": str(processes),
+                "SLURM_PROCID": str(i),
+                "SLURM_LOCALID": str(i),
+            }
+        return Running(
+            command("train.py", *arguments, *flags), log.with_name(f"{log.name}-{i}"), **environment
+        )
 
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(start(i)) for i in range(processes)]
@@ -155,7 +187,9 @@ def lines(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
-    """Everything that a run must end with, whatever happened to it; the arrays of its state by their checksums."""
+    """Everything that a run must end with, whatever happened to it; the arrays of its state by
+    their checksums.
+    """
     record = json.loads((workdir / "checkpoints" / f"{newest(workdir)}.json").read_text())["record"]
     reports = {name: lines(workdir, name) for name in ("metrics.jsonl", "validation.jsonl")}
     return {"result": result(workdir), "arrays": record["arrays"], "best": best(workdir)} | reports
@@ -178,18 +212,26 @@ def saved(workdir: Path) -> list[int]:
 
 def best(workdir: Path) -> int:
     """The step with the highest ELBO, by the records of the checkpoints."""
-    metric = lambda step: json.loads((workdir / "checkpoints" / f"{step}.json").read_text())["record"]["metric"]
+    metric = lambda step: json.loads((workdir / "checkpoints" / f"{step}.json").read_text())[
+        "record"
+    ]["metric"]
     return max((step for step in saved(workdir) if metric(step) is not None), key=metric)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def resumed(text: str) -> list[int]:
     """The steps at which runs say that they go on."""
-    return [int(line.split()[3]) for line in text.splitlines() if line.startswith("resuming at step")]
+    return [
+        int(line.split()[3]) for line in text.splitlines() if line.startswith("resuming at step")
+    ]
 
 
 def flip(path: Path, place: float = 0.5, bit: int = 3) -> None:
@@ -215,20 +257,31 @@ def _half_written(folder: Path, record: Path) -> None:
 
 
 def _edited(record: Path) -> None:
-    stored = json.loads(record.read_text())
-    stored["record"]["totals"] = {"sums": {}, "skipped": 7}
-    record.write_text(json.dumps(stored))
+    raw = json.loads(record.read_text())
+    raw["record"]["totals"] = {"sums": {}, "skipped": 7}
+    record.write_text(json.dumps(raw))
 
 
 def within(mounts: str, command: Sequence[str]) -> list[str]:
     """A command that sees mounts which nothing else sees and which end with it."""
-    return ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command]
+    return [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        f'{mounts} && exec "$@"',
+        "sh",
+        *command,
+    ]
 
 
 def can_mount() -> bool:
     """Whether this machine lets us mount in a namespace of our own."""
     try:
-        return not subprocess.run(within("mount -t tmpfs tmpfs /mnt", ["true"]), capture_output=True).returncode
+        return not subprocess.run(
+            within("mount -t tmpfs tmpfs /mnt", ["true"]), capture_output=True
+        ).returncode
     except FileNotFoundError:
         return False
 

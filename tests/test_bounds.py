@@ -43,7 +43,10 @@ POOR = {
     "jaxvae": (lambda: MultivariateNormal(A(POOR_LOC), A(POOR_TRIL)), POOR_TRIL),
     "numpyro": (lambda: nd.MultivariateNormal(A(POOR_LOC), scale_tril=A(POOR_TRIL)), POOR_TRIL),
     "diagonal": (lambda: Normal(A(POOR_LOC), A([0.5, 0.4])), np.diag([0.5, 0.4])),
-    "numpyro_diagonal": (lambda: nd.Normal(A(POOR_LOC), A([0.5, 0.4])).to_event(1), np.diag([0.5, 0.4])),
+    "numpyro_diagonal": (
+        lambda: nd.Normal(A(POOR_LOC), A([0.5, 0.4])).to_event(1),
+        np.diag([0.5, 0.4]),
+    ),
 }
 bounds = pytest.mark.parametrize("bound", [elbo, iwae], ids=["elbo", "iwae"])
 
@@ -85,13 +88,22 @@ def z_score(values: np.ndarray, expected: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "joint"),
-    [("jaxvae", log_joint), ("jaxvae", numpyro_log_joint), ("numpyro", numpyro_log_joint), ("mixture", log_joint)],
+    [
+        ("jaxvae", log_joint),
+        ("jaxvae", numpyro_log_joint),
+        ("numpyro", numpyro_log_joint),
+        ("mixture", log_joint),
+    ],
 )
 def test_bounds_are_the_evidence_at_the_posterior(name, joint):
     every = [(bound, num_samples) for bound in (elbo, iwae) for num_samples in (1, 2, 7)]
-    one_key = lambda q, key: jnp.stack([bound(key, q, joint, num_samples) for bound, num_samples in every])
+    one_key = lambda q, key: jnp.stack(
+        [bound(key, q, joint, num_samples) for bound, num_samples in every]
+    )
     evaluate = quick(jax.vmap(one_key, (None, 0)))
-    np.testing.assert_allclose(evaluate(POSTERIORS[name](), jax.random.split(KEY, 20)), EVIDENCE, atol=1e-4)
+    np.testing.assert_allclose(
+        evaluate(POSTERIORS[name](), jax.random.split(KEY, 20)), EVIDENCE, atol=1e-4
+    )
     with jax.enable_x64(True):
         values = evaluate(POSTERIORS[name](), jax.random.split(KEY, 20))
     assert values.shape == (20, len(every))
@@ -142,7 +154,9 @@ def test_iwae_of_weights_that_underflow_is_finite():
 
 @pytest.mark.parametrize("num_samples", [1, 5])
 def test_expected_gradient_of_the_elbo_is_its_closed_form(num_samples):
-    """d/dm of -KL(q || posterior) is -C^-1 (m - mu), and d/dL is L^-T - C^-1 L on and below the diagonal."""
+    """d/dm of -KL(q || posterior) is -C^-1 (m - mu), and d/dL is L^-T - C^-1 L on and below the
+    diagonal.
+    """
     keys = jax.random.split(KEY, NUM_KEYS)
     gradient = jax.grad(lambda q, key: elbo(key, q, log_joint, num_samples))
     got = quick(jax.vmap(gradient, (None, 0)))(POOR["jaxvae"][0](), keys)
@@ -176,5 +190,7 @@ def test_bound_is_the_same_number_with_and_without_jit(bound):
 @bounds
 def test_bound_takes_one_sample_unless_told(bound):
     q = POOR["jaxvae"][0]()
-    default, one = quick(lambda q, key: (bound(key, q, log_joint), bound(key, q, log_joint, 1)))(q, KEY)
+    default, one = quick(lambda q, key: (bound(key, q, log_joint), bound(key, q, log_joint, 1)))(
+        q, KEY
+    )
     np.testing.assert_allclose(default, one, rtol=1e-6)

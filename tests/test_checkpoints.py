@@ -1,4 +1,6 @@
-"""Checkpoints: what is saved comes back bit for bit, the newest and the best are kept, and damage is never restored."""
+"""Checkpoints: what is saved comes back bit for bit, the newest and the best are kept, and
+damage is never restored.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
 LIKE: dict[str, Callable[[Any], Any]] = {
     "a state": lambda state: state,
     "shapes": lambda state: jax.eval_shape(lambda: state),
-    "arrays of NumPy": lambda state: jax.tree.map(np.asarray, state._replace(key=None))._replace(key=state.key),
+    "arrays of NumPy": lambda state: jax.tree.map(np.asarray, state._replace(key=None))._replace(
+        key=state.key
+    ),
 }
 
 
@@ -61,7 +65,9 @@ def test_what_a_state_is_restored_like(tmp_path: Path, like: str) -> None:
 
 def test_shapes_with_a_placement_are_restored_there(tmp_path: Path) -> None:
     state, place = trained_state(5), NamedSharding(Mesh(jax.devices(), "d"), PartitionSpec())
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state
+    )
     with checkpoints.Checkpoints(tmp_path) as saved:
         saved.save(5, state, {})
         restored, _ = saved.restore(5, like)
@@ -94,9 +100,11 @@ def test_training_goes_on_while_a_state_is_written_and_it_is_written_whole(
     over = threading.Event()
     with checkpoints.Checkpoints(tmp_path) as saved:
         write = saved._checkpointer.save
-        monkeypatch.setattr(saved._checkpointer, "save", lambda *a, **k: over.wait(60) and write(*a, **k))
+        monkeypatch.setattr(
+            saved._checkpointer, "save", lambda *a, **k: over.wait(60) and write(*a, **k)
+        )
 
-        def save(moment: training.Moment) -> None:
+        def save(moment: training.HookState) -> None:
             if moment.step == 5:
                 kept[5] = jax.tree.map(jnp.copy, moment.state)
                 saved.save(5, moment.state, moment.totals)
@@ -135,8 +143,8 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path: Path) -> None:
         saved.save(4, state, {}, 0.0)
     with checkpoints.Checkpoints(tmp_path) as saved:
         one, _ = saved.restore(4, trained_state(0))
-        everywhere = NamedSharding(Mesh(jax.local_devices(), ("devices",)), PartitionSpec())
-        eight, _ = saved.restore(4, jax.device_put(trained_state(0), everywhere))
+        replicate = NamedSharding(Mesh(jax.local_devices(), ("devices",)), PartitionSpec())
+        eight, _ = saved.restore(4, jax.device_put(trained_state(0), replicate))
     assert_same(state, one)
     assert_same(state, eight)
     assert one.params["model"]["w"].devices() == {jax.local_devices()[0]}
@@ -144,8 +152,14 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path: Path) -> None:
 
 OTHERS = {  # parameters of another model -> what is said of the first that differs
     "shape": ({"w": jnp.zeros(4)}, r"float32\[3\] in the checkpoint and float32\[4\] here"),
-    "type": ({"w": jnp.zeros(3, jnp.bfloat16)}, r"float32\[3\] in the checkpoint and bfloat16\[3\] here"),
-    "one more": ({"w": jnp.zeros(3), "b": jnp.zeros(())}, r"absent in the checkpoint and float32\[\] here"),
+    "type": (
+        {"w": jnp.zeros(3, jnp.bfloat16)},
+        r"float32\[3\] in the checkpoint and bfloat16\[3\] here",
+    ),
+    "one more": (
+        {"w": jnp.zeros(3), "b": jnp.zeros(())},
+        r"absent in the checkpoint and float32\[\] here",
+    ),
     "one less": ({}, r"float32\[3\] in the checkpoint and absent here"),
 }
 
@@ -155,7 +169,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, way: str) -> N
     params, message = OTHERS[way]
     with checkpoints.Checkpoints(tmp_path) as saved:
         saved.save(4, {"w": jnp.zeros(3)}, {}, 0.0)
-    with checkpoints.Checkpoints(tmp_path) as saved, pytest.raises(ValueError, match=f"another model: .*{message}"):
+    with (
+        checkpoints.Checkpoints(tmp_path) as saved,
+        pytest.raises(ValueError, match=f"another model: .*{message}"),
+    ):
         saved.restore(4, params)
 
 
@@ -195,7 +212,9 @@ def newest(workdir: Path, **settings: Any) -> tuple[Any, list[str]]:
 
 
 @pytest.mark.parametrize("way", harness.DAMAGES)
-def test_damage_is_named_and_put_aside_and_the_checkpoint_before_it_goes_on(copied: Path, way: str) -> None:
+def test_damage_is_named_and_put_aside_and_the_checkpoint_before_it_goes_on(
+    copied: Path, way: str
+) -> None:
     harness.damage(copied, 3, way)
     left = {path.name for path in (copied / "checkpoints").glob("3*") if "tmp" not in path.name}
     (step, state, totals), (warning,) = newest(copied)
@@ -211,7 +230,9 @@ def test_damage_is_named_and_put_aside_and_the_checkpoint_before_it_goes_on(copi
 
 
 @pytest.mark.parametrize("way", harness.DAMAGES)
-def test_where_all_are_damaged_training_does_not_start_over_and_nothing_is_touched(copied: Path, way: str) -> None:
+def test_where_all_are_damaged_training_does_not_start_over_and_nothing_is_touched(
+    copied: Path, way: str
+) -> None:
     for step, how in ((1, way), (2, "record gone"), (3, "folder gone")):
         harness.damage(copied, step, how)
     before = harness.contents(copied)
@@ -222,7 +243,9 @@ def test_where_all_are_damaged_training_does_not_start_over_and_nothing_is_touch
 
 @pytest.mark.parametrize("place", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_a_flipped_bit_is_found_or_changes_nothing(copied: Path, place: float) -> None:
-    """In every file of a checkpoint; in the index, the manifest and the record it is found wherever it is."""
+    """In every file of a checkpoint; in the index, the manifest and the record it is found
+    wherever it is.
+    """
     folder, found = copied / "checkpoints" / "3", set()
     for path in [*folder.rglob("*"), folder.with_name("3.json")]:
         if path.is_file():
@@ -233,7 +256,11 @@ def test_a_flipped_bit_is_found_or_changes_nothing(copied: Path, place: float) -
             assert (step == 3) != bool(warnings)
             found |= {path} if warnings else set()
             path.write_bytes(whole)
-    assert {next((folder / "d").iterdir()), folder / "manifest.ocdbt", folder.with_name("3.json")} <= found
+    assert {
+        next((folder / "d").iterdir()),
+        folder / "manifest.ocdbt",
+        folder.with_name("3.json"),
+    } <= found
 
 
 @pytest.mark.parametrize("way", ["arrays gone", "folder gone", "a bit of the record"])
@@ -288,7 +315,9 @@ def finished(workdir: Path, step: int) -> bool:
 def test_a_checkpoint_that_was_finished_is_never_taken_for_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    """Its record says so as soon as anything knows it, so that its loss is no reason to start over."""
+    """Its record says so as soon as anything knows it, so that its loss is no reason to start
+    over.
+    """
     if by == "save":
         with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
             saved.save(1, large_state(1), TOTALS)
@@ -310,7 +339,9 @@ def test_damage_of_the_same_step_again_replaces_what_was_put_aside(copied: Path)
     assert {path.name for path in (copied / "checkpoints" / "damaged").glob("*")} == {"3", "3.json"}
 
 
-METRICS: dict[str, tuple[list[float | None], int | None, list[int]]] = {  # of steps 1, 2, ... -> best, steps kept
+METRICS: dict[
+    str, tuple[list[float | None], int | None, list[int]]
+] = {  # of steps 1, 2, ... -> best, steps kept
     "none at all": ([None, None, None], None, [2, 3]),
     "some": ([None, -2.0, None, -3.0, None], 2, [2, 4, 5]),
     "equal": ([-1.0, -1.0, -1.0, -1.0], 1, [1, 3, 4]),
@@ -340,18 +371,24 @@ def test_what_was_left_unfinished_is_removed_by_the_next_save(copied: Path) -> N
 
 
 def full(*_: Any, **__: Any) -> None:
-    raise ValueError("RESOURCE_EXHAUSTED: Error writing local file [os_error_code='28'] and much more")
+    raise ValueError(
+        "RESOURCE_EXHAUSTED: Error writing local file [os_error_code='28'] and much more"
+    )
 
 
 def below_a_file(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
     folder.write_text("no folder")
 
 
-def full_for_arrays(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
+def full_for_arrays(
+    folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch
+) -> None:
     patch.setattr(saved._checkpointer, "save", full)
 
 
-def full_for_records(folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch) -> None:
+def full_for_records(
+    folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch
+) -> None:
     patch.setattr(checkpoints, "_write_record", full)
 
 
@@ -377,7 +414,9 @@ def test_a_write_that_fails_names_the_step_and_the_folder(
     }
     way(folder, saved, monkeypatch)
     saved.save(1, large_state(1), TOTALS)
-    with pytest.raises(OSError, match=f"the checkpoint of step 1 could not be written to {folder}: .*{reason}"):
+    with pytest.raises(
+        OSError, match=f"the checkpoint of step 1 could not be written to {folder}: .*{reason}"
+    ):
         tell[told_by]()
     monkeypatch.undo()
     saved.close()
@@ -385,8 +424,12 @@ def test_a_write_that_fails_names_the_step_and_the_folder(
         assert newest(tmp_path)[0] is None
 
 
-def test_a_lost_process_is_not_taken_for_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The supervisor is to start the job again, which it would not for an error of the file system."""
+def test_a_lost_process_is_not_taken_for_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor is to start the job again, which it would not for an error of the file
+    system.
+    """
 
     def lost(*_: Any, **__: Any) -> None:
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")

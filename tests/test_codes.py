@@ -1,4 +1,6 @@
-"""Statistics of codes: estimators enumerated over all batches of a small data set, quadrature, NumPy's covariances."""
+"""Statistics of codes: estimators enumerated over all batches of a small data set, quadrature,
+NumPy's covariances.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,16 @@ WEIGHT = np.float32(VALID / VALID.sum())
 
 
 def weighted_oracle(own: int, batch: np.ndarray, density: np.ndarray) -> float:
-    """Minibatch-weighted sampling of q(z_own), ``density [N]`` being that of each posterior at z_own."""
+    """Minibatch-weighted sampling of q(z_own), ``density [N]`` being that of each posterior at
+    z_own.
+    """
     return sum(density[j] for j in batch) / (N * len(batch))
 
 
 def stratified_oracle(own: int, batch: np.ndarray, density: np.ndarray) -> float:
-    """Minibatch-stratified sampling, the others in the order in which they follow ``own`` in the batch."""
+    """Minibatch-stratified sampling, the others in the order in which they follow ``own`` in the
+    batch.
+    """
     others = np.roll(batch, -list(batch).index(own))[1:]
     k = len(others)
     between = sum(density[j] for j in others[1:]) / k
@@ -61,7 +67,9 @@ def stratified_oracle(own: int, batch: np.ndarray, density: np.ndarray) -> float
 def symmetric_oracle(own: int, batch: np.ndarray, density: np.ndarray) -> float:
     """The mean of minibatch-stratified sampling over all orders of the others."""
     others = [j for j in batch if j != own]
-    return np.mean([stratified_oracle(own, np.array([own, *order]), density) for order in permutations(others)])
+    return np.mean(
+        [stratified_oracle(own, np.array([own, *order]), density) for order in permutations(others)]
+    )
 
 
 def exact_oracle(own: int, batch: np.ndarray, density: np.ndarray) -> float:
@@ -88,13 +96,17 @@ def by_hand(oracle, batch: np.ndarray) -> np.ndarray:
     for i in batch:
         log_joint = np.log(oracle(i, batch, np.exp(LOG_Q[i].sum(-1))))
         log_product = sum(np.log(oracle(i, batch, np.exp(LOG_Q[i, :, d]))) for d in range(D))
-        terms.append([LOG_Q[i, i].sum() - log_joint, log_joint - log_product, log_product - LOG_P[i].sum()])
+        terms.append(
+            [LOG_Q[i, i].sum() - log_joint, log_joint - log_product, log_product - LOG_P[i].sum()]
+        )
     return np.mean(terms, 0)
 
 
 def over_batches(name: str) -> np.ndarray:
     """The three terms of every ordered batch, [120, 3]."""
-    one = lambda rows: jnp.stack(ESTIMATES[name][0](A(LOG_Q)[rows][:, rows], A(LOG_P)[rows], jnp.full(M, 1 / M)))
+    one = lambda rows: jnp.stack(
+        ESTIMATES[name][0](A(LOG_Q)[rows][:, rows], A(LOG_P)[rows], jnp.full(M, 1 / M))
+    )
     return np.asarray(quick(jax.vmap(one))(BATCHES), np.float64)
 
 
@@ -104,21 +116,27 @@ TRUTH = by_hand(exact_oracle, np.arange(N))
 # Densities
 
 
-@pytest.mark.parametrize("family, oracle", [(Normal, stats.norm), (Laplace, stats.laplace)], ids=["normal", "laplace"])
+@pytest.mark.parametrize(
+    "family, oracle", [(Normal, stats.norm), (Laplace, stats.laplace)], ids=["normal", "laplace"]
+)
 def test_pairwise_densities(family, oracle):
     got = quick(pairwise_log_densities)(family(A(LOC), A(SCALE)), A(Z))
     np.testing.assert_allclose(got, oracle.logpdf(Z[:, None], LOC, SCALE), rtol=1e-4, atol=1e-5)
 
 
 REFUSED = {
-    "joint": lambda: pairwise_log_densities(MultivariateNormal(jnp.zeros((N, D)), jnp.ones((N, D, D))), Z),
+    "joint": lambda: pairwise_log_densities(
+        MultivariateNormal(jnp.zeros((N, D)), jnp.ones((N, D, D))), Z
+    ),
     "bits": lambda: pairwise_log_densities(Bernoulli(jnp.zeros((N, D))), Z),
     "shared": lambda: pairwise_log_densities(Normal(jnp.zeros((N, D)), jnp.ones(D)), Z),
     "rows": lambda: pairwise_log_densities(Normal(jnp.zeros((N, D)), jnp.ones((N, D))), Z[1:]),
     "one": lambda: pairwise_log_densities(Normal(jnp.zeros(D), jnp.ones(D)), Z[0]),
     "not_square": lambda: decomposition(np.zeros((3, 4, 2)), np.zeros((4, 2)), np.ones(4) / 4, 9),
     "prior": lambda: exact_decomposition(np.zeros((4, 4, 2)), np.zeros(4), np.ones(4) / 4),
-    "weight": lambda: symmetric_decomposition(np.zeros((4, 4, 2)), np.zeros((4, 2)), np.ones(5) / 5, 9),
+    "weight": lambda: symmetric_decomposition(
+        np.zeros((4, 4, 2)), np.zeros((4, 2)), np.ones(5) / 5, 9
+    ),
     "means": lambda: dip_i(np.zeros((4, 2)), np.ones(5) / 5, 1.0, 1.0),
     "variances": lambda: dip_ii(np.zeros((4, 2)), np.zeros(2), np.ones(4) / 4, 1.0, 1.0),
     "codes": lambda: permuted(KEY, np.zeros((4, 2, 2)), np.ones(4) / 4),
@@ -143,11 +161,15 @@ def test_every_batch_agrees_with_the_formula(name):
 @estimates
 def test_terms_sum_to_the_divergence_of_the_draws(name):
     own = LOG_Q[np.arange(N), np.arange(N)].sum(-1) - LOG_P.sum(-1)
-    np.testing.assert_allclose(over_batches(name).sum(-1), own[BATCHES].mean(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        over_batches(name).sum(-1), own[BATCHES].mean(-1), rtol=1e-4, atol=1e-5
+    )
 
 
 def expected_density(name: str, density: np.ndarray) -> np.ndarray:
-    """The mean over all batches that hold i of the estimate of q(z_i), from ``density [N, N]`` of the posteriors."""
+    """The mean over all batches that hold i of the estimate of q(z_i), from ``density [N, N]``
+    of the posteriors.
+    """
     importance = np.asarray(IMPORTANCES[name](np.full(M, 1 / M, np.float32), N), np.float64)
     drawn = [importance[b == i] @ density[i, b] for i in range(N) for b in BATCHES if i in b]
     return np.reshape(drawn, (N, -1)).mean(1)
@@ -171,7 +193,9 @@ def test_weighted_densities_are_too_small():
 
 def test_direction_of_the_biases():
     means = {name: over_batches(name).mean(0) for name in IMPORTANCES}
-    information, _, dimension_wise = np.transpose([means[n] for n in ("weighted", "stratified", "symmetric")])
+    information, _, dimension_wise = np.transpose(
+        [means[n] for n in ("weighted", "stratified", "symmetric")]
+    )
     assert information[0] > information[1] > information[2] > TRUTH[0] + 0.01
     assert information[0] >= TRUTH[0] + np.log(M)
     assert dimension_wise[0] < dimension_wise[1] < dimension_wise[2] < TRUTH[2] - 0.01
@@ -196,7 +220,9 @@ def test_whole_data_set_as_a_batch():
 @pytest.mark.parametrize("dataset_size", [5, 50, 10_000_000])
 def test_importance_is_distributed_over_the_rows_that_have_weight(dataset_size):
     m, n = int(VALID.sum()), dataset_size
-    weighted, stratified, symmetric = (np.asarray(quick(f)(WEIGHT, n)) for f in IMPORTANCES.values())
+    weighted, stratified, symmetric = (
+        np.asarray(quick(f)(WEIGHT, n)) for f in IMPORTANCES.values()
+    )
     for importance in (weighted, stratified, symmetric):
         assert not importance[:, ~VALID].any()
     rows = np.ix_(VALID, VALID)
@@ -231,7 +257,9 @@ def with_padding(values: np.ndarray, axes: int, filling: float) -> np.ndarray:
 
 
 def test_padding_does_not_matter_whatever_it_holds():
-    slopes = quick(jax.grad(lambda q, p: stacked(q, p, WEIGHT) @ A([1.0, 2.0, 3.0]) @ jnp.ones(4), (0, 1)))
+    slopes = quick(
+        jax.grad(lambda q, p: stacked(q, p, WEIGHT) @ A([1.0, 2.0, 3.0]) @ jnp.ones(4), (0, 1))
+    )
     alone = all_estimates(LOG_Q[:5, :5], LOG_P[:5], np.full(5, 0.2))
     first = all_estimates(with_padding(LOG_Q, 2, 0.0), with_padding(LOG_P, 1, 0.0), WEIGHT)
     np.testing.assert_allclose(first, alone, rtol=1e-5, atol=1e-6)
@@ -240,7 +268,9 @@ def test_padding_does_not_matter_whatever_it_holds():
         np.testing.assert_array_equal(all_estimates(*args, WEIGHT), first)
         slope_q, slope_p = slopes(*args)
         assert np.isfinite(slope_q).all() and np.isfinite(slope_p).all()
-        assert not slope_q[~VALID].any() and not slope_q[:, ~VALID].any() and not slope_p[~VALID].any()
+        assert (
+            not slope_q[~VALID].any() and not slope_q[:, ~VALID].any() and not slope_p[~VALID].any()
+        )
 
 
 def test_one_row_alone_is_finite():
@@ -266,7 +296,9 @@ def total_correlation(loc: np.ndarray, scale: float) -> float:
 
 @pytest.mark.parametrize("rho, expected", [(0.3, 0.047155), (0.6, 0.223144), (0.9, 0.830366)])
 def test_total_correlation_of_a_correlated_gaussian(rho, expected):
-    """z = sqrt(rho) (t, t) + sqrt(1 - rho) noise, t the quantiles of a normal, the noise integrated over."""
+    """z = sqrt(rho) (t, t) + sqrt(1 - rho) noise, t the quantiles of a normal, the noise
+    integrated over.
+    """
     t = stats.norm.ppf((np.arange(160) + 0.5) / 160)
     loc, scale = np.sqrt(rho) * np.repeat((t / t.std())[:, None], 2, 1), np.sqrt(1 - rho)
     nodes, weights = np.polynomial.hermite_e.hermegauss(12)
@@ -276,7 +308,9 @@ def test_total_correlation_of_a_correlated_gaussian(rho, expected):
     def each(noise: jax.Array) -> jax.Array:
         z = A(loc) + scale * noise
         log_q = pairwise_log_densities(Normal(A(loc), jnp.full(loc.shape, scale)), z)
-        return exact_decomposition(log_q, jnp.zeros_like(z), jnp.full(len(loc), 1 / len(loc))).total_correlation
+        return exact_decomposition(
+            log_q, jnp.zeros_like(z), jnp.full(len(loc), 1 / len(loc))
+        ).total_correlation
 
     got = weights @ [float(each(A(pair))) for pair in product(nodes, nodes)]
     np.testing.assert_allclose(got, total_correlation(loc, scale), atol=2e-4)
@@ -293,7 +327,10 @@ def dip_oracle(covariance: np.ndarray, off_diagonal: float, diagonal: float) -> 
     return off_diagonal * off + diagonal * sum((covariance[i, i] - 1) ** 2 for i in range(d))
 
 
-MEANS = np.random.default_rng(2).normal(size=(5, 4)) @ np.random.default_rng(3).normal(size=(4, 4)) + 3.0
+MEANS = (
+    np.random.default_rng(2).normal(size=(5, 4)) @ np.random.default_rng(3).normal(size=(4, 4))
+    + 3.0
+)
 VARIANCES = np.random.default_rng(4).uniform(0.1, 2.0, size=(5, 4))
 
 
@@ -301,7 +338,9 @@ VARIANCES = np.random.default_rng(4).uniform(0.1, 2.0, size=(5, 4))
 def test_dip_agrees_with_numpy(weights):
     covariance = np.cov(MEANS.T, bias=True)
     args = A(MEANS), jnp.full(5, 0.2)
-    np.testing.assert_allclose(quick(dip_i)(*args, *weights), dip_oracle(covariance, *weights), rtol=1e-4)
+    np.testing.assert_allclose(
+        quick(dip_i)(*args, *weights), dip_oracle(covariance, *weights), rtol=1e-4
+    )
     total = covariance + np.diag(VARIANCES.mean(0))
     got = quick(dip_ii)(args[0], A(VARIANCES), args[1], *weights)
     np.testing.assert_allclose(got, dip_oracle(total, *weights), rtol=1e-4)
@@ -315,9 +354,15 @@ def test_dip_of_white_codes_is_zero():
 
 
 def test_dip_is_invariant_to_padding():
-    both = quick(jax.value_and_grad(lambda m, v: dip_i(m, WEIGHT, 2.0, 3.0) + dip_ii(m, v, WEIGHT, 5.0, 7.0), (0, 1)))
+    both = quick(
+        jax.value_and_grad(
+            lambda m, v: dip_i(m, WEIGHT, 2.0, 3.0) + dip_ii(m, v, WEIGHT, 5.0, 7.0), (0, 1)
+        )
+    )
     total = np.cov(MEANS.T, bias=True)
-    expected = dip_oracle(total, 2.0, 3.0) + dip_oracle(total + np.diag(VARIANCES.mean(0)), 5.0, 7.0)
+    expected = dip_oracle(total, 2.0, 3.0) + dip_oracle(
+        total + np.diag(VARIANCES.mean(0)), 5.0, 7.0
+    )
     for filling in (1e30, np.nan):
         got, slopes = both(with_padding(MEANS, 1, filling), with_padding(VARIANCES, 1, filling))
         np.testing.assert_allclose(got, expected, rtol=1e-4)

@@ -1,7 +1,8 @@
-"""Data sets: where they come from, how they are cut into splits and batches, what becomes of their pixels.
+"""Data sets: where they come from, how they are cut into splits and batches, what becomes of their
+pixels.
 
-No network, no TensorFlow, nothing written outside pytest's temporary folders. Oracles: scikit-learn's digits, SciPy's
-statistics, NumPy, and tensorflow-datasets' own slices.
+No network, no TensorFlow, nothing written outside pytest's temporary folders. Oracles:
+scikit-learn's digits, SciPy's statistics, NumPy, and tensorflow-datasets' own slices.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from PIL import Image
 from scipy import stats
 
 from jaxvae.datasets import (
-    TREATMENTS,
+    PREPROCESSING,
     DataError,
     Dataset,
     Split,
@@ -37,8 +38,8 @@ from jaxvae.datasets import (
     load,
     num_examples,
     prepared,
+    preprocessing,
     select,
-    treatment,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,15 +73,20 @@ def same(a, b):
 
 
 def same_sets(a, b):
-    return a.splits.keys() == b.splits.keys() and all(same(a.splits[name], b.splits[name]) for name in a.splits)
+    return a.splits.keys() == b.splits.keys() and all(
+        same(a.splits[name], b.splits[name]) for name in a.splits
+    )
 
 
-# ------------------------------------------------------------------------------------------------ no way to the world
+# ------------------------------------------------------------------------------------------------
+# no way to the world
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_network():
-    """The probe meets a closed port of this machine; a call for any other machine is refused, and fails the module."""
+    """The probe meets a closed port of this machine; a call for any other machine is refused,
+    and fails the module.
+    """
     calls, connect = [], socket.socket.connect
 
     def guarded(self, address):
@@ -98,11 +104,14 @@ def no_network():
     assert not calls
 
 
-# ----------------------------------------------------------------------------------------------- sets prepared by TFDS
+# -----------------------------------------------------------------------------------------------
+# sets prepared by TFDS
 
 
 def prepare(folder, name, features, splits, config=None):
-    """Prepares a set of ``{split: [example]}`` below ``folder`` as array_record, without registering it."""
+    """Prepares a set of ``{split: [example]}`` below ``folder`` as array_record, without
+    registering it.
+    """
     import tensorflow_datasets as tfds
 
     class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -111,7 +120,9 @@ def prepare(folder, name, features, splits, config=None):
         pkg_dir_path = Path(folder)
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {split: self._generate_examples(examples) for split, examples in splits.items()}
@@ -127,7 +138,10 @@ def prepare(folder, name, features, splits, config=None):
 
 
 def examples(splits, image="image", label="label", write=lambda image: image):
-    return {name: [{image: write(x), label: i % 3} for i, x in enumerate(images)] for name, images in splits.items()}
+    return {
+        name: [{image: write(x), label: i % 3} for i, x in enumerate(images)]
+        for name, images in splits.items()
+    }
 
 
 TINY = {"train": pixels(23, 4, 5, 1), "validation": pixels(5, 4, 5, 1), "test": pixels(7, 4, 5, 1)}
@@ -150,17 +164,53 @@ def sets(tmp_path_factory):
     prepare(folder, "tiny", {"image": tensor, "label": three}, examples(TINY))
     prepare(folder, "family", {"image": tensor, "label": three}, examples(TINY), config="member")
     prepare(folder, "single", {"image": tensor, "label": three}, examples({"train": TINY["train"]}))
-    prepare(folder, "one", {"image": tensor, "label": three}, examples({"train": TINY["train"][:1]}))
-    prepare(folder, "binary", {"image": tensor}, {name: [{"image": x} for x in part] for name, part in BINARY.items()})
-    prepare(folder, "gray", {"image": f.Image(shape=(4, 5, 1)), "label": three}, examples(GRAY, write=png))
-    prepare(folder, "colour", {"photo": f.Image(), "what": three}, examples(COLOUR, "photo", "what", png))
-    prepare(folder, "boxed", {"image": f.Image(), "box": box}, {name: boxed(part) for name, part in COLOUR.items()})
+    prepare(
+        folder, "one", {"image": tensor, "label": three}, examples({"train": TINY["train"][:1]})
+    )
+    prepare(
+        folder,
+        "binary",
+        {"image": tensor},
+        {name: [{"image": x} for x in part] for name, part in BINARY.items()},
+    )
+    prepare(
+        folder,
+        "gray",
+        {"image": f.Image(shape=(4, 5, 1)), "label": three},
+        examples(GRAY, write=png),
+    )
+    prepare(
+        folder,
+        "colour",
+        {"photo": f.Image(), "what": three},
+        examples(COLOUR, "photo", "what", png),
+    )
+    prepare(
+        folder,
+        "boxed",
+        {"image": f.Image(), "box": box},
+        {name: boxed(part) for name, part in COLOUR.items()},
+    )
     looks = f.FeaturesDict({"Smiling": f.Scalar(np.bool_), "Age": f.Scalar(np.float32)})
-    faces = lambda images: [{"image": x, "attributes": {"Smiling": i == 1, "Age": i / 2}} for i, x in enumerate(images)]
-    prepare(folder, "faces", {"image": tensor, "attributes": looks}, {"train": faces(TINY["train"])})
+    faces = lambda images: [
+        {"image": x, "attributes": {"Smiling": i == 1, "Age": i / 2}} for i, x in enumerate(images)
+    ]
+    prepare(
+        folder, "faces", {"image": tensor, "attributes": looks}, {"train": faces(TINY["train"])}
+    )
     prepare(folder, "vary", {"image": f.Image(), "label": three}, examples(VARY, write=png))
-    prepare(folder, "sounds", {"audio": f.Tensor(shape=(9,), dtype=np.uint8)}, {"train": [{"audio": pixels(9)}]})
-    prepare(folder, "depths", {"image": f.Tensor(shape=(4, 5, 1), dtype=np.float32)}, {"train": [{"image": real}]})
+    prepare(
+        folder,
+        "sounds",
+        {"audio": f.Tensor(shape=(9,), dtype=np.uint8)},
+        {"train": [{"audio": pixels(9)}]},
+    )
+    prepare(
+        folder,
+        "depths",
+        {"image": f.Tensor(shape=(4, 5, 1), dtype=np.float32)},
+        {"train": [{"image": real}]},
+    )
     return folder
 
 
@@ -183,7 +233,11 @@ def by_hand(splits, labels=True):
 )
 def test_a_prepared_set_is_read_as_it_was_written(sets, name, expected, levels):
     dataset = load(name, sets)
-    assert dataset.name == name and dataset.levels == levels and dataset.splits.keys() == expected.keys()
+    assert (
+        dataset.name == name
+        and dataset.levels == levels
+        and dataset.splits.keys() == expected.keys()
+    )
     for part, split in dataset.splits.items():
         wanted = expected[part].images
         assert split.images.dtype == np.uint8 and split.images.shape == (*wanted.shape, 1)[:4]
@@ -192,7 +246,9 @@ def test_a_prepared_set_is_read_as_it_was_written(sets, name, expected, levels):
 
 
 def test_attributes_of_a_prepared_set_stay_with_their_images(sets):
-    """As celeb_a has them: numbers by name, in the order of their names. The test split is held out of the others."""
+    """As celeb_a has them: numbers by name, in the order of their names. The test split is held
+    out of the others.
+    """
     expected = {image.tobytes(): [i / 2, i == 1] for i, image in enumerate(TINY["train"])}
     found = load("faces", sets).splits
     assert len(found["train"].images) + len(found["test"].images) == len(expected)
@@ -205,8 +261,12 @@ def test_attributes_of_a_prepared_set_stay_with_their_images(sets):
 def test_the_size_of_the_chunks_that_are_read_does_not_matter(sets, chunk):
     import tensorflow_datasets as tfds
 
-    source = tfds.core.read_only_builder.builder_from_files("tiny", data_dir=str(sets)).as_data_source("train")
-    assert same(catalog.held(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"])
+    source = tfds.core.read_only_builder.builder_from_files(
+        "tiny", data_dir=str(sets)
+    ).as_data_source("train")
+    assert same(
+        catalog.held(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"]
+    )
 
 
 def test_tensorflow_datasets_own_folder_is_the_default(sets, monkeypatch):
@@ -247,7 +307,9 @@ def test_a_set_in_a_format_for_tensorflow_says_how_to_convert_it(tiny_copy):
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(DataError, match="TensorFlow") as error:
         load("tiny", tiny_copy.parents[1])
-    assert f"tfds convert_format --dataset_dir={tiny_copy} --out_file_format=array_record" in str(error.value)
+    assert f"tfds convert_format --dataset_dir={tiny_copy} --out_file_format=array_record" in str(
+        error.value
+    )
 
 
 def cut(file, keep):
@@ -272,7 +334,8 @@ def test_a_damaged_set_is_a_data_error(tiny_copy, harm):
         load("tiny", tiny_copy.parents[1])
 
 
-# -------------------------------------------------------------------------------------------- sets that are not there
+# -------------------------------------------------------------------------------------------- sets
+# that are not there
 
 
 @pytest.mark.parametrize("name", ["mnist", "cmaterdb/bangla", "mnist:3.0.1", "fashion_mnist"])
@@ -281,11 +344,15 @@ def test_an_unprepared_set_without_network_answers_soon_with_the_command(tmp_pat
     with pytest.raises(DataError, match="no network") as error:
         load(name, tmp_path)
     assert time.monotonic() - start < 10
-    assert f"tfds build {name} --file_format=array_record --data_dir={tmp_path}`" in str(error.value)
+    assert f"tfds build {name} --file_format=array_record --data_dir={tmp_path}`" in str(
+        error.value
+    )
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("there, command", [(True, "`tfds build"), (False, "`pip install tensorflow && tfds build")])
+@pytest.mark.parametrize(
+    "there, command", [(True, "`tfds build"), (False, "`pip install tensorflow && tfds build")]
+)
 def test_the_command_installs_tensorflow_where_it_is_missing(tmp_path, monkeypatch, there, command):
     module = types.ModuleType("tensorflow")
     module.__spec__ = ModuleSpec("tensorflow", None)
@@ -336,7 +403,9 @@ def raising(error):
         (AssertionError(), ["AssertionError"]),
     ],
 )
-def test_a_set_that_cannot_be_prepared_says_why_and_gives_the_command(tmp_path, monkeypatch, error, words):
+def test_a_set_that_cannot_be_prepared_says_why_and_gives_the_command(
+    tmp_path, monkeypatch, error, words
+):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(catalog, "_online", lambda: True)
@@ -352,7 +421,10 @@ def test_with_network_a_set_is_prepared_as_array_record(sets, tmp_path, monkeypa
 
     def builder(name, data_dir, file_format):
         assert (name, data_dir, file_format) == ("mnist", str(tmp_path), "array_record")
-        tensor, three = tfds.features.Tensor(shape=(4, 5, 1), dtype=np.uint8), tfds.features.ClassLabel(num_classes=3)
+        tensor, three = (
+            tfds.features.Tensor(shape=(4, 5, 1), dtype=np.uint8),
+            tfds.features.ClassLabel(num_classes=3),
+        )
         return prepare(tmp_path, "mnist", {"image": tensor, "label": three}, examples(TINY))
 
     monkeypatch.setattr(catalog, "_online", lambda: True)
@@ -367,7 +439,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
     """Says 404 to /404, and to /garbage something that is not HTTP."""
 
     def do_HEAD(self):
-        self.wfile.write(b"HTTP/1.1 404 Not Found\r\n\r\n" if self.path == "/404" else b"garbage\r\n\r\n")
+        self.wfile.write(
+            b"HTTP/1.1 404 Not Found\r\n\r\n" if self.path == "/404" else b"garbage\r\n\r\n"
+        )
 
     def log_message(self, *args):
         pass
@@ -394,7 +468,8 @@ def test_a_host_that_is_silent_counts_as_none(monkeypatch):
         assert catalog._online(seconds=0.2) is False
 
 
-# ------------------------------------------------------------------------------------------------------------- digits
+# -------------------------------------------------------------------------------------------------------------
+# digits
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +488,9 @@ def test_digits_are_those_of_scikit_learn(digits):
     from sklearn.datasets import load_digits
 
     oracle = load_digits()
-    assert together(*digits.splits.values()) == together(Split(oracle.images.astype(np.uint8), oracle.target))
+    assert together(*digits.splits.values()) == together(
+        Split(oracle.images.astype(np.uint8), oracle.target)
+    )
 
 
 def test_digits_have_17_levels_and_two_splits(digits):
@@ -432,12 +509,16 @@ def test_digits_are_prepared_once_and_then_read_from_disk(digits_folder, digits,
 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     monkeypatch.setattr(
-        tfds.core.GeneratorBasedBuilder, "download_and_prepare", raising(AssertionError("prepared twice"))
+        tfds.core.GeneratorBasedBuilder,
+        "download_and_prepare",
+        raising(AssertionError("prepared twice")),
     )
     assert same_sets(load("digits", digits_folder), digits)
 
 
-def test_digits_are_the_same_in_every_folder_even_after_a_preparation_that_was_interrupted(digits, tmp_path):
+def test_digits_are_the_same_in_every_folder_even_after_a_preparation_that_was_interrupted(
+    digits, tmp_path
+):
     (tmp_path / "digits" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)
     assert same_sets(load("digits", tmp_path), digits)
 
@@ -460,12 +541,17 @@ def test_the_name_digits_tells_the_levels_of_that_set_only(tmp_path):
     assert load(tmp_path / "digits.npy").levels == 256
 
 
-# -------------------------------------------------------------------------------------------- what is and is not there
+# -------------------------------------------------------------------------------------------- what
+# is and is not there
 
 
 def python(code, *args, path=()):
     """The output of Python on ``code`` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *path])), "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *path])),
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-c", code, *map(str, args)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -493,7 +579,9 @@ except jaxvae.datasets.DataError as error:
         ("gray", ["PIL", "cv2"], "pillow"),
     ],
 )
-def test_without_its_packages_jaxvae_imports_and_load_names_them(sets, tmp_path, name, blocked, package):
+def test_without_its_packages_jaxvae_imports_and_load_names_them(
+    sets, tmp_path, name, blocked, package
+):
     said = python(WITHOUT, name, sets if name != "digits" else tmp_path, *blocked)
     assert said.startswith("imported\n") and "pip install" in said and package in said
 
@@ -513,7 +601,8 @@ def test_tensorflow_is_not_imported_even_where_it_is_installed(sets, tmp_path):
     python(NO_TENSORFLOW, sets, tmp_path / "data", path=[tmp_path])
 
 
-# ------------------------------------------------------------------------------------------------------- arrays, files
+# -------------------------------------------------------------------------------------------------------
+# arrays, files
 
 GREY = pixels(6, 4, 5)
 LABELS = np.array([3, 1, 4, 1, 5, 9])
@@ -542,11 +631,25 @@ def whole(dataset):
         (GREY.astype(np.float32) - 100, GREY.astype(np.float32)[..., None] - 100, 256),
         ((GREY > 127).astype(np.float16), (GREY > 127).astype(np.float32)[..., None], 2),
     ],
-    ids=["grey", "channel", "colour", "vectors", "int64", "fortran", "bool", "binary", "ternary", "black", "white"]
+    ids=[
+        "grey",
+        "channel",
+        "colour",
+        "vectors",
+        "int64",
+        "fortran",
+        "bool",
+        "binary",
+        "ternary",
+        "black",
+        "white",
+    ]
     + ["unit", "real", "half"],
 )
 @pytest.mark.parametrize("source", ["array", "jax", "npy", "npz"])
-def test_arrays_come_as_uint8_or_float32_with_channels_last(tmp_path, source, array, expected, levels):
+def test_arrays_come_as_uint8_or_float32_with_channels_last(
+    tmp_path, source, array, expected, levels
+):
     if source == "npy":
         np.save(tmp_path / "x.npy", array)
     if source == "npz":
@@ -554,7 +657,9 @@ def test_arrays_come_as_uint8_or_float32_with_channels_last(tmp_path, source, ar
     if source == "jax":
         array = jnp.asarray(array)
     dataset = load(array if source in ("array", "jax") else tmp_path / f"x.{source}")
-    assert dataset.levels == levels and dataset.name == ("x" if source in ("npy", "npz") else "arrays")
+    assert dataset.levels == levels and dataset.name == (
+        "x" if source in ("npy", "npz") else "arrays"
+    )
     assert all(split.images.dtype == expected.dtype for split in dataset.splits.values())
     assert all(split.images.shape[1:] == expected.shape[1:] for split in dataset.splits.values())
     assert whole(dataset) == together(Split(expected))
@@ -570,9 +675,17 @@ def test_levels_are_those_of_all_splits():
 
 
 def test_splits_given_as_a_mapping_stay_as_they_are():
-    dataset = load({"train": (GREY, LABELS), "validation": GREY[:2], "extra": Split(GREY[2:], LABELS[2:])})
-    expected = {"train": (GREY, LABELS), "validation": (GREY[:2], None), "extra": (GREY[2:], LABELS[2:])}
-    assert same_sets(dataset, Dataset("", {k: Split(x[..., None], y) for k, (x, y) in expected.items()}))
+    dataset = load(
+        {"train": (GREY, LABELS), "validation": GREY[:2], "extra": Split(GREY[2:], LABELS[2:])}
+    )
+    expected = {
+        "train": (GREY, LABELS),
+        "validation": (GREY[:2], None),
+        "extra": (GREY[2:], LABELS[2:]),
+    }
+    assert same_sets(
+        dataset, Dataset("", {k: Split(x[..., None], y) for k, (x, y) in expected.items()})
+    )
 
 
 def test_a_set_is_independent_of_the_array_it_came_from():
@@ -585,7 +698,12 @@ def test_a_set_is_independent_of_the_array_it_came_from():
 KERAS = {"x_train": GREY, "y_train": LABELS, "x_test": GREY[:2], "y_test": LABELS[:2]}
 COLUMN = {"x_train": GREY, "y_train": LABELS[:, None], "x_test": GREY[:2]}
 PLAIN = {"train": GREY, "train_labels": LABELS, "validation": GREY[:2], "test": GREY[:2]}
-IMAGES = {"train_images": GREY, "train_labels": LABELS, "test_images": GREY[:2], "test_labels": LABELS[:2]}
+IMAGES = {
+    "train_images": GREY,
+    "train_labels": LABELS,
+    "test_images": GREY[:2],
+    "test_labels": LABELS[:2],
+}
 
 
 @pytest.mark.parametrize(
@@ -601,14 +719,21 @@ IMAGES = {"train_images": GREY, "train_labels": LABELS, "test_images": GREY[:2],
 def test_npz_files_with_splits(tmp_path, arrays, others):
     np.savez(tmp_path / "x.npz", **arrays)
     expected = {name: Split(GREY[:2, ..., None], labels) for name, labels in others.items()}
-    assert same_sets(load(tmp_path / "x.npz"), Dataset("x", {"train": Split(GREY[..., None], LABELS), **expected}))
+    assert same_sets(
+        load(tmp_path / "x.npz"),
+        Dataset("x", {"train": Split(GREY[..., None], LABELS), **expected}),
+    )
 
 
-@pytest.mark.parametrize("images, labels", [("images", "labels"), ("x", "y"), ("train", "train_labels")])
+@pytest.mark.parametrize(
+    "images, labels", [("images", "labels"), ("x", "y"), ("train", "train_labels")]
+)
 def test_npz_files_of_one_split_with_labels(tmp_path, images, labels):
     np.savez(tmp_path / "x.npz", **{images: GREY, labels: LABELS})
     dataset = load(tmp_path / "x.npz")
-    assert dataset.splits.keys() == {"train", "test"} and whole(dataset) == together(Split(GREY, LABELS))
+    assert dataset.splits.keys() == {"train", "test"} and whole(dataset) == together(
+        Split(GREY, LABELS)
+    )
 
 
 def test_npz_file_of_one_nameless_array(tmp_path):
@@ -653,7 +778,9 @@ def test_arrays_that_are_no_images_are_refused_with_the_reason(tmp_path, source,
         np.savez(tmp_path / "x.npz", x_train=array)
     with pytest.raises(DataError, match=words) as error:
         load({"array": array, "mapping": {"train": array}}.get(source, tmp_path / f"x.{source}"))
-    assert {"array": "the array", "mapping": "'train'"}.get(source, f"x.{source}") in str(error.value)
+    assert {"array": "the array", "mapping": "'train'"}.get(source, f"x.{source}") in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -665,7 +792,13 @@ def test_arrays_that_are_no_images_are_refused_with_the_reason(tmp_path, source,
         ([GREY[0], GREY[1, 1:]], "shape"),
         ({}, "split"),
     ],
-    ids=["too few labels", "no labels", "shapes of splits differ", "shapes of images differ", "no splits"],
+    ids=[
+        "too few labels",
+        "no labels",
+        "shapes of splits differ",
+        "shapes of images differ",
+        "no splits",
+    ],
 )
 def test_sets_that_do_not_fit_together_are_refused(source, words):
     with pytest.raises(DataError, match=words):
@@ -682,9 +815,15 @@ def test_several_numbers_for_each_image_are_attributes(tmp_path, kind):
     assert found["train"].labels is None and found["test"].attributes is None
     both = load({"train": Split(GREY, LABELS, numbers[:, :1])}).splits
     for split in both.values():
-        at = [np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.images]
-        assert np.array_equal(split.labels, LABELS[at]) and np.allclose(split.attributes, numbers[at, :1])
-    np.testing.assert_array_equal(found["train"].take(slice(2, 4)).attributes, numbers[2:4].astype(np.float32))
+        at = [
+            np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.images
+        ]
+        assert np.array_equal(split.labels, LABELS[at]) and np.allclose(
+            split.attributes, numbers[at, :1]
+        )
+    np.testing.assert_array_equal(
+        found["train"].take(slice(2, 4)).attributes, numbers[2:4].astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize(
@@ -754,7 +893,9 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-@pytest.mark.parametrize("name", ["nothing.npy", "nothing.npz", "./nothing", "{}/nothing", "~/nothing"])
+@pytest.mark.parametrize(
+    "name", ["nothing.npy", "nothing.npz", "./nothing", "{}/nothing", "~/nothing"]
+)
 def test_a_path_that_is_not_there_says_so(tmp_path, monkeypatch, kind, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -768,7 +909,8 @@ def test_the_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert whole(load("~/x.npy")) == together(Split(GREY))
 
 
-# ------------------------------------------------------------------------------------------------------------- folders
+# -------------------------------------------------------------------------------------------------------------
+# folders
 
 
 def folder_of(root, files):
@@ -786,10 +928,14 @@ def test_a_flat_folder_of_images(tmp_path):
     assert whole(load(tmp_path)) == together(Split(GREY))
 
 
-@pytest.mark.parametrize("write", [lambda folder: folder.name, lambda folder: f"./{folder.name}", Path, str])
+@pytest.mark.parametrize(
+    "write", [lambda folder: folder.name, lambda folder: f"./{folder.name}", Path, str]
+)
 def test_a_folder_is_found_however_it_is_written(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
-    dataset = load(write(folder_of(tmp_path / "photos", {f"{i}.png": x for i, x in enumerate(GREY)})))
+    dataset = load(
+        write(folder_of(tmp_path / "photos", {f"{i}.png": x for i, x in enumerate(GREY)}))
+    )
     assert dataset.name == "photos" and whole(dataset) == together(Split(GREY))
 
 
@@ -812,14 +958,17 @@ def test_a_folder_with_a_sub_folder_per_split(tmp_path, parts, classes):
     dataset = load(tmp_path)
     assert dataset.splits.keys() == set(parts)
     assert all(
-        together(split) == together(Split(GREY, labels if classes else None)) for split in dataset.splits.values()
+        together(split) == together(Split(GREY, labels if classes else None))
+        for split in dataset.splits.values()
     )
 
 
 @pytest.mark.parametrize("test_classes", [[1, 2], [2]], ids=["two of three", "one of three"])
 def test_sub_folders_mean_the_same_class_in_every_split(tmp_path, test_classes):
     classes = {"train": [0, 1, 2], "test": test_classes}
-    folder_of(tmp_path, {f"{part}/{NAMES[c]}/0.png": GREY[c] for part in classes for c in classes[part]})
+    folder_of(
+        tmp_path, {f"{part}/{NAMES[c]}/0.png": GREY[c] for part in classes for c in classes[part]}
+    )
     assert {part: split.labels.tolist() for part, split in load(tmp_path).splits.items()} == classes
 
 
@@ -846,11 +995,17 @@ PALETTE = Image.fromarray(RGB).quantize(20)
     ids=["grey", "one bit", "grey with alpha", "colour", "colour with alpha", "palette"],
 )
 def test_images_of_every_mode_are_grey_or_colour(tmp_path, image, expected):
-    assert np.array_equal(load(folder_of(tmp_path, {"0.png": image})).splits["train"].images, expected[None])
+    assert np.array_equal(
+        load(folder_of(tmp_path, {"0.png": image})).splits["train"].images, expected[None]
+    )
 
 
 DEEP = np.arange(16).reshape(4, 4) * 4096
-DEEP_IMAGES = {"16 bits": DEEP.astype(np.uint16), "32 bits": DEEP.astype(np.int32), "float": np.float32(DEEP / 65535)}
+DEEP_IMAGES = {
+    "16 bits": DEEP.astype(np.uint16),
+    "32 bits": DEEP.astype(np.int32),
+    "float": np.float32(DEEP / 65535),
+}
 
 
 @pytest.mark.parametrize("image", DEEP_IMAGES.values(), ids=DEEP_IMAGES)
@@ -868,7 +1023,12 @@ JPEG = written(lambda file: Image.fromarray(pixels(16, 16)).save(file, "JPEG"))
 
 @pytest.mark.parametrize(
     "name, content",
-    [("1.png", png(GREY[0]).getvalue()[:60]), ("1.png", b""), ("1.jpg", JPEG[:300]), ("1.gif", b"hello")],
+    [
+        ("1.png", png(GREY[0]).getvalue()[:60]),
+        ("1.png", b""),
+        ("1.jpg", JPEG[:300]),
+        ("1.gif", b"hello"),
+    ],
 )
 def test_an_image_that_cannot_be_read_is_named(tmp_path, name, content):
     folder_of(tmp_path, {"0.png": GREY[0]})
@@ -891,13 +1051,30 @@ def test_a_folder_without_images_says_so(tmp_path, empty):
         load(tmp_path)
 
 
-# -------------------------------------------------------------------------------------------------------------- splits
+# --------------------------------------------------------------------------------------------------------------
+# splits
 
 
 @pytest.mark.parametrize(
     "spec",
-    ["train", "train[:10]", "train[5:10]", "train[80%:]", "train[-5:]", "train[:-3]", "train[10%:50%]"]
-    + ["train[33%:66%]", "train[-30%:]", "train[:-20%]", "train[20:]", "validation", "validation[1:]", "test[:50%]"],
+    [
+        "train",
+        "train[:10]",
+        "train[5:10]",
+        "train[80%:]",
+        "train[-5:]",
+        "train[:-3]",
+        "train[10%:50%]",
+    ]
+    + [
+        "train[33%:66%]",
+        "train[-30%:]",
+        "train[:-20%]",
+        "train[20:]",
+        "validation",
+        "validation[1:]",
+        "test[:50%]",
+    ],
 )
 def test_parts_of_a_split_are_those_of_tensorflow_datasets(sets, spec):
     import tensorflow_datasets as tfds
@@ -905,7 +1082,9 @@ def test_parts_of_a_split_are_those_of_tensorflow_datasets(sets, spec):
     builder = tfds.core.read_only_builder.builder_from_files("tiny", data_dir=str(sets))
     oracle = list(builder.as_data_source(spec))
     part = select(load("tiny", sets), spec)
-    assert same(part, Split(np.stack([e["image"] for e in oracle]), np.array([e["label"] for e in oracle])))
+    assert same(
+        part, Split(np.stack([e["image"] for e in oracle]), np.array([e["label"] for e in oracle]))
+    )
 
 
 COUNT = np.arange(20, dtype=np.uint8)
@@ -936,10 +1115,14 @@ def test_a_part_has_its_own_examples_and_labels(spec, rows):
 def test_unknown_and_malformed_splits_are_told_what_there_is(spec):
     with pytest.raises(DataError) as error:
         select(TWENTY, spec)
-    assert all(word in str(error.value) for word in [repr(spec), "twenty", "train (20)", "test (6)"])
+    assert all(
+        word in str(error.value) for word in [repr(spec), "twenty", "train (20)", "test (6)"]
+    )
 
 
-@pytest.mark.parametrize("spec", ["train[5:5]", "train[10:5]", "train[20:]", "train[:0]", "train[:1%]", "train[:-20]"])
+@pytest.mark.parametrize(
+    "spec", ["train[5:5]", "train[10:5]", "train[20:]", "train[:0]", "train[:1%]", "train[:-20]"]
+)
 def test_a_part_without_examples_says_so(spec):
     with pytest.raises(DataError, match="holds no example; train has 20") as error:
         select(TWENTY, spec)
@@ -973,35 +1156,45 @@ def test_a_prepared_set_of_one_split_holds_out_a_tenth(sets):
 
 @pytest.mark.parametrize("source", ["array", "prepared"])
 def test_a_set_of_one_example_is_trained_and_tested_on_it(sets, source):
-    dataset = load("one", sets) if source == "prepared" else load({"train": (TINY["train"][:1], [0])})
+    dataset = (
+        load("one", sets) if source == "prepared" else load({"train": (TINY["train"][:1], [0])})
+    )
     assert dataset.splits.keys() == {"train", "test"}
-    assert all(same(split, Split(TINY["train"][:1], np.zeros(1))) for split in dataset.splits.values())
+    assert all(
+        same(split, Split(TINY["train"][:1], np.zeros(1))) for split in dataset.splits.values()
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- treatments
+# ----------------------------------------------------------------------------------------------------------
+# treatments
 
 BINARIZED = ["dynamic", "static"]
 MANY = (20_000, 4, 8, 1)  # one shape for all draws: what is compiled once serves all
 
 
-def treated(name, images, levels, seed=0, wrap=lambda treat: treat):
+def preprocessed(name, images, levels, seed=0, wrap=lambda preprocess: preprocess):
     """Images as the training step sees them: prepared, then treated one by one."""
     keys = jax.random.split(jax.random.key(seed), len(images))
     images = prepared(Split(np.asarray(images)), name, levels).images
-    return np.asarray(wrap(jax.vmap(treatment(name, levels)))(keys, images))
+    return np.asarray(wrap(jax.vmap(preprocessing(name, levels)))(keys, images))
 
 
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize("name", PREPROCESSING)
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
 @pytest.mark.parametrize("shape", [(4, 5, 1), (4, 5, 3), (20,)])
 def test_every_treatment_keeps_the_shape_and_gives_float32(name, shape, dtype):
-    x = jax.eval_shape(treatment(name, 256), jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
+    x = jax.eval_shape(
+        preprocessing(name, 256), jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype)
+    )
     assert x.shape == shape and x.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["dynamic", "scale"])
 def test_compiled_treatments_do_the_same(name):
-    plain, compiled = (treated(name, GREY[..., None], 256, wrap=wrap) for wrap in (lambda treat: treat, jax.jit))
+    plain, compiled = (
+        preprocessed(name, GREY[..., None], 256, wrap=wrap)
+        for wrap in (lambda preprocess: preprocess, jax.jit)
+    )
     np.testing.assert_allclose(plain, compiled, rtol=1e-6)
 
 
@@ -1016,7 +1209,7 @@ def frequencies_agree(ones, n, probability):
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_binary_pixels_are_bernoulli(name, levels):
     image = np.linspace(0, levels - 1, 32).round().astype(np.uint8).reshape(4, 8, 1)
-    x = treated(name, np.broadcast_to(image, MANY), levels)
+    x = preprocessed(name, np.broadcast_to(image, MANY), levels)
     assert set(np.unique(x)) == {0, 1}
     assert frequencies_agree(x.sum(0), 20_000, image / (levels - 1))
 
@@ -1024,37 +1217,47 @@ def test_binary_pixels_are_bernoulli(name, levels):
 @pytest.mark.parametrize("name", BINARIZED)
 def test_binary_pixels_are_bernoulli_of_values_in_the_unit_interval(name):
     image = np.linspace(0, 1, 32).astype(np.float32).reshape(4, 8, 1)
-    x = treated(name, np.broadcast_to(image, MANY), 256)
+    x = preprocessed(name, np.broadcast_to(image, MANY), 256)
     assert frequencies_agree(x.sum(0), 20_000, image.astype(float))
 
 
 @pytest.mark.parametrize("name", BINARIZED)
 def test_binary_pixels_are_independent_of_their_neighbours(name):
-    x = treated(name, np.full(MANY, 128, np.uint8), 256).reshape(20_000, 32)
+    x = preprocessed(name, np.full(MANY, 128, np.uint8), 256).reshape(20_000, 32)
     correlation = np.corrcoef(x.T)[np.triu_indices(32, 1)]
     assert np.abs(correlation).max() * np.sqrt(20_000) < LIMIT
 
 
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize("name", PREPROCESSING)
 def test_noise_is_a_function_of_the_key(name):
-    first, again, other = (treated(name, GREY[..., None], 256, seed) for seed in (0, 0, 1))
-    assert np.array_equal(first, again) and np.array_equal(first, other) == (name not in ("dynamic", "dequantize"))
+    first, again, other = (preprocessed(name, GREY[..., None], 256, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and np.array_equal(first, other) == (
+        name not in ("dynamic", "dequantize")
+    )
 
 
 def test_static_pixels_are_drawn_once_from_the_seed():
     split = Split(np.full((50, 4, 4, 1), 128, np.uint8), np.arange(50))
     first, again, other = (prepared(split, "static", 256, seed) for seed in (0, 0, 1))
     assert same(first, again) and not same(first, other)
-    assert first.images.dtype == np.uint8 and np.array_equal(first.labels, split.labels) and (split.images == 128).all()
+    assert (
+        first.images.dtype == np.uint8
+        and np.array_equal(first.labels, split.labels)
+        and (split.images == 128).all()
+    )
 
 
 BINS = [(0, 256), (1, 256), (127, 256), (254, 256), (255, 256), (0, 17), (16, 17), (1, 2)]
-dequantized = jax.jit(lambda key, pixels, levels: treatment("dequantize", levels)(key, pixels), static_argnums=2)
+dequantized = jax.jit(
+    lambda key, pixels, levels: preprocessing("dequantize", levels)(key, pixels), static_argnums=2
+)
 
 
 @pytest.mark.parametrize("pixel, levels", BINS)
 def test_dequantized_pixels_lie_in_their_bin(pixel, levels):
-    """One draw in 2^17 shows whether (255 + u) / 256 can be rounded up to 1, where log(1 - x) is lost."""
+    """One draw in 2^17 shows whether (255 + u) / 256 can be rounded up to 1, where log(1 - x) is
+    lost.
+    """
     x = np.asarray(dequantized(jax.random.key(0), jnp.full(1 << 22, pixel, jnp.uint8), levels))
     low, high = np.float32([pixel, pixel + 1]) / np.float32(levels)
     assert x.min() >= low and x.max() < high
@@ -1062,7 +1265,7 @@ def test_dequantized_pixels_lie_in_their_bin(pixel, levels):
 
 @pytest.mark.parametrize("pixel, levels", [(0, 256), (255, 256), (16, 17), (1, 2)])
 def test_dequantized_pixels_are_uniform_in_their_bin(pixel, levels):
-    x = treated("dequantize", np.full(MANY, pixel, np.uint8), levels)
+    x = preprocessed("dequantize", np.full(MANY, pixel, np.uint8), levels)
     assert stats.kstest(x.ravel().astype(float) * levels - pixel, "uniform").pvalue > 1e-3
 
 
@@ -1072,41 +1275,47 @@ EVERY = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_scaled_pixels_are_exact(levels):
     values = np.arange(levels, dtype=np.uint8)[None]
-    np.testing.assert_allclose(treated("scale", values, levels), values / (levels - 1), rtol=1.2e-7, atol=0)
+    np.testing.assert_allclose(
+        preprocessed("scale", values, levels), values / (levels - 1), rtol=1.2e-7, atol=0
+    )
 
 
 def test_scaled_pixels_reach_both_ends():
-    x = treated("scale", EVERY, 256)
+    x = preprocessed("scale", EVERY, 256)
     assert x.min() == 0 and x.max() == 1
 
 
 @pytest.mark.parametrize("name", ["counts", "none"])
 def test_counts_and_none_change_nothing(name):
-    assert np.array_equal(treated(name, EVERY, 256), EVERY)
+    assert np.array_equal(preprocessed(name, EVERY, 256), EVERY)
 
 
-@pytest.mark.parametrize("name, images", [("none", [[-3.5, 7.25, 0.1]]), ("scale", [[0.0, 0.3, 1.0]])])
+@pytest.mark.parametrize(
+    "name, images", [("none", [[-3.5, 7.25, 0.1]]), ("scale", [[0.0, 0.3, 1.0]])]
+)
 def test_real_values_stay_as_they_are(name, images):
-    assert np.array_equal(treated(name, np.float32(images), 256), np.float32(images))
+    assert np.array_equal(preprocessed(name, np.float32(images), 256), np.float32(images))
 
 
 @pytest.mark.parametrize("value", [0, 255])
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize("name", PREPROCESSING)
 def test_constant_images_work_in_every_treatment(name, value):
     dataset = load({"train": np.full_like(GREY, value), "test": np.full_like(GREY[:2], value)})
     assert dataset.levels == (256 if value else 2)
-    x = treated(name, dataset.splits["train"].images, dataset.levels)
+    x = preprocessed(name, dataset.splits["train"].images, dataset.levels)
     if name == "dequantize":
         assert x.min() >= value / dataset.levels and x.max() < (value + 1) / dataset.levels
     else:
         assert (x == (value if name in ("counts", "none") else value // 255)).all()
 
 
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize("name", PREPROCESSING)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_counted_and_refused(name, bad):
     split = load(np.array([[0.5, bad], [bad, 0.1], [0.2, 0.3], [bad, bad]] * 2)).splits["train"]
-    with pytest.raises(DataError, match=f"{(~np.isfinite(split.images)).sum()} values that are not finite"):
+    with pytest.raises(
+        DataError, match=f"{(~np.isfinite(split.images)).sum()} values that are not finite"
+    ):
         prepared(split, name, 256)
 
 
@@ -1114,11 +1323,13 @@ def refused(so, words):
     return pytest.raises(DataError, match=words) if so else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize("name", PREPROCESSING)
 @pytest.mark.parametrize("largest, levels", [(255, 17), (17, 17), (2, 2), (16, 17), (1, 2)])
 def test_pixels_above_the_levels_are_refused_where_levels_matter(name, largest, levels):
     split = Split(np.array([[0, largest]], np.uint8))
-    with refused(largest >= levels and name != "none", f"largest pixel is {largest}, .* {levels} levels"):
+    with refused(
+        largest >= levels and name != "none", f"largest pixel is {largest}, .* {levels} levels"
+    ):
         prepared(split, name, levels)
 
 
@@ -1126,9 +1337,11 @@ UNIT, REAL = np.float32([[0, 0.5, 1]]), np.float32([[-3.5, 0.5, 7]])
 
 
 @pytest.mark.parametrize(
-    "images, refusing", [(UNIT, ["dequantize", "counts"]), (REAL, [*TREATMENTS][:-1])], ids=["unit", "real"]
+    "images, refusing",
+    [(UNIT, ["dequantize", "counts"]), (REAL, [*PREPROCESSING][:-1])],
+    ids=["unit", "real"],
 )
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize("name", PREPROCESSING)
 def test_real_values_are_refused_where_pixels_are_needed(name, images, refusing):
     with refused(name in refusing, f"pixels='{name}' needs .* 'none'"):
         prepared(Split(images), name, 256)
@@ -1136,10 +1349,11 @@ def test_real_values_are_refused_where_pixels_are_needed(name, images, refusing)
 
 def test_an_unknown_treatment_is_told_what_there_is():
     with pytest.raises(DataError, match="'dither'; there are dynamic, static, dequantize"):
-        treatment("dither", 256)
+        preprocessing("dither", 256)
 
 
-# ------------------------------------------------------------------------------------------------------------- batches
+# -------------------------------------------------------------------------------------------------------------
+# batches
 
 SIZES = [(10, 4), (3, 8), (1, 1), (8, 4), (7, 1), (5, 5), (1, 4), (64, 16)]
 
@@ -1196,9 +1410,13 @@ def test_a_batch_that_is_written_into_does_not_change_the_next():
 
 @pytest.mark.parametrize("by", ["epoch", "seed"])
 def test_epochs_and_seeds_have_orders_of_their_own(by):
-    orders = [epoch_of(*((0, i) if by == "epoch" else (i, 0)), 50, 50)[0].ravel() for i in range(20)]
+    orders = [
+        epoch_of(*((0, i) if by == "epoch" else (i, 0)), 50, 50)[0].ravel() for i in range(20)
+    ]
     assert len({tuple(order) for order in orders}) == 20
-    fixed = [(a == b).sum() for i, a in enumerate(orders) for b in orders[:i]]  # Poisson(1) where they are independent
+    fixed = [
+        (a == b).sum() for i, a in enumerate(orders) for b in orders[:i]
+    ]  # Poisson(1) where they are independent
     assert abs(np.mean(fixed) - 1) * np.sqrt(len(fixed)) < LIMIT
 
 

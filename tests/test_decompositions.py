@@ -33,11 +33,15 @@ def standard(latent: int) -> Normal:
 
 
 def by_quadrature(oracle: Any, prior: Any, dimensions: int) -> dict[str, float]:
-    """All terms for the first dimensions of LOC and SCALE, as sums over a fine grid; SciPy's families."""
+    """All terms for the first dimensions of LOC and SCALE, as sums over a fine grid; SciPy's
+    families.
+    """
     axis = np.linspace(-9, 9, 1501)
     step = axis[1] - axis[0]
     entropy = lambda density, cell: -float(special.xlogy(density, density).sum() * cell)
-    each = [oracle.pdf(axis, LOC[:, j, None], SCALE[:, j, None]) for j in range(dimensions)]  # [N, grid] for each j
+    each = [
+        oracle.pdf(axis, LOC[:, j, None], SCALE[:, j, None]) for j in range(dimensions)
+    ]  # [N, grid] for each j
     joint = np.mean(each[0], 0) if dimensions == 1 else each[0].T @ each[1] / len(LOC)
     cross = [-float((density.mean(0) * prior.logpdf(axis)).sum() * step) for density in each]
     coordinates = [entropy(density.mean(0), step) for density in each]
@@ -58,7 +62,9 @@ def by_quadrature(oracle: Any, prior: Any, dimensions: int) -> dict[str, float]:
     [(Normal, stats.norm, standard, stats.norm), (Laplace, stats.laplace, standard, stats.norm)],
     ids=["normal", "laplace"],
 )
-def test_every_term_is_that_of_quadrature(family: Any, oracle: Any, p: Any, prior: Any, dimensions: int) -> None:
+def test_every_term_is_that_of_quadrature(
+    family: Any, oracle: Any, p: Any, prior: Any, dimensions: int
+) -> None:
     q = stacked(LOC[:, :dimensions], SCALE[:, :dimensions], family)
     found = decomposition(q, p(dimensions), KEY, DRAWS)
     exact = by_quadrature(oracle, prior, dimensions)
@@ -88,7 +94,9 @@ def test_kl_of_each_dimension_is_that_of_quadrature() -> None:
 
 @pytest.mark.parametrize("rho", [0.6, -0.9])
 def test_total_correlation_of_correlated_gaussians(rho: float) -> None:
-    """-1/2 log(1 - r^2) for q(z) that is nearly N(0, [[1, r], [r, 1]]): a grid of quantiles, widened by noise."""
+    """-1/2 log(1 - r^2) for q(z) that is nearly N(0, [[1, r], [r, 1]]): a grid of quantiles,
+    widened by noise.
+    """
     quantiles = stats.norm.ppf((np.arange(40) + 0.5) / 40)
     grid = np.stack(np.meshgrid(quantiles, quantiles), -1).reshape(-1, 2) / quantiles.std()
     noise = 0.3
@@ -96,10 +104,18 @@ def test_total_correlation_of_correlated_gaussians(rho: float) -> None:
     q = stacked(grid @ lower.T, noise)
     found = decomposition(q, standard(2), KEY, 3000)
     exact = -0.5 * np.log(1 - rho**2)
-    assert abs(found.total_correlation.value - exact) < 4 * found.total_correlation.standard_error + 0.004
-    assert found.dimension_wise_kl.value == pytest.approx(0.0, abs=4 * found.dimension_wise_kl.standard_error + 0.004)
+    assert (
+        abs(found.total_correlation.value - exact)
+        < 4 * found.total_correlation.standard_error + 0.004
+    )
+    assert found.dimension_wise_kl.value == pytest.approx(
+        0.0, abs=4 * found.dimension_wise_kl.standard_error + 0.004
+    )
     information = 0.5 * np.log(1 - rho**2) - 2 * np.log(noise)
-    assert abs(found.mutual_information.value - information) < 4 * found.mutual_information.standard_error + 0.01
+    assert (
+        abs(found.mutual_information.value - information)
+        < 4 * found.mutual_information.standard_error + 0.01
+    )
 
 
 @pytest.mark.parametrize("n, dimensions, num_draws", [(1, 3, 10), (333, 20, 500), (100, 1, 64)])
@@ -134,15 +150,22 @@ def test_collapsed_posteriors_have_no_terms() -> None:
 
 def test_one_collapsed_dimension_leaves_the_terms_as_they_were() -> None:
     wide = [np.concatenate([LOC, np.zeros((5, 1))], 1), np.concatenate([SCALE, np.ones((5, 1))], 1)]
-    found, exact = decomposition(stacked(*wide), standard(3), KEY, DRAWS), by_quadrature(stats.norm, stats.norm, 2)
+    found, exact = (
+        decomposition(stacked(*wide), standard(3), KEY, DRAWS),
+        by_quadrature(stats.norm, stats.norm, 2),
+    )
     for term, value in exact.items():
-        assert abs(getattr(found, term).value - value) < Z_BOUND * getattr(found, term).standard_error, term
+        assert (
+            abs(getattr(found, term).value - value) < Z_BOUND * getattr(found, term).standard_error
+        ), term
     assert found.kl_per_dimension[2] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_surgery_takes_priors_and_posteriors_whose_coordinates_depend_on_each_other() -> None:
     lower = np.array([[0.6, 0.0], [0.3, 0.4]])
-    q = MultivariateNormal(jnp.asarray(LOC, jnp.float32), jnp.asarray(np.tile(lower, (5, 1, 1)), jnp.float32))
+    q = MultivariateNormal(
+        jnp.asarray(LOC, jnp.float32), jnp.asarray(np.tile(lower, (5, 1, 1)), jnp.float32)
+    )
     centres = np.array([[-1.0, 0.0], [1.0, 0.5]])
     p = Mixture(jnp.zeros(2), stacked(centres, 1.2))
     found = surgery(q, p, KEY, DRAWS)
@@ -150,7 +173,9 @@ def test_surgery_takes_priors_and_posteriors_whose_coordinates_depend_on_each_ot
     cell = (axis[1] - axis[0]) ** 2
     grid = np.stack(np.meshgrid(axis, axis), -1)
     each = np.stack([stats.multivariate_normal(m, lower @ lower.T).logpdf(grid) for m in LOC])
-    prior = np.logaddexp(*(stats.multivariate_normal(m, 1.44 * np.eye(2)).logpdf(grid) for m in centres)) - np.log(2)
+    prior = np.logaddexp(
+        *(stats.multivariate_normal(m, 1.44 * np.eye(2)).logpdf(grid) for m in centres)
+    ) - np.log(2)
     whole = special.logsumexp(each, 0) - np.log(5)
     exact = {
         "kl": (np.exp(each) * (each - prior)).mean(0).sum() * cell,
@@ -173,7 +198,9 @@ def test_standard_errors_are_the_spread_over_keys() -> None:
 
 
 def test_every_example_is_drawn_as_often() -> None:
-    """With as many draws as examples the mean over n of a quantity that z does not move is exact."""
+    """With as many draws as examples the mean over n of a quantity that z does not move is
+    exact.
+    """
     rng = np.random.default_rng(0)
     loc = rng.normal(size=(192, 1)) * 3
     closed = (0.5 * (1e-6 + loc**2 - 1) - np.log(1e-3)).mean()
@@ -207,7 +234,9 @@ def test_memory_does_not_grow_with_the_number_of_examples() -> None:
 def test_aggregated_posterior_is_the_mixture_of_all() -> None:
     mixture = aggregated_posterior(stacked(LOC, SCALE))
     z = np.array([[0.0, 0.0], [1.5, 2.0], [-3.0, 0.4]])
-    found, draws = jax.jit(lambda mixture, z: (mixture.log_prob(z), mixture.sample(KEY, (10_000,))))(mixture, z)
+    found, draws = jax.jit(
+        lambda mixture, z: (mixture.log_prob(z), mixture.sample(KEY, (10_000,)))
+    )(mixture, z)
     each = stats.norm.logpdf(z[:, None], LOC, SCALE).sum(-1)
     np.testing.assert_allclose(found, special.logsumexp(each, 1) - np.log(5), rtol=1e-5)
     deviation = np.sqrt((SCALE**2).mean(0) + LOC.var(0))
@@ -219,13 +248,31 @@ def test_aggregated_posterior_is_the_mixture_of_all() -> None:
 Q = stacked(LOC, SCALE)
 LOWER = MultivariateNormal(jnp.zeros((5, 2)), jnp.tile(jnp.eye(2), (5, 1, 1)))
 FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
-    "other_event": (lambda: surgery(Q, standard(3), KEY), r"one posterior is over \(2,\) and the prior over \(3,\)"),
-    "other_event_of_three": (lambda: decomposition(Q, standard(3), KEY), r"\(2,\) and the prior over \(3,\)"),
+    "other_event": (
+        lambda: surgery(Q, standard(3), KEY),
+        r"one posterior is over \(2,\) and the prior over \(3,\)",
+    ),
+    "other_event_of_three": (
+        lambda: decomposition(Q, standard(3), KEY),
+        r"\(2,\) and the prior over \(3,\)",
+    ),
     "one_draw": (lambda: surgery(Q, standard(2), KEY, 1), "num_draws was 1"),
-    "full_covariance": (lambda: decomposition(LOWER, standard(2), KEY), "the posterior is a MultivariateNormal"),
-    "mixture_prior": (lambda: decomposition(Q, Mixture(jnp.zeros(5), Q), KEY), "the prior is a Mixture"),
-    "bits": (lambda: decomposition(Bernoulli(jnp.zeros((5, 2))), standard(2), KEY), "the posterior is a Bernoulli"),
-    "ragged": (lambda: surgery(Normal(jnp.zeros((5, 2)), jnp.ones((4, 2))), standard(2), KEY), r"\[4, 5\]"),
+    "full_covariance": (
+        lambda: decomposition(LOWER, standard(2), KEY),
+        "the posterior is a MultivariateNormal",
+    ),
+    "mixture_prior": (
+        lambda: decomposition(Q, Mixture(jnp.zeros(5), Q), KEY),
+        "the prior is a Mixture",
+    ),
+    "bits": (
+        lambda: decomposition(Bernoulli(jnp.zeros((5, 2))), standard(2), KEY),
+        "the posterior is a Bernoulli",
+    ),
+    "ragged": (
+        lambda: surgery(Normal(jnp.zeros((5, 2)), jnp.ones((4, 2))), standard(2), KEY),
+        r"\[4, 5\]",
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Disentanglement scores: published unit values, closed forms, scikit-learn and SciPy, loops over single batches."""
+"""Disentanglement scores: published unit values, closed forms, scikit-learn and SciPy, loops
+over single batches.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def test_codes_in_random_order_are_not_modular():
 
 CODES = RNG.normal(size=(500, 4)) @ RNG.normal(size=(4, 4))
 CODES[:, 3] = np.round(CODES[:, 3])  # ties
-LABELS = np.stack([np.digitize(CODES[:, 0] + 0.5 * CODES[:, 1], [-1.0, 0.0, 1.5]), CODES[:, 3] > 0], 1).astype(int)
+LABELS = np.stack(
+    [np.digitize(CODES[:, 0] + 0.5 * CODES[:, 1], [-1.0, 0.0, 1.5]), CODES[:, 3] > 0], 1
+).astype(int)
 
 
 def test_mutual_information_and_entropy_agree_with_scikit_learn():
@@ -117,10 +121,19 @@ def test_mutual_information_and_entropy_agree_with_scikit_learn():
         np.testing.assert_array_equal(np.bincount(bins[:, i], minlength=7), np.histogram(z, 7)[0])
     expected = [[metrics.mutual_info_score(v, z) for v in LABELS.T] for z in bins.T]
     np.testing.assert_allclose(scores.mutual_information(CODES, LABELS, 7), expected, atol=1e-12)
-    np.testing.assert_allclose(scores.entropy(LABELS), [metrics.mutual_info_score(v, v) for v in LABELS.T])
+    np.testing.assert_allclose(
+        scores.entropy(LABELS), [metrics.mutual_info_score(v, v) for v in LABELS.T]
+    )
     first, second = np.sort(expected, 0)[::-1][:2]
-    np.testing.assert_allclose(scores.mig(CODES, LABELS, 7), np.mean((first - second) / scores.entropy(LABELS)))
-    pairs = [metrics.mutual_info_score(a, b) for i, a in enumerate(bins.T) for j, b in enumerate(bins.T) if i != j]
+    np.testing.assert_allclose(
+        scores.mig(CODES, LABELS, 7), np.mean((first - second) / scores.entropy(LABELS))
+    )
+    pairs = [
+        metrics.mutual_info_score(a, b)
+        for i, a in enumerate(bins.T)
+        for j, b in enumerate(bins.T)
+        if i != j
+    ]
     np.testing.assert_allclose(scores.mean_mutual_information(CODES, 7), np.mean(pairs), rtol=1e-10)
 
 
@@ -138,14 +151,20 @@ def test_ranks_and_correlations_agree_with_scipy():
 
 @pytest.mark.parametrize("rho", [0.3, 0.6, 0.9])
 def test_gaussian_correlations_have_their_closed_forms(rho):
-    """Total correlation -1/2 log(1 - rho^2); the eigenvalues of S C S for unit variances are 1 + rho and 1 - rho."""
+    """Total correlation -1/2 log(1 - rho^2); the eigenvalues of S C S for unit variances are 1 +
+    rho and 1 - rho.
+    """
     raw = RNG.normal(size=(200, 2))
     white = np.linalg.solve(np.linalg.cholesky(np.cov(raw.T)), (raw - raw.mean(0)).T).T
     z = white @ np.array([[1.0, rho], [0.0, np.sqrt(1 - rho**2)]])
-    np.testing.assert_allclose(scores.gaussian_total_correlation(z), -0.5 * np.log(1 - rho**2), rtol=1e-9)
+    np.testing.assert_allclose(
+        scores.gaussian_total_correlation(z), -0.5 * np.log(1 - rho**2), rtol=1e-9
+    )
     wasserstein = 4 - 2 * (np.sqrt(1 + rho) + np.sqrt(1 - rho))
     np.testing.assert_allclose(scores.gaussian_wasserstein_correlation(z), wasserstein, rtol=1e-9)
-    np.testing.assert_allclose(scores.normalized_wasserstein_correlation(7 * z), wasserstein / 2, rtol=1e-9)
+    np.testing.assert_allclose(
+        scores.normalized_wasserstein_correlation(7 * z), wasserstein / 2, rtol=1e-9
+    )
 
 
 def test_gaussian_wasserstein_correlation_is_scipys_square_root():
@@ -154,20 +173,28 @@ def test_gaussian_wasserstein_correlation_is_scipys_square_root():
     expected = 2 * np.trace(c) - 2 * np.trace(root)
     np.testing.assert_allclose(scores.gaussian_wasserstein_correlation(CODES), expected, rtol=1e-8)
     with_constant = np.concatenate([CODES, np.full((500, 1), 0.1)], 1)
-    np.testing.assert_allclose(scores.gaussian_wasserstein_correlation(with_constant), expected, rtol=1e-8)
+    np.testing.assert_allclose(
+        scores.gaussian_wasserstein_correlation(with_constant), expected, rtol=1e-8
+    )
     assert np.isfinite(scores.gaussian_total_correlation(with_constant))
 
 
 def test_robustness_is_that_of_its_definition():
-    """One code that is the factor with a bounded disturbance, one that has nothing to do with it."""
+    """One code that is the factor with a bounded disturbance, one that has nothing to do with
+    it.
+    """
     v = np.repeat([0.0, 10.0], 500)
     noise = np.tile(np.linspace(-1, 1, 500), 2)
     half = np.tile([0.0, 1.0], 500)  # the other factor
     z = np.stack([v + noise, np.tile(np.linspace(-3, 3, 500), 2)], 1)
     # code 0 given v: 1 of 6; code 1 given anything: 3 of 3, but for what the other factor leaves
     expected = np.average([1 - 1 / 6, 0.0], weights=[6.0, 3.0])
-    np.testing.assert_allclose(scores.irs(z, np.stack([v, half], 1), quantile=1.0), expected, atol=0.01)
-    assert scores.irs(z, np.stack([v, half], 1)) > scores.irs(z, np.stack([v, half], 1), quantile=1.0)
+    np.testing.assert_allclose(
+        scores.irs(z, np.stack([v, half], 1), quantile=1.0), expected, atol=0.01
+    )
+    assert scores.irs(z, np.stack([v, half], 1)) > scores.irs(
+        z, np.stack([v, half], 1), quantile=1.0
+    )
 
 
 def test_peers_are_uniform_among_those_that_share_the_factor():
@@ -196,9 +223,13 @@ def test_interventional_scores_of_mixed_codes_agree_with_loops_over_a_grid():
     """Both are estimates: their difference has a standard error of about 0.015."""
     grid = (4, 5, 6)
     v = np.stack([f.ravel() for f in np.indices(grid)], 1)
-    codes = v @ np.array([[1.0, 0.6, 0.2], [0.0, 1.0, 0.7], [0.4, 0.0, 1.0]]) + 0.3 * RNG.normal(size=(120, 3))
+    codes = v @ np.array([[1.0, 0.6, 0.2], [0.0, 1.0, 0.7], [0.4, 0.0, 1.0]]) + 0.3 * RNG.normal(
+        size=(120, 3)
+    )
     generator = np.random.default_rng(3)
-    votes = np.array([[k, reference_votes(codes, grid, k, generator, 8)] for k in np.tile(np.arange(3), 700)])
+    votes = np.array(
+        [[k, reference_votes(codes, grid, k, generator, 8)] for k in np.tile(np.arange(3), 700)]
+    )
     classes = [np.bincount(votes[votes[:, 1] == i, 0], minlength=3).argmax() for i in range(3)]
     expected = np.mean(np.array(classes)[votes[:, 1]] == votes[:, 0])
     options = {"batch_size": 8, "num_train": 2000, "num_test": 2000}
@@ -210,7 +241,9 @@ def test_interventional_scores_of_mixed_codes_agree_with_loops_over_a_grid():
 
 
 def test_collapsed_codes_do_not_vote():
-    """The one code that knows the second factor is too narrow; without it half of the votes are wrong."""
+    """The one code that knows the second factor is too narrow; without it half of the votes are
+    wrong.
+    """
     grid = np.stack([f.ravel() for f in np.indices((4, 5))], 1)
     codes = grid * np.array([1.0, 0.01])
     options = {"batch_size": 16, "num_train": 500, "num_test": 500, "num_variance": 500}
@@ -228,7 +261,10 @@ def test_udr_ignores_order_and_sign_and_latents_without_information(relation):
     again, noise = (z * SIGNS)[:, ORDER], RNG.random((1000, 5))
     high = scores.udr([z, again], [np.ones(5)] * 2, relation)
     assert np.all((high > 0.8) & (high <= 1.0))
-    mixed = np.concatenate([z[:, :1], noise[:, 1:]], 1), np.concatenate([z[:, :1], noise[:, :1] + z[:, 1:]], 1)
+    mixed = (
+        np.concatenate([z[:, :1], noise[:, 1:]], 1),
+        np.concatenate([z[:, :1], noise[:, :1] + z[:, 1:]], 1),
+    )
     only_first = [np.array([1.0, 0, 0, 0, 0])] * 2
     assert np.all(scores.udr(mixed, only_first, relation) > 0.8)
     assert np.all(scores.udr([z, noise], [np.ones(5)] * 2, relation) < 0.3)
@@ -238,7 +274,9 @@ def test_udr_ignores_order_and_sign_and_latents_without_information(relation):
 def test_udr_is_the_median_over_the_other_models():
     z, noise = RNG.random((1000, 5)), RNG.random((1000, 5))
     found = scores.udr([z, z[:, ORDER], -z, noise], [np.ones(5)] * 4)
-    np.testing.assert_allclose(found[:3], 0.9, atol=1e-6)  # the lasso of equal codes is 1 - 0.1, and noise is outvoted
+    np.testing.assert_allclose(
+        found[:3], 0.9, atol=1e-6
+    )  # the lasso of equal codes is 1 - 0.1, and noise is outvoted
     assert found[3] < 0.1
 
 
@@ -246,7 +284,9 @@ def test_lasso_of_uncorrelated_codes_is_soft_thresholding():
     normal = RNG.normal(size=(400, 4))
     q = np.sqrt(400) * np.linalg.qr(normal - normal.mean(0))[0]
     weights = np.array([[0.5, 0.0], [-0.3, 0.05], [0.0, 1.0], [0.08, -0.7]])
-    np.testing.assert_allclose(scores.lasso(q, q @ weights), np.maximum(np.abs(weights) - 0.1, 0), atol=1e-3)
+    np.testing.assert_allclose(
+        scores.lasso(q, q @ weights), np.maximum(np.abs(weights) - 0.1, 0), atol=1e-3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +336,9 @@ def test_explicitness_is_what_a_line_can_tell():
 
 
 def test_codes_may_be_rendered_shapes_in_parts():
-    """Codes are any function of the rows: here the images' centres and areas, which are position and scale."""
+    """Codes are any function of the rows: here the images' centres and areas, which are position
+    and scale.
+    """
     everything = shapes.images()
     rows = np.random.default_rng(0).choice(len(everything), 1000, replace=False)
     some, factors = everything[rows], everything.factors[rows]
@@ -307,7 +349,9 @@ def test_codes_may_be_rendered_shapes_in_parts():
         pixels = np.asarray(some[rows])[..., 0].astype(float)
         place = np.arange(64) / 64
         total = pixels.sum((1, 2))
-        return np.stack([pixels.sum(1) @ place / total, pixels.sum(2) @ place / total, total / 300], 1)
+        return np.stack(
+            [pixels.sum(1) @ place / total, pixels.sum(2) @ place / total, total / 300], 1
+        )
 
     options = {"batch_size": 16, "num_train": 300, "num_test": 100, "num_variance": 300}
     assert scores.factor_vae(represent, factors[:, [1, 3, 4]], KEY, **options) > 0.95
@@ -321,8 +365,14 @@ def test_codes_may_be_rendered_shapes_in_parts():
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: scores.mig(np.zeros((5, 2)), np.arange(4)[:, None]), "same examples; there are 5 and 4"),
-        (lambda: scores.mig(np.zeros((4, 2)), np.zeros((4, 3))), r"columns \[0, 1, 2\] have one value each"),
+        (
+            lambda: scores.mig(np.zeros((5, 2)), np.arange(4)[:, None]),
+            "same examples; there are 5 and 4",
+        ),
+        (
+            lambda: scores.mig(np.zeros((4, 2)), np.zeros((4, 3))),
+            r"columns \[0, 1, 2\] have one value each",
+        ),
         (lambda: scores.mig(np.zeros((4, 1)), np.arange(4)[:, None]), "at least two codes"),
         (lambda: scores.mig(np.zeros((4, 2, 2)), np.arange(4)[:, None]), r"shape was \(4, 2, 2\)"),
         (lambda: scores.mig(np.full((4, 2), np.nan), np.arange(4)[:, None]), "8 values are not"),
@@ -331,8 +381,14 @@ def test_codes_may_be_rendered_shapes_in_parts():
         (lambda: scores.mean_mutual_information(np.ones((3, 1))), "at least two codes"),
         (lambda: scores.gaussian_total_correlation(np.ones((3, 2))), "all codes are constant"),
         (lambda: scores.udr([CODES], [np.ones(4)]), "two models or more"),
-        (lambda: scores.udr([CODES, CODES[:9]], [np.ones(4)] * 2), r"same examples; there were \[500, 9\]"),
-        (lambda: scores.udr([CODES, CODES], [np.ones(3)] * 2), r"each of 4 latents is needed; its shape was \(3,\)"),
+        (
+            lambda: scores.udr([CODES, CODES[:9]], [np.ones(4)] * 2),
+            r"same examples; there were \[500, 9\]",
+        ),
+        (
+            lambda: scores.udr([CODES, CODES], [np.ones(3)] * 2),
+            r"each of 4 latents is needed; its shape was \(3,\)",
+        ),
     ],
 )
 def test_bad_input_is_met_at_the_door(call, words):
@@ -343,10 +399,16 @@ def test_bad_input_is_met_at_the_door(call, words):
 @pytest.mark.parametrize("module", ["ensemble", "linear_model", "svm"])
 def test_without_scikit_learn_it_says_what_to_install(module, annotated, monkeypatch):
     monkeypatch.setitem(sys.modules, f"sklearn.{module}", None)
-    score = {"ensemble": scores.dci, "linear_model": scores.explicitness, "svm": scores.sap_of_classes}[module]
+    score = {
+        "ensemble": scores.dci,
+        "linear_model": scores.explicitness,
+        "svm": scores.sap_of_classes,
+    }[module]
     with pytest.raises(ImportError, match=r"pip install 'jaxvae\[experiments\]'"):
         score(*annotated)
 
 
 def test_scikit_learn_is_imported_where_it_is_needed_only():
-    assert not re.search(r"^(import|from) (sklearn|scipy)", Path(scores.__file__).read_text(), re.MULTILINE)
+    assert not re.search(
+        r"^(import|from) (sklearn|scipy)", Path(scores.__file__).read_text(), re.MULTILINE
+    )

@@ -1,4 +1,6 @@
-"""Distributions: each family goes through every contract, with SciPy, NumPyro or quadrature as the oracle."""
+"""Distributions: each family goes through every contract, with SciPy, NumPyro or quadrature as
+the oracle.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +49,19 @@ Z_BOUND = 5.0
 DRAWS = 20_000
 # compiled in a third of the time, for what runs once
 quick = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
 A = jnp.array
 
 LOC = [[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]]
-BANDS = [[[0.8, -0.5, 0.2], [1.3, 0.4, 0.6], [0.6, 0.3, -0.2]], [[1.1, -0.7, 0.0], [0.9, 0.5, 0.0], [1.4, 0.0, 0.0]]]
+BANDS = [
+    [[0.8, -0.5, 0.2], [1.3, 0.4, 0.6], [0.6, 0.3, -0.2]],
+    [[1.1, -0.7, 0.0], [0.9, 0.5, 0.0], [1.4, 0.0, 0.0]],
+]
 TRIL = [[0.9, 0.0, 0.0], [-0.4, 1.3, 0.0], [0.2, 0.7, 0.5]]
 CLASSES = [[0.1, -0.5, 1.0, 0.3], [2.0, 0.0, -1.0, 0.5]]
 CB_LOGITS = [0.0, -0.3, 2.5, -6.0]
@@ -73,7 +82,9 @@ class Member(NamedTuple):
     make: Callable[[], Any]
     oracle: Callable[[np.ndarray], Any]  # x [*event] -> log p(x)
     one: Callable[[], Any]  # an instance over a single number
-    cells: np.ndarray  # all its values if it is discrete, else edges of cells that hold all its mass
+    cells: (
+        np.ndarray
+    )  # all its values if it is discrete, else edges of cells that hold all its mass
     discrete: bool = False
     independent: bool = True  # whether the coordinates of ``make`` are
     simplex: bool = False  # over probabilities along the last axis, whose first is looked at; ``one`` is over (x, 1-x)
@@ -94,7 +105,9 @@ def around(loc: float, scale: float, count: int = 40) -> np.ndarray:
 
 def continuous_bernoulli_logpdf(x: Any, logits: Any) -> Any:
     shift = np.maximum(logits, 0.0)
-    mass = np.vectorize(lambda l, s: integrate.quad(lambda t: np.exp(l * t - s), 0, 1, epsabs=0, epsrel=1e-12)[0])
+    mass = np.vectorize(
+        lambda l, s: integrate.quad(lambda t: np.exp(l * t - s), 0, 1, epsabs=0, epsrel=1e-12)[0]
+    )
     return x * logits - shift - np.log(mass(logits, shift))
 
 
@@ -154,7 +167,9 @@ MEMBERS = {
     ),
     "banded_normal": Member(
         lambda: BandedNormal(A(LOC), A(BANDS)),
-        lambda x: stats.multivariate_normal(np.ravel(LOC), banded_covariance(BANDS)).logpdf(x.ravel()),
+        lambda x: stats.multivariate_normal(np.ravel(LOC), banded_covariance(BANDS)).logpdf(
+            x.ravel()
+        ),
         lambda: BandedNormal(A([0.3]), A([[1.25]])),
         around(0.3, 8.0),
         independent=False,
@@ -179,7 +194,9 @@ MEMBERS = {
     ),
     "dirichlet": Member(
         lambda: Dirichlet(A(SHAPES)),
-        lambda x: sum(stats.dirichlet.logpdf(row / row.sum(), a) for row, a in zip(x, SHAPES, strict=True)),
+        lambda x: sum(
+            stats.dirichlet.logpdf(row / row.sum(), a) for row, a in zip(x, SHAPES, strict=True)
+        ),
         lambda: Dirichlet(A([2.5, 4.0])),
         np.linspace(0, 1, 21),
         simplex=True,
@@ -200,7 +217,8 @@ MEMBERS = {
     "categorical": Member(
         lambda: Categorical(A(CLASSES)),
         lambda x: sum(
-            stats.multinomial.logpmf(np.eye(4)[int(c)], 1, special.softmax(l)) for c, l in zip(x, CLASSES, strict=True)
+            stats.multinomial.logpmf(np.eye(4)[int(c)], 1, special.softmax(l))
+            for c, l in zip(x, CLASSES, strict=True)
         ),
         lambda: Categorical(A(CLASSES[0])),
         np.arange(4),
@@ -208,7 +226,10 @@ MEMBERS = {
     ),
     "one_hot_categorical": Member(
         lambda: OneHotCategorical(A(CLASSES)),
-        lambda x: sum(stats.multinomial.logpmf(c, 1, special.softmax(l)) for c, l in zip(x, CLASSES, strict=True)),
+        lambda x: sum(
+            stats.multinomial.logpmf(c, 1, special.softmax(l))
+            for c, l in zip(x, CLASSES, strict=True)
+        ),
         lambda: OneHotCategorical(A(CLASSES[0][:2])),
         np.arange(2),
         discrete=True,
@@ -244,17 +265,23 @@ MEMBERS = {
     "mixture_stacked": Member(
         lambda: Mixture(A(WEIGHTS), Normal(A(CENTRES), A(WIDTHS))),
         lambda x: mixture_logpdf(
-            WEIGHTS, [stats.norm.logpdf(x, c, w).sum() for c, w in zip(CENTRES, WIDTHS, strict=True)]
+            WEIGHTS,
+            [stats.norm.logpdf(x, c, w).sum() for c, w in zip(CENTRES, WIDTHS, strict=True)],
         ),
         lambda: Mixture(A(WEIGHTS), Normal(A([-1.0, 0.2, 1.4]), A([0.3, 0.5, 0.7]))),
         around(0.0, 8.0),
         independent=False,
     ),
     "mixture_of_families": Member(
-        lambda: Mixture(A(WEIGHTS[:2]), (Normal(A(CENTRES[0]), A(0.5)), Laplace(A(CENTRES[1]), A(WIDTHS[1])))),
+        lambda: Mixture(
+            A(WEIGHTS[:2]), (Normal(A(CENTRES[0]), A(0.5)), Laplace(A(CENTRES[1]), A(WIDTHS[1])))
+        ),
         lambda x: mixture_logpdf(
             WEIGHTS[:2],
-            [stats.norm.logpdf(x, CENTRES[0], 0.5).sum(), stats.laplace.logpdf(x, CENTRES[1], WIDTHS[1]).sum()],
+            [
+                stats.norm.logpdf(x, CENTRES[0], 0.5).sum(),
+                stats.laplace.logpdf(x, CENTRES[1], WIDTHS[1]).sum(),
+            ],
         ),
         lambda: Mixture(A(WEIGHTS[:2]), (Normal(A(-0.5), A(0.5)), Laplace(A(0.6), A(0.4)))),
         around(0.6, 16.0, 160),
@@ -263,7 +290,10 @@ MEMBERS = {
     "mixture_of_numpyro": Member(
         lambda: Mixture(
             A(WEIGHTS[:2]),
-            (nd.Normal(A(CENTRES[0]), A(WIDTHS[0])).to_event(1), nd.Logistic(A(CENTRES[1]), A(WIDTHS[1])).to_event(1)),
+            (
+                nd.Normal(A(CENTRES[0]), A(WIDTHS[0])).to_event(1),
+                nd.Logistic(A(CENTRES[1]), A(WIDTHS[1])).to_event(1),
+            ),
         ),
         lambda x: mixture_logpdf(
             WEIGHTS[:2],
@@ -277,9 +307,12 @@ MEMBERS = {
         independent=False,
     ),
     "mixture_of_stacked_numpyro": Member(
-        lambda: Mixture(A(WEIGHTS), jax.vmap(lambda m, s: nd.Normal(m, s).to_event(1))(A(CENTRES), A(WIDTHS))),
+        lambda: Mixture(
+            A(WEIGHTS), jax.vmap(lambda m, s: nd.Normal(m, s).to_event(1))(A(CENTRES), A(WIDTHS))
+        ),
         lambda x: mixture_logpdf(
-            WEIGHTS, [stats.norm.logpdf(x, c, w).sum() for c, w in zip(CENTRES, WIDTHS, strict=True)]
+            WEIGHTS,
+            [stats.norm.logpdf(x, c, w).sum() for c, w in zip(CENTRES, WIDTHS, strict=True)],
         ),
         lambda: Mixture(A(WEIGHTS), jax.vmap(nd.Normal)(A([-1.0, 0.2, 1.4]), A([0.3, 0.5, 0.7]))),
         around(0.0, 8.0),
@@ -287,15 +320,23 @@ MEMBERS = {
     ),
     "independent": Member(
         lambda: Independent(MultivariateNormal(A([LOC[0], LOC[1]]), A([TRIL, TRIL]))),
-        lambda x: stats.multivariate_normal(cov=np.array(TRIL) @ np.array(TRIL).T).logpdf(x - np.array(LOC)).sum(),
+        lambda x: (
+            stats.multivariate_normal(cov=np.array(TRIL) @ np.array(TRIL).T)
+            .logpdf(x - np.array(LOC))
+            .sum()
+        ),
         lambda: Independent(Normal(A([0.3]), A([0.8]))),
         around(0.3, 8.0),
         independent=False,
     ),
     "independent_mixture": Member(
-        lambda: Independent(Mixture(A(PIXEL_WEIGHTS), DiscretizedLogistic(A(PIXEL_LOC), A(PIXEL_SCALE), 64)), 2),
+        lambda: Independent(
+            Mixture(A(PIXEL_WEIGHTS), DiscretizedLogistic(A(PIXEL_LOC), A(PIXEL_SCALE), 64)), 2
+        ),
         pixel_oracle,
-        lambda: Independent(Mixture(A([[0.3, -0.4]]), DiscretizedLogistic(A([[0.3, 0.7]]), A([[0.02, 0.02]]), 16))),
+        lambda: Independent(
+            Mixture(A([[0.3, -0.4]]), DiscretizedLogistic(A([[0.3, 0.7]]), A([[0.02, 0.02]]), 16))
+        ),
         np.arange(16) / 15,
         discrete=True,
     ),
@@ -344,12 +385,18 @@ def quadrature(edges: np.ndarray, points: int = 24) -> tuple[np.ndarray, np.ndar
 
 @cache
 def cell_masses(name: str) -> tuple[np.ndarray, float, float]:
-    """The mass that the log_prob of ``one()`` gives each cell, the mean that follows, and the mean it states."""
+    """The mass that the log_prob of ``one()`` gives each cell, the mean that follows, and the
+    mean it states.
+    """
     member = MEMBERS[name]
-    x, weights = (member.cells, np.ones(len(member.cells))) if member.discrete else quadrature(member.cells)
+    x, weights = (
+        (member.cells, np.ones(len(member.cells))) if member.discrete else quadrature(member.cells)
+    )
     with jax.enable_x64(True):
         d = member.one()
-        density = np.exp(log_prob(d, jnp.asarray(member.event(x).reshape(-1, *d.event_shape), float)))
+        density = np.exp(
+            log_prob(d, jnp.asarray(member.event(x).reshape(-1, *d.event_shape), float))
+        )
         stated = np.ravel(d.mean)
     masses = density.reshape(x.shape) * weights
     return masses.reshape(len(x), -1).sum(-1), float((masses * x).sum()), float(stated[0])
@@ -386,7 +433,9 @@ def test_log_prob_in_float32_is_close_with_finite_gradients(name):
 @members
 def test_log_prob_without_jit_is_the_same(name):
     x = draws(name)[0]
-    np.testing.assert_allclose(MEMBERS[name].make().log_prob(x), oracles(name, x[None])[0], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(
+        MEMBERS[name].make().log_prob(x), oracles(name, x[None])[0], rtol=2e-4, atol=2e-4
+    )
 
 
 @members
@@ -416,7 +465,9 @@ def test_density_normalizes_and_has_its_mean(name):
 @members
 def test_frequencies_of_samples_agree_with_log_prob(name):
     masses, _, _ = cell_masses(name)
-    counts = cell_counts(MEMBERS[name], MEMBERS[name].numbers(many(MEMBERS[name].one(), KEY)).ravel())
+    counts = cell_counts(
+        MEMBERS[name], MEMBERS[name].numbers(many(MEMBERS[name].one(), KEY)).ravel()
+    )
     assert counts.sum() == DRAWS
     masses, counts = masses[DRAWS * masses > 10], counts[DRAWS * masses > 10]
     z = (counts - DRAWS * masses) / np.sqrt(DRAWS * masses * (1 - masses))
@@ -468,7 +519,11 @@ def test_gradients_agree_with_finite_differences(name):
 def test_pytree_round_trip(name):
     d, x = MEMBERS[name].make(), draws(name)[:8]
     leaves, tree = jax.tree.flatten(d)
-    for copy in (tree.unflatten(leaves), jax.jit(lambda d: d)(d), jax.tree.map(lambda leaf: leaf, d)):
+    for copy in (
+        tree.unflatten(leaves),
+        jax.jit(lambda d: d)(d),
+        jax.tree.map(lambda leaf: leaf, d),
+    ):
         assert type(copy) is type(d)
         assert copy.event_shape == d.event_shape
         np.testing.assert_array_equal(log_prob(copy, x), log_prob(d, x))
@@ -487,7 +542,9 @@ def test_families_have_different_tree_structures(wrap):
 
 
 def test_static_fields_are_in_the_tree_structure():
-    structures = {jax.tree.structure(DiscretizedLogistic(0.5, 0.1, levels)) for levels in (2, 16, 256)}
+    structures = {
+        jax.tree.structure(DiscretizedLogistic(0.5, 0.1, levels)) for levels in (2, 16, 256)
+    }
     assert len(structures) == 3
     structures = {jax.tree.structure(Independent(Normal(0.5, 0.1), ndim)) for ndim in (1, 2)}
     assert len(structures) == 2
@@ -499,8 +556,12 @@ def test_batch_is_a_vmap(name):
     other = jax.tree.map(lambda leaf: 0.9 * leaf, d)
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), d, other)
     expected = [log_prob(d, x), log_prob(other, x)]
-    np.testing.assert_allclose(quick(jax.vmap(log_prob, (0, None)))(batch, x), expected, rtol=1e-5, atol=1e-5)
-    drawn = jax.eval_shape(jax.vmap(lambda d, key: d.sample(key, (3,))), batch, jax.random.split(KEY, 2))
+    np.testing.assert_allclose(
+        quick(jax.vmap(log_prob, (0, None)))(batch, x), expected, rtol=1e-5, atol=1e-5
+    )
+    drawn = jax.eval_shape(
+        jax.vmap(lambda d, key: d.sample(key, (3,))), batch, jax.random.split(KEY, 2)
+    )
     assert drawn.shape == (2, 3, *d.event_shape)
 
 
@@ -521,7 +582,10 @@ def test_wrong_shape_is_refused_with_both_shapes(name, change):
 
 @pytest.mark.parametrize(
     "components",
-    [lambda: nd.Normal(np.zeros(2), np.ones(2)), lambda: (nd.Normal(np.zeros(3), 1.0), nd.Laplace(np.zeros(3), 1.0))],
+    [
+        lambda: nd.Normal(np.zeros(2), np.ones(2)),
+        lambda: (nd.Normal(np.zeros(3), 1.0), nd.Laplace(np.zeros(3), 1.0)),
+    ],
     ids=["stacked", "tuple"],
 )
 def test_numpyro_batch_axes_are_refused_in_a_mixture(components):
@@ -534,7 +598,7 @@ def test_samples_are_made_of_noise_that_has_no_parameters(name):
     d = MEMBERS[name].make()
     other = jax.tree.map(lambda leaf: 0.9 * leaf, d)
     for shape in ((), (2, 3)):
-        np.testing.assert_array_equal(d.at(other.noise(KEY, shape)), d.sample(KEY, shape))
+        np.testing.assert_array_equal(d.from_noise(other.noise(KEY, shape)), d.sample(KEY, shape))
 
 
 # Noise
@@ -570,17 +634,27 @@ def test_noise_far_below_epsilon_is_as_rare_as_it_should_be(tail):
     function, probability = TAILS[tail]
     count, bound = 2**20, 2.0**-10
     rare = (probability(noise(function, count, jnp.bfloat16)) < bound).sum()
-    assert abs(rare - count * bound) < Z_BOUND * np.sqrt(count * bound) + 0.02 * count * bound  # and rounding
+    assert (
+        abs(rare - count * bound) < Z_BOUND * np.sqrt(count * bound) + 0.02 * count * bound
+    )  # and rounding
 
 
-@pytest.mark.parametrize("x64, dtype", [(False, float), (False, jnp.float32), (False, jnp.bfloat16), (True, float)])
+@pytest.mark.parametrize(
+    "x64, dtype", [(False, float), (False, jnp.float32), (False, jnp.bfloat16), (True, float)]
+)
 def test_noise_at_the_ends_of_the_generator(x64, dtype, monkeypatch):
-    """It stays within epsilon of what the generator draws, and inside the interval: none is infinite."""
+    """It stays within epsilon of what the generator draws, and inside the interval: none is
+    infinite.
+    """
     with jax.enable_x64(x64):
         epsilon = float(jnp.finfo(jnp.zeros(0, dtype).dtype).eps)
         drawn = np.array([0.0, 0.375, 1 - epsilon])
-        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.asarray(drawn, dtype))
-        u, l = (np.asarray(function(KEY, (3,), dtype), np.float64) for function in (uniform, logistic))
+        monkeypatch.setattr(
+            jax.random, "uniform", lambda key, shape, dtype: jnp.asarray(drawn, dtype)
+        )
+        u, l = (
+            np.asarray(function(KEY, (3,), dtype), np.float64) for function in (uniform, logistic)
+        )
     assert np.all((u > 0) & (u < 1)), u
     assert np.all(np.abs(u - drawn) <= epsilon), u - drawn
     assert np.isfinite(l).all(), l
@@ -642,7 +716,9 @@ def test_gradients_of_samples_are_unbiased(name):
     @quick
     def jacobians(d: Any, key: jax.Array) -> Any:
         each = jax.vmap(jax.jacrev(lambda d, key: total(functions(d.sample(key)))), (None, 0))
-        return each(d, jax.random.split(key, DRAWS // 4)), jax.jacrev(lambda d: total(moments(d)))(d)
+        return each(d, jax.random.split(key, DRAWS // 4)), jax.jacrev(lambda d: total(moments(d)))(
+            d
+        )
 
     drawn, exact = jacobians(make(), KEY)
     for estimates, expected in zip(jax.tree.leaves(drawn), jax.tree.leaves(exact), strict=True):
@@ -663,7 +739,9 @@ def test_gamma_samples_have_implicit_gradients():
 
 EXTREMES = np.array([(1e4, 0.0), (1e4, 1.0), (-1e4, 0.0), (-1e4, 1.0)]).T
 INTERIOR = np.array([(1e4, 0.25), (1e4, 0.9), (-1e4, 0.25), (-1e4, 0.9), (1e4, 1.0), (-1e4, 0.0)]).T
-CB_POINTS = np.array([0.0, 1e-6, -1e-6, 1e-3, 0.3, -0.3, 0.499999, 0.5, -0.5, 0.500001, 3.0, 30.0, -30.0])
+CB_POINTS = np.array(
+    [0.0, 1e-6, -1e-6, 1e-3, 0.3, -0.3, 0.499999, 0.5, -0.5, 0.500001, 3.0, 30.0, -30.0]
+)
 precisions = pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
 
 
@@ -688,7 +766,9 @@ def test_bernoulli_derivatives_around_zero_logits(x):
     with jax.enable_x64(True):
         np.testing.assert_allclose(jax.jit(jax.grad(total))(A(logits)), x - p, atol=1e-12)
         for hessian in (jax.jacfwd(jax.grad(total)), jax.jacrev(jax.jacfwd(total))):
-            np.testing.assert_allclose(jax.jit(hessian)(A(logits)), np.diag(-p * (1 - p)), atol=1e-12)
+            np.testing.assert_allclose(
+                jax.jit(hessian)(A(logits)), np.diag(-p * (1 - p)), atol=1e-12
+            )
 
 
 @precisions
@@ -696,17 +776,26 @@ def test_bernoulli_derivatives_around_zero_logits(x):
 def test_bernoulli_sums_over_events_of_any_size(size, x64):
     """Logarithms are taken of products, which must neither overflow nor lose digits."""
     rng = np.random.default_rng(size)
-    for logits in (rng.normal(size=size), rng.normal(size=size) * 30, np.full(size, 1e-4), np.full(size, 1e4)):
+    for logits in (
+        rng.normal(size=size),
+        rng.normal(size=size) * 30,
+        np.full(size, 1e-4),
+        np.full(size, 1e4),
+    ):
         x = (rng.random(size) < 0.5).astype(float)
         expected = (x * logits - np.logaddexp(0, logits)).sum()
         with jax.enable_x64(x64):
-            np.testing.assert_allclose(Bernoulli(A(logits)).log_prob(A(x)), expected, rtol=1e-12 if x64 else 2e-6)
+            np.testing.assert_allclose(
+                Bernoulli(A(logits)).log_prob(A(x)), expected, rtol=1e-12 if x64 else 2e-6
+            )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)])
 def test_bernoulli_in_half_precision(dtype, tolerance):
     """The products of 1 + e^0 = 2 stay below float16's largest number."""
-    np.testing.assert_allclose(log_prob(Bernoulli(jnp.zeros(784, dtype)), jnp.ones(784)), -784 * np.log(2), tolerance)
+    np.testing.assert_allclose(
+        log_prob(Bernoulli(jnp.zeros(784, dtype)), jnp.ones(784)), -784 * np.log(2), tolerance
+    )
 
 
 def test_bernoulli_derivative_in_x_is_the_logits():
@@ -717,7 +806,9 @@ def test_bernoulli_derivative_in_x_is_the_logits():
 @pytest.mark.parametrize("value", [0, 1, True, np.uint8(1)], ids=repr)
 def test_bernoulli_takes_pixels_of_any_type(value):
     expected = stats.bernoulli.logpmf(int(value), special.expit(0.3))
-    np.testing.assert_allclose(log_prob(Bernoulli(A([0.3])), np.asarray([value])), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        log_prob(Bernoulli(A([0.3])), np.asarray([value])), expected, rtol=1e-5
+    )
 
 
 @jax.jit
@@ -732,7 +823,9 @@ def test_continuous_bernoulli_at_extreme_logits(x64):
     logits, x = INTERIOR
     with jax.enable_x64(x64):
         value, derivative = elementwise(ContinuousBernoulli(A(logits)), A(x))
-    np.testing.assert_allclose(value, x * logits - logits.clip(0) + np.log(np.abs(logits)), rtol=1e-6)
+    np.testing.assert_allclose(
+        value, x * logits - logits.clip(0) + np.log(np.abs(logits)), rtol=1e-6
+    )
     np.testing.assert_allclose(derivative, x - (logits > 0) + 1 / logits, atol=1e-6)
 
 
@@ -742,7 +835,10 @@ def test_continuous_bernoulli_normalizer_mean_and_gradient(x64):
     for i, logits in enumerate(CB_POINTS):
         unnormalized = lambda t, l=logits: np.exp(l * t - max(l, 0.0))
         mass[i] = integrate.quad(unnormalized, 0, 1, epsabs=0, epsrel=1e-12)[0]
-        first[i] = integrate.quad(lambda t, f=unnormalized: t * f(t), 0, 1, epsabs=0, epsrel=1e-12)[0] / mass[i]
+        first[i] = (
+            integrate.quad(lambda t, f=unnormalized: t * f(t), 0, 1, epsabs=0, epsrel=1e-12)[0]
+            / mass[i]
+        )
     with jax.enable_x64(x64):
         d = ContinuousBernoulli(A(CB_POINTS))
         value, derivative = elementwise(d, jnp.full(len(CB_POINTS), 0.3))
@@ -806,7 +902,9 @@ def test_negative_binomial_in_float32(count):
     """The mean is 10; a large total count is the Poisson limit."""
     count, logits = np.float32(count), np.log(np.float32(10 / count))
     x = np.array([0.0, 1.0, 8.0, 20.0, 100.0, 1000.0])
-    got = NegativeBinomial(jnp.asarray(count), jnp.asarray(logits)).log_density(jnp.asarray(x, jnp.float32))
+    got = NegativeBinomial(jnp.asarray(count), jnp.asarray(logits)).log_density(
+        jnp.asarray(x, jnp.float32)
+    )
     expected = negative_binomial_logpmf(x, np.float64(count), np.float64(logits))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-3)
 
@@ -815,7 +913,9 @@ def test_negative_binomial_in_float32(count):
 def test_zero_inflated_negative_binomial_agrees_with_numpyro(x):
     with jax.enable_x64(True):
         count, logits, gate = A([0.5, 4.0]), A([0.3, -1.0]), A([-0.7, 9.0])
-        oracle = nd.ZeroInflatedDistribution(nd.NegativeBinomialLogits(count, logits), gate_logits=gate)
+        oracle = nd.ZeroInflatedDistribution(
+            nd.NegativeBinomialLogits(count, logits), gate_logits=gate
+        )
         got = ZeroInflatedNegativeBinomial(count, logits, gate).log_density(jnp.full(2, x))
         np.testing.assert_allclose(got, oracle.log_prob(jnp.full(2, x)), atol=1e-5)
 
@@ -831,7 +931,9 @@ def test_student_t_in_float32():
 
 
 def test_student_t_has_a_mean_above_one_degree_of_freedom():
-    np.testing.assert_allclose(StudentT(A([0.5, 1.0, 1.1]), A(0.3), A(2.0)).mean, [np.nan, np.nan, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(
+        StudentT(A([0.5, 1.0, 1.1]), A(0.3), A(2.0)).mean, [np.nan, np.nan, 0.3], rtol=1e-6
+    )
 
 
 # Mixture
@@ -853,7 +955,9 @@ FAMILIES = {name: make(LEVELS) for name, make in LIKELIHOODS.items()}
 families = pytest.mark.parametrize("name", FAMILIES)
 VALUES = {
     ("dynamic", "static"): lambda x: np.isin(x, (0, 1)),
-    ("scale",): lambda x: np.isclose(x * (LEVELS - 1), np.round(x * (LEVELS - 1)), atol=1e-4) & (x >= 0) & (x <= 1),
+    ("scale",): lambda x: (
+        np.isclose(x * (LEVELS - 1), np.round(x * (LEVELS - 1)), atol=1e-4) & (x >= 0) & (x <= 1)
+    ),
     ("dequantize", "scale"): lambda x: (x >= 0) & (x <= 1),
     ("dequantize", "scale", "none"): np.isfinite,
     ("counts",): lambda x: (x >= 0) & (x == np.round(x)),
@@ -865,12 +969,16 @@ def likelihood_of(name: str, raw: jax.Array) -> Any:
 
 
 def raw_of(name: str) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).normal(0, 0.5, (*IMAGE, FAMILIES[name].size)), jnp.float32)
+    return jnp.asarray(
+        np.random.default_rng(0).normal(0, 0.5, (*IMAGE, FAMILIES[name].size)), jnp.float32
+    )
 
 
 @cache
 def image_draws(name: str) -> np.ndarray:
-    return np.asarray(quick(lambda raw, key: likelihood_of(name, raw).sample(key, (64,)))(raw_of(name), KEY))
+    return np.asarray(
+        quick(lambda raw, key: likelihood_of(name, raw).sample(key, (64,)))(raw_of(name), KEY)
+    )
 
 
 @cache
@@ -881,7 +989,9 @@ def image_log_probs(name: str) -> tuple[np.ndarray, np.ndarray]:
         values = likelihood_of(name, raw).log_prob(x)
         return values.sum(), values
 
-    (_, values), gradient = quick(jax.value_and_grad(total, has_aux=True))(raw_of(name), image_draws(name))
+    (_, values), gradient = quick(jax.value_and_grad(total, has_aux=True))(
+        raw_of(name), image_draws(name)
+    )
     return np.asarray(values), np.asarray(gradient)
 
 
@@ -915,7 +1025,7 @@ def test_likelihood_pixels_are_drawn_apart(name):
 @families
 def test_likelihood_samples_are_values_of_its_support(name):
     support = FAMILIES[name].support
-    assert set(support) <= set(datasets.TREATMENTS)
+    assert set(support) <= set(datasets.PREPROCESSING)
     assert VALUES[support](image_draws(name)).all()
 
 
@@ -928,8 +1038,14 @@ def test_normal_likelihood_needs_a_scale(scale):
 # Posteriors
 
 latents = pytest.mark.parametrize("latent", [1, 2, 5])
-DIRECT = {name: make for name, make in POSTERIORS.items() if name not in ("power_spherical", "von_mises_fisher")}
-posteriors = pytest.mark.parametrize("posterior", DIRECT.values(), ids=DIRECT)  # those that normalize no direction
+DIRECT = {
+    name: make
+    for name, make in POSTERIORS.items()
+    if name not in ("power_spherical", "von_mises_fisher")
+}
+posteriors = pytest.mark.parametrize(
+    "posterior", DIRECT.values(), ids=DIRECT
+)  # those that normalize no direction
 gaussians = pytest.mark.parametrize("name", ["normal", "multivariate_normal"])
 
 

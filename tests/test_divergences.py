@@ -1,4 +1,6 @@
-"""Divergences: each registered closed form has a row, with quadrature, enumeration or dense algebra as the oracle."""
+"""Divergences: each registered closed form has a row, with quadrature, enumeration or dense
+algebra as the oracle.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,15 @@ from jaxvae.distributions import (
     VonMisesFisher,
     pytree,
 )
-from jaxvae.divergences import FACTORIZED_KL, JOINT_KL, has_closed_form, kl, kl_per_latent, register_kl, sampled_kl
+from jaxvae.divergences import (
+    FACTORIZED_KL,
+    JOINT_KL,
+    has_closed_form,
+    kl,
+    kl_per_latent,
+    register_kl,
+    sampled_kl,
+)
 
 KEY = jax.random.key(0)
 Z_BOUND = 5.0
@@ -47,8 +57,14 @@ per_latent = jax.jit(kl_per_latent)
 # The first coordinates of q and p are equal, the second ones close, the third far apart.
 LOC_Q, SCALE_Q = np.array([0.3, -1.0, 4.0]), np.array([0.7, 0.5, 0.2])
 LOC_P, SCALE_P = np.array([0.3, -1.1, -2.0]), np.array([0.7, 0.6, 1.5])
-ODDS_Q, ODDS_P = np.array([[0.4, 0.0, 6.0], [-0.6, -30.0, 2.0]]), np.array([[0.4, 0.1, -6.0], [0.5, 3.0, 0.0]])
-CLASSES_Q, CLASSES_P = np.array([[0.0, 1.0, -1.0], [5.0, 0.0, 0.3]]), np.array([[0.0, 1.0, -1.0], [-5.0, 0.5, 0.0]])
+ODDS_Q, ODDS_P = (
+    np.array([[0.4, 0.0, 6.0], [-0.6, -30.0, 2.0]]),
+    np.array([[0.4, 0.1, -6.0], [0.5, 3.0, 0.0]]),
+)
+CLASSES_Q, CLASSES_P = (
+    np.array([[0.0, 1.0, -1.0], [5.0, 0.0, 0.3]]),
+    np.array([[0.0, 1.0, -1.0], [-5.0, 0.5, 0.0]]),
+)
 TRIL_Q = np.array([[0.9, 0.0, 0.0], [-0.4, 1.3, 0.0], [0.2, 0.7, 0.5]])
 TRIL_P = np.array([[1.1, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.1, 2.0]])
 POLE_Q, POLE_P = np.array([0.6, 0.8, 0.0]), np.array([0.0, 0.6, -0.8])
@@ -71,8 +87,18 @@ def by_quadrature(q: Any, p: Any, cuts: Any) -> float:
 
 def real_line(family_q: Any, family_p: Any) -> list[float]:
     rows = zip(LOC_Q, SCALE_Q, LOC_P, SCALE_P, strict=True)
-    ends = lambda m, s, at: [m - 30 * s, m - 4 * s, m, m + 4 * s, m + 30 * s, *([at] if abs(at - m) < 30 * s else [])]
-    return [by_quadrature(family_q(m, s), family_p(at, width), ends(m, s, at)) for m, s, at, width in rows]
+    ends = lambda m, s, at: [
+        m - 30 * s,
+        m - 4 * s,
+        m,
+        m + 4 * s,
+        m + 30 * s,
+        *([at] if abs(at - m) < 30 * s else []),
+    ]
+    return [
+        by_quadrature(family_q(m, s), family_p(at, width), ends(m, s, at))
+        for m, s, at, width in rows
+    ]
 
 
 class UnitInterval:
@@ -80,7 +106,9 @@ class UnitInterval:
 
     def __init__(self, logits: float):
         self.logits, self.shift = logits, max(logits, 0.0)
-        self.mass = integrate.quad(lambda t: np.exp(logits * t - self.shift), 0, 1, epsabs=0, epsrel=1e-12)[0]
+        self.mass = integrate.quad(
+            lambda t: np.exp(logits * t - self.shift), 0, 1, epsabs=0, epsrel=1e-12
+        )[0]
 
     def logpdf(self, x: float) -> float:
         return self.logits * x - self.shift - np.log(self.mass)
@@ -119,12 +147,18 @@ def on_sphere(log_q: Callable, log_p: Callable) -> float:
     heights, weights = np.polynomial.legendre.leggauss(80)
     longitudes = 2 * np.pi * np.arange(160) / 160
     radius = np.sqrt(1 - heights[:, None] ** 2)
-    rings = radius * np.cos(longitudes), radius * np.sin(longitudes), heights[:, None] + 0 * longitudes
+    rings = (
+        radius * np.cos(longitudes),
+        radius * np.sin(longitudes),
+        heights[:, None] + 0 * longitudes,
+    )
     x = np.stack(rings, -1)  # [heights, longitudes, 3]
     return float(weights @ (np.exp(log_q(x)) * (log_q(x) - log_p(x))).mean(-1) * 2 * np.pi)
 
 
-FISHER_Q, FISHER_P = (stats.vonmises_fisher(pole, k).logpdf for pole, k in ((POLE_Q, 5.0), (POLE_P, 1.5)))
+FISHER_Q, FISHER_P = (
+    stats.vonmises_fisher(pole, k).logpdf for pole, k in ((POLE_Q, 5.0), (POLE_P, 1.5))
+)
 POWER_Q = partial(power_spherical, pole=POLE_Q, k=5.0)
 EVENLY = lambda x: np.full(x.shape[:-1], -np.log(4 * np.pi))
 
@@ -153,15 +187,21 @@ PAIRS = {
     "categorical_categorical": Pair(
         lambda: Categorical(A(CLASSES_Q)),
         lambda: Categorical(A(CLASSES_P)),
-        lambda: stats.entropy(special.softmax(CLASSES_Q, -1), special.softmax(CLASSES_P, -1), axis=-1),
+        lambda: stats.entropy(
+            special.softmax(CLASSES_Q, -1), special.softmax(CLASSES_P, -1), axis=-1
+        ),
     ),
     "one_hot_one_hot": Pair(
         lambda: OneHotCategorical(A(CLASSES_Q)),
         lambda: OneHotCategorical(A(CLASSES_P)),
-        lambda: stats.entropy(special.softmax(CLASSES_Q, -1), special.softmax(CLASSES_P, -1), axis=-1),
+        lambda: stats.entropy(
+            special.softmax(CLASSES_Q, -1), special.softmax(CLASSES_P, -1), axis=-1
+        ),
     ),
     "continuous_bernoulli_continuous_bernoulli": Pair(
-        lambda: ContinuousBernoulli(A(ODDS_Q)), lambda: ContinuousBernoulli(A(ODDS_P)), unit_interval
+        lambda: ContinuousBernoulli(A(ODDS_Q)),
+        lambda: ContinuousBernoulli(A(ODDS_P)),
+        unit_interval,
     ),
     "multivariate_multivariate": Pair(
         lambda: MultivariateNormal(A(LOC_Q), A(TRIL_Q)),
@@ -184,10 +224,14 @@ PAIRS = {
         spikes,
     ),
     "power_spherical_uniform": Pair(
-        lambda: PowerSpherical(A(POLE_Q), A(5.0)), lambda: SphericalUniform(3), lambda: on_sphere(POWER_Q, EVENLY)
+        lambda: PowerSpherical(A(POLE_Q), A(5.0)),
+        lambda: SphericalUniform(3),
+        lambda: on_sphere(POWER_Q, EVENLY),
     ),
     "von_mises_fisher_uniform": Pair(
-        lambda: VonMisesFisher(A(POLE_Q), A(5.0)), lambda: SphericalUniform(3), lambda: on_sphere(FISHER_Q, EVENLY)
+        lambda: VonMisesFisher(A(POLE_Q), A(5.0)),
+        lambda: SphericalUniform(3),
+        lambda: on_sphere(FISHER_Q, EVENLY),
     ),
     "power_spherical_von_mises_fisher": Pair(
         lambda: PowerSpherical(A(POLE_Q), A(5.0)),
@@ -243,9 +287,12 @@ COMPOUNDS = {
     ),
 }
 CLOSED = PAIRS | COMPOUNDS
-FACTORIZED = [name for name, pair in PAIRS.items() if (type(pair.q()), type(pair.p())) in FACTORIZED_KL]
+FACTORIZED = [
+    name for name, pair in PAIRS.items() if (type(pair.q()), type(pair.p())) in FACTORIZED_KL
+]
 
-# Pairs without a closed form, with NumPyro's distributions among them, and the divergence of one coordinate.
+# Pairs without a closed form, with NumPyro's distributions among them, and the divergence of one
+# coordinate.
 ONE_Q, ONE_P = (0.3, 0.7), (-0.2, 1.1)
 HEAVY = by_quadrature(stats.norm(*ONE_Q), stats.t(5.0, *ONE_P), [-8.0, 0.3, 8.0])
 LIGHT = by_quadrature(stats.norm(*ONE_Q), stats.norm(*ONE_P), [-8.0, 0.3, 8.0])
@@ -260,7 +307,10 @@ SAMPLED = {
         lambda: NegativeBinomial(A([2.0]), A([0.1])),
         lambda: NegativeBinomial(A([3.0]), A([0.4])),
         lambda: stats.entropy(
-            *(stats.nbinom.pmf(np.arange(400), n, special.expit(-l)) for n, l in [(2, 0.1), (3, 0.4)])
+            *(
+                stats.nbinom.pmf(np.arange(400), n, special.expit(-l))
+                for n, l in [(2, 0.1), (3, 0.4)]
+            )
         ),
     ),
     "numpyro_normal": Pair(
@@ -337,7 +387,9 @@ def test_each_coordinate_agrees_with_its_oracle(name):
         q, p = PAIRS[name].q(), PAIRS[name].p()
         terms = per_latent(q, p)
     assert terms.shape == latents(q)
-    np.testing.assert_allclose(np.ravel(terms), np.ravel(PAIRS[name].oracle()), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.ravel(terms), np.ravel(PAIRS[name].oracle()), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", FACTORIZED)
@@ -367,7 +419,9 @@ def test_divergence_is_never_negative(name):
 @pytest.mark.parametrize("name", CLOSED)
 def test_gradients_agree_with_finite_differences(name):
     with jax.enable_x64(True):
-        flat, unravel = ravel_pytree((CLOSED[name].q(), perturbed(CLOSED[name].p(), jnp.full(64, 0.1))))
+        flat, unravel = ravel_pytree(
+            (CLOSED[name].q(), perturbed(CLOSED[name].p(), jnp.full(64, 0.1)))
+        )
         function = lambda flat: kl(*unravel(flat))
 
         @quick
@@ -419,7 +473,9 @@ def test_bernoulli_at_extreme_logits(sign):
 def test_categorical_without_mass_on_a_class():
     logits_q, logits_p = np.array([0.2, 1.0, -np.inf]), np.array([0.5, -0.3, 2.0])
     q, p = A(logits_q), A(logits_p)
-    value, gradients = jax.value_and_grad(lambda q, p: kl(Categorical(q), Categorical(p)), (0, 1))(q, p)
+    value, gradients = jax.value_and_grad(lambda q, p: kl(Categorical(q), Categorical(p)), (0, 1))(
+        q, p
+    )
     probability, other = special.softmax(logits_q), special.softmax(logits_p)
     np.testing.assert_allclose(value, stats.entropy(probability, other), rtol=1e-5)
     np.testing.assert_allclose(gradients[1], other - probability, atol=1e-5)
@@ -442,9 +498,13 @@ def test_marginals_fall_short_by_the_total_correlation(tril):
     with jax.enable_x64(True):
         q, p = MultivariateNormal(A(LOC_Q), A(tril)), Normal(jnp.zeros(3), jnp.ones(3))
         marginals = per_latent(q, p)
-        np.testing.assert_allclose(closed(q, p) - marginals.sum(), total_correlation, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            closed(q, p) - marginals.sum(), total_correlation, rtol=1e-9, atol=1e-9
+        )
     variances = np.diag(covariance)
-    np.testing.assert_allclose(marginals, 0.5 * (variances + LOC_Q**2 - 1 - np.log(variances)), rtol=1e-9)
+    np.testing.assert_allclose(
+        marginals, 0.5 * (variances + LOC_Q**2 - 1 - np.log(variances)), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -465,7 +525,8 @@ def test_sampled_divergence_is_unbiased(name, num_samples):
 
 
 @pytest.mark.parametrize(
-    "name", ["normal_laplace", "categorical_categorical", "multivariate_normal", "independent_normals"]
+    "name",
+    ["normal_laplace", "categorical_categorical", "multivariate_normal", "independent_normals"],
 )
 def test_sampled_divergence_agrees_with_the_oracle_of_a_closed_form(name):
     q, p = CLOSED[name].q(), CLOSED[name].p()
@@ -475,7 +536,9 @@ def test_sampled_divergence_agrees_with_the_oracle_of_a_closed_form(name):
 
 def test_more_samples_make_a_sampled_divergence_less_variable():
     q, p = SAMPLED["normal_numpyro"].q(), SAMPLED["normal_numpyro"].p()
-    spread = lambda k: np.std(quick(jax.vmap(lambda key: sampled_kl(key, q, p, k)))(jax.random.split(KEY, 4000)))
+    spread = lambda k: np.std(
+        quick(jax.vmap(lambda key: sampled_kl(key, q, p, k)))(jax.random.split(KEY, 4000))
+    )
     np.testing.assert_allclose(spread(1) / spread(16), 4.0, rtol=0.1)
 
 
@@ -492,11 +555,23 @@ def test_pair_without_closed_form_needs_a_key(name):
 # Refusals
 
 MISMATCHES = {
-    "lengths": (lambda: Normal(jnp.zeros(3), jnp.ones(3)), lambda: Normal(jnp.zeros(2), jnp.ones(2))),
+    "lengths": (
+        lambda: Normal(jnp.zeros(3), jnp.ones(3)),
+        lambda: Normal(jnp.zeros(2), jnp.ones(2)),
+    ),
     "broadcast": (lambda: Normal(jnp.zeros(3), jnp.ones(3)), lambda: Normal(A(0.0), A(1.0))),
-    "axes": (lambda: Normal(jnp.zeros((2, 3)), jnp.ones((2, 3))), lambda: Normal(jnp.zeros(3), jnp.ones(3))),
-    "joint": (lambda: MultivariateNormal(jnp.zeros(3), jnp.eye(3)), lambda: Normal(jnp.zeros(2), jnp.ones(2))),
-    "numpyro_batch": (lambda: nd.Normal(jnp.zeros(3), 1.0), lambda: Normal(jnp.zeros(3), jnp.ones(3))),
+    "axes": (
+        lambda: Normal(jnp.zeros((2, 3)), jnp.ones((2, 3))),
+        lambda: Normal(jnp.zeros(3), jnp.ones(3)),
+    ),
+    "joint": (
+        lambda: MultivariateNormal(jnp.zeros(3), jnp.eye(3)),
+        lambda: Normal(jnp.zeros(2), jnp.ones(2)),
+    ),
+    "numpyro_batch": (
+        lambda: nd.Normal(jnp.zeros(3), 1.0),
+        lambda: Normal(jnp.zeros(3), jnp.ones(3)),
+    ),
     "numpyro_batches": (lambda: nd.Normal(jnp.zeros(3), 1.0), lambda: nd.Normal(jnp.ones(3), 1.0)),
 }
 
@@ -509,7 +584,9 @@ def test_different_events_are_refused(name):
 
 
 INDEPENDENTS = {
-    "component": lambda: Independent(DiscretizedLogistic(jnp.full((2, 3), 0.5), jnp.full((2, 3), 0.1))),
+    "component": lambda: Independent(
+        DiscretizedLogistic(jnp.full((2, 3), 0.5), jnp.full((2, 3), 0.1))
+    ),
     "ndim": lambda: Independent(Normal(jnp.zeros((2, 3)), jnp.ones((2, 3))), 2),
     "wrapper": lambda: Normal(jnp.zeros((2, 3)), jnp.ones((2, 3))),
 }
@@ -577,7 +654,9 @@ def test_registered_closed_form_is_used(factorized):
 @pytest.mark.usefixtures("tables")
 def test_registered_numpyro_pair_is_used():
     register_kl(nd.Gamma, nd.Gamma)(nd.kl_divergence)
-    expected = by_quadrature(stats.gamma(2.0, scale=1 / 1.5), stats.gamma(3.0, scale=1 / 0.7), [0, 1, 10, 50])
+    expected = by_quadrature(
+        stats.gamma(2.0, scale=1 / 1.5), stats.gamma(3.0, scale=1 / 0.7), [0, 1, 10, 50]
+    )
     np.testing.assert_allclose(kl(nd.Gamma(2.0, 1.5), nd.Gamma(3.0, 0.7)), expected, rtol=1e-5)
 
 

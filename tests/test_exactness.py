@@ -1,4 +1,6 @@
-"""Linear VAEs against probabilistic PCA, whose likelihood and posterior are known (Lucas et al., arXiv:1911.02469)."""
+"""Linear VAEs against probabilistic PCA, whose likelihood and posterior are known (Lucas et al.,
+arXiv:1911.02469).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_training_reaches_the_maximum_likelihood_and_a_tight_elbo(images: np.nda
         priors.standard_normal(latent),
     )
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
-    algorithm = training.gradient_descent(vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer)
+    algorithm = training.gradient_descent(
+        vae.init, training.batch_mean(models.negative_elbo(vae)), optimizer
+    )
     state = training.fit(algorithm, images, num_steps=steps, batch_size=200)
     params = training.trained(state)
     affine, log_scale = params["decoder"]["Dense_0"], params["likelihood"]["log_scale"]
@@ -50,12 +54,16 @@ def test_training_reaches_the_maximum_likelihood_and_a_tight_elbo(images: np.nda
 
 
 def rotated(linear: Linear) -> np.ndarray:
-    """W R with a rotation R of the latent space: the same likelihood, another posterior covariance."""
+    """W R with a rotation R of the latent space: the same likelihood, another posterior
+    covariance.
+    """
     return linear.w @ ortho_group.rvs(linear.q, random_state=0)
 
 
 @pytest.mark.parametrize("rotate", [False, True])
-def test_a_full_covariance_posterior_is_tight_whatever_the_rotation(images: np.ndarray, rotate: bool) -> None:
+def test_a_full_covariance_posterior_is_tight_whatever_the_rotation(
+    images: np.ndarray, rotate: bool
+) -> None:
     linear = Linear(images, 10)
     vae, params = linear.vae("multivariate_normal", rotated(linear) if rotate else linear.w)
 
@@ -63,7 +71,9 @@ def test_a_full_covariance_posterior_is_tight_whatever_the_rotation(images: np.n
         log_joint = lambda z: vae.decode(params, z).log_prob(x) + vae.prior(params).log_prob(z)
         return bounds.log_weights(jax.random.key(0), vae.encode(params, x), log_joint, 5)
 
-    log_w = np.asarray(jax.jit(jax.vmap(weights))(images))  # [N, K], constant in K at the exact posterior
+    log_w = np.asarray(
+        jax.jit(jax.vmap(weights))(images)
+    )  # [N, K], constant in K at the exact posterior
     exact = linear.log_likelihood(images, linear.w, linear.mean, linear.s2)
     np.testing.assert_allclose(log_w, np.tile(exact[:, None], 5), atol=2e-3)
     assert log_w.mean() == pytest.approx(linear.max_log_likelihood, abs=1e-4)
@@ -90,7 +100,9 @@ def test_importance_weighted_bounds_rise_to_the_exact_value(images: np.ndarray) 
     linear, x = Linear(images, 10), images[:400]
     vae, params = linear.vae("normal", rotated(linear))
     exact = linear.log_likelihood(x, linear.w, linear.mean, linear.s2).mean()
-    estimate = lambda k: evaluation.estimate_log_likelihood(vae, params, x, jax.random.key(0), num_samples=k, chunk=500)
+    estimate = lambda k: evaluation.estimate_log_likelihood(
+        vae, params, x, jax.random.key(0), num_samples=k, chunk=500
+    )
     values = [estimate(k).log_likelihood for k in (1, 5, 50, 500, 5000)]
     assert values == sorted(values)
     assert values[-1] < exact + 1e-2

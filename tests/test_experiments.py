@@ -15,7 +15,18 @@ import pytest
 from harness import lines, result, script
 from PIL import Image
 
-QUICK = ["--steps", "40", "--report-every", "10", "--checkpoint-every", "20", "--test-samples", "20", "--hidden", "16"]
+QUICK = [
+    "--steps",
+    "40",
+    "--report-every",
+    "10",
+    "--checkpoint-every",
+    "20",
+    "--test-samples",
+    "20",
+    "--hidden",
+    "16",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +45,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 def test_a_run_leaves_all_that_is_promised(finished: Path) -> None:
     named = {"config.json", "metrics.jsonl", "checkpoints", "figures", "result.json", "tensorboard"}
     assert named <= {path.name for path in finished.iterdir()}
-    promised = {"test_elbo", "test_log_likelihood", "standard_error", "num_samples", "bits_per_dim", "steps"}
-    assert promised | {"images_per_second"} <= json.loads((finished / "result.json").read_text()).keys()
+    promised = {
+        "test_elbo",
+        "test_log_likelihood",
+        "standard_error",
+        "num_samples",
+        "bits_per_dim",
+        "steps",
+    }
+    assert (
+        promised | {"images_per_second"}
+        <= json.loads((finished / "result.json").read_text()).keys()
+    )
     assert [line["step"] for line in lines(finished)] == [10, 20, 30, 40]
     assert all({"loss", "reconstruction", "kl"} <= line.keys() for line in lines(finished))
     drawn = {"reconstructions", "samples", "traversals", "interpolations", "latents", "curves"}
@@ -46,12 +67,33 @@ def test_a_run_leaves_all_that_is_promised(finished: Path) -> None:
 
 
 def test_evaluate_and_sample(finished: Path) -> None:
-    done = script("evaluate.py", finished, "--num-samples", 70, "--split", "train[:50]", "--checkpoint", "best")
+    done = script(
+        "evaluate.py",
+        finished,
+        "--num-samples",
+        70,
+        "--split",
+        "train[:50]",
+        "--checkpoint",
+        "best",
+    )
     written = json.loads((finished / "evaluation.json").read_text())
-    assert (written["num_samples"], written["num_examples"], written["split"]) == (70, 50, "train[:50]")
+    assert (written["num_samples"], written["num_examples"], written["split"]) == (
+        70,
+        50,
+        "train[:50]",
+    )
     assert "K = 70" in done.stdout
     assert len(written["kl_per_latent"]) == 10
-    named = {"elbo", "reconstruction", "kl", "active_units", "log_likelihood", "standard_error", "bits_per_dim"}
+    named = {
+        "elbo",
+        "reconstruction",
+        "kl",
+        "active_units",
+        "log_likelihood",
+        "standard_error",
+        "bits_per_dim",
+    }
     assert named | {"effective_samples", "pareto_k", "checkpoint"} <= written.keys()
     assert written["log_likelihood"] > written["elbo"]
     script("sample.py", finished, "--num", 5)
@@ -64,10 +106,16 @@ SCRIPTS = {path.stem: path for path in (Path(__file__).parent.parent / "experime
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_what_a_script_takes_from_another_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_script_takes_from_another_is_there(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where only the slow tests would come to it."""
     monkeypatch.syspath_prepend(SCRIPTS[name].parent)
-    used = [node for node in ast.walk(ast.parse(SCRIPTS[name].read_text())) if isinstance(node, ast.Attribute)]
+    used = [
+        node
+        for node in ast.walk(ast.parse(SCRIPTS[name].read_text()))
+        if isinstance(node, ast.Attribute)
+    ]
     named = [(node.value.id, node.attr) for node in used if isinstance(node.value, ast.Name)]
     loaded = vars(importlib.import_module(name))
     for other, attribute in named:
@@ -79,7 +127,14 @@ def test_what_a_script_takes_from_another_is_there(name: str, monkeypatch: pytes
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 DISCRETE = {
     "bits and a learned control variate": ["--posterior", "bernoulli", "--estimator", "relax"],
-    "bits and a baseline": ["--posterior", "bernoulli", "--bound", "sampled_elbo", "--estimator", "nvil"],
+    "bits and a baseline": [
+        "--posterior",
+        "bernoulli",
+        "--bound",
+        "sampled_elbo",
+        "--estimator",
+        "nvil",
+    ],
     "classes": ["--posterior", "categorical", "--classes", "3", "--estimator", "disarm_tree"],
     "bits and a bound": ["--posterior", "bernoulli", "--bound", "vimco", "--num-samples", "3"],
     "the prior's gradient": ["--bound", "gdreg", "--num-samples", "3"],
@@ -95,7 +150,18 @@ def test_estimators_and_bounds_are_words_on_the_command_line(
     import train
 
     more = ["--data-dir", data_dir, "--workdir", tmp_path, "--test-examples", 20, "--latent", 4]
-    few = ["--steps", 20, "--report-every", 10, "--checkpoint-every", 10, "--test-samples", 5, "--hidden", 8]
+    few = [
+        "--steps",
+        20,
+        "--report-every",
+        10,
+        "--checkpoint-every",
+        10,
+        "--test-samples",
+        5,
+        "--hidden",
+        8,
+    ]
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*DISCRETE[kind], *few, *more])])
     train.main()
     assert result(tmp_path)["test_elbo"] > -64 * np.log(2) - 20
@@ -130,26 +196,51 @@ MISTAKES = {
     "free bits": (["--free-bits", "0.1", "--accumulate", "2"], "--accumulate must be 1"),
     "devices": (["--devices", "64"], "this machine has"),
     "job": (["--coordinator", "127.0.0.1:1"], "belong to --distributed"),
-    "shards": (["--virtual-shards", "7"], "--batch-size 128 does not divide into --virtual-shards 7"),
+    "shards": (
+        ["--virtual-shards", "7"],
+        "--batch-size 128 does not divide into --virtual-shards 7",
+    ),
     "blocks": (["--blocks", "3"], "--blocks belongs to --network residual"),
     "static stream": (["--stream", "--pixels", "static"], "use pixels='dynamic'"),
     "batch": (["--batch-size", "0"], "--batch-size must be at least 1; it was 0"),
     "latent": (["--latent", "-1"], "--latent must be at least 1; it was -1"),
     "rate": (["--learning-rate", "nan"], "--learning-rate must be finite"),
-    "estimator": (["--estimator", "disarm"], "serves binary latents; --posterior normal has continuous ones"),
+    "estimator": (
+        ["--estimator", "disarm"],
+        "serves binary latents; --posterior normal has continuous ones",
+    ),
     "bits": (["--posterior", "bernoulli", "--bound", "dreg"], "which are served by elbo_rloo"),
-    "samples": (["--posterior", "bernoulli", "--estimator", "rloo"], "needs --num-samples 2 at least; it was 1"),
-    "both": (["--bound", "dreg", "--estimator", "pathwise"], "--estimator belongs to --bound elbo and sampled_elbo"),
-    "groups": (["--bound", "miwae", "--num-samples", "5", "--groups", "2"], "5 do not divide into --groups 2"),
-    "temperature": (["--posterior", "joint", "--temperature", "0"], "--temperature must be above 0"),
+    "samples": (
+        ["--posterior", "bernoulli", "--estimator", "rloo"],
+        "needs --num-samples 2 at least; it was 1",
+    ),
+    "both": (
+        ["--bound", "dreg", "--estimator", "pathwise"],
+        "--estimator belongs to --bound elbo and sampled_elbo",
+    ),
+    "groups": (
+        ["--bound", "miwae", "--num-samples", "5", "--groups", "2"],
+        "5 do not divide into --groups 2",
+    ),
+    "temperature": (
+        ["--posterior", "joint", "--temperature", "0"],
+        "--temperature must be above 0",
+    ),
     "order": (["--bound", "renyi", "--renyi-order", "1"], "use --bound sampled_elbo"),
-    "divergence": (["--learning-rate", "1e9", "--steps", "300"], "10 updates in a row were skipped"),
+    "divergence": (
+        ["--learning-rate", "1e9", "--steps", "300"],
+        "10 updates in a row were skipped",
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_answered_in_a_sentence(
-    tmp_path: Path, data_dir: Path, mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path,
+    data_dir: Path,
+    mistake: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     import train
 
@@ -178,20 +269,61 @@ def test_help(name: str) -> None:
 RUNS = {
     "conv": ["conv", "--hidden", "4", "--latent", "2"],
     "devices": ["--devices", "4"],
-    "shard_map": ["--devices", "4", "--mapping", "shard_map", "--virtual-shards", "8", "--precision", "bfloat16"],
+    "shard_map": [
+        "--devices",
+        "4",
+        "--mapping",
+        "shard_map",
+        "--virtual-shards",
+        "8",
+        "--precision",
+        "bfloat16",
+    ],
     "stream": ["--stream", "--devices", "2", "--profile"],
     "residual": ["--network", "residual", "--hidden", "4", "--latent", "2"],
     "iwae": ["--bound", "iwae", "--num-samples", "3"],
-    "sampled": ["--bound", "sampled_elbo", "--ema-decay", "0.9", "--clip-norm", "1", "--warmup-steps", "2"],
+    "sampled": [
+        "--bound",
+        "sampled_elbo",
+        "--ema-decay",
+        "0.9",
+        "--clip-norm",
+        "1",
+        "--warmup-steps",
+        "2",
+    ],
     "free bits": ["--free-bits", "0.1", "--free-bits-groups", "5"],
-    "warm-up": ["--kl-warmup", "cyclical", "--kl-warmup-steps", "4", "--kl-weight", "2", "--schedule", "linear"],
+    "warm-up": [
+        "--kl-warmup",
+        "cyclical",
+        "--kl-warmup-steps",
+        "4",
+        "--kl-weight",
+        "2",
+        "--schedule",
+        "linear",
+    ],
     "static": ["--pixels", "static", "--optimizer", "adamax", "--accumulate", "2"],
-    "gaussian": ["--likelihood", "normal_learned", "--posterior", "multivariate_normal", "--schedule", "constant"],
+    "gaussian": [
+        "--likelihood",
+        "normal_learned",
+        "--posterior",
+        "multivariate_normal",
+        "--schedule",
+        "constant",
+    ],
     "logistic": ["--likelihood", "discretized_logistic", "--optimizer", "adamw"],
     "mixture": ["--likelihood", "discretized_logistic_mixture"],
     "counts": ["--likelihood", "zero_inflated_negative_binomial"],
     "categorical": ["--likelihood", "categorical"],
-    "continuous": ["--likelihood", "continuous_bernoulli", "--train-split", "train[:5]", "--test-split", "test[:1]"],
+    "continuous": [
+        "--likelihood",
+        "continuous_bernoulli",
+        "--train-split",
+        "train[:5]",
+        "--test-split",
+        "test[:1]",
+    ],
 }
 
 
@@ -199,17 +331,39 @@ OFTEN = ("stream", "sampled")
 
 
 @pytest.mark.parametrize("run", [name if name in OFTEN else slow(name) for name in RUNS])
-def test_every_choice_runs(tmp_path: Path, data_dir: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_choice_runs(
+    tmp_path: Path, data_dir: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two steps through the same functions as the command, without the cost of a new process."""
     import train
 
     chosen = RUNS[run] if "--hidden" in RUNS[run] else [*RUNS[run], "--hidden", "8"]
-    short = ["--steps", "4", "--report-every", "2", "--checkpoint-every", "4", "--test-samples", "6"]
-    more = ["--batch-size", "16", "--test-examples", "10", "--data-dir", str(data_dir), "--workdir", str(tmp_path)]
+    short = [
+        "--steps",
+        "4",
+        "--report-every",
+        "2",
+        "--checkpoint-every",
+        "4",
+        "--test-samples",
+        "6",
+    ]
+    more = [
+        "--batch-size",
+        "16",
+        "--test-examples",
+        "10",
+        "--data-dir",
+        str(data_dir),
+        "--workdir",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(sys, "argv", ["train.py", *chosen, *short, *more])
     train.main()
     values = json.loads((tmp_path / "result.json").read_text())
-    assert np.isfinite([values["test_elbo"], values["test_log_likelihood"], values["bits_per_dim"]]).all()
+    assert np.isfinite(
+        [values["test_elbo"], values["test_log_likelihood"], values["bits_per_dim"]]
+    ).all()
 
 
 def test_a_users_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

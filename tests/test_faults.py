@@ -1,4 +1,5 @@
-"""Faults, done to the real script: kills, signals, damage, lost processes, full disks. None of them changes the result.
+"""Faults, done to the real script: kills, signals, damage, lost processes, full disks. None of them
+changes the result.
 
 What is compared is all that a run ends with but its timings: ``harness.outcome``.
 """
@@ -39,13 +40,28 @@ from harness import (
 
 STEPS, EVERY = 240, 20
 slow = pytest.mark.slow
-mounts = pytest.mark.skipif(not can_mount(), reason="mounting a file system in a namespace is not permitted here")
+mounts = pytest.mark.skipif(
+    not can_mount(), reason="mounting a file system in a namespace is not permitted here"
+)
 
 
 @pytest.fixture(scope="module")
 def flags(data_dir: Path) -> Callable[..., list[Any]]:
-    """The arguments of a run; virtual shards make it the same one on any number of devices and processes."""
-    small = ["--hidden", 16, "--batch-size", 96, "--virtual-shards", 8, "--test-samples", 20, "--test-examples", 20]
+    """The arguments of a run; virtual shards make it the same one on any number of devices and
+    processes.
+    """
+    small = [
+        "--hidden",
+        16,
+        "--batch-size",
+        96,
+        "--virtual-shards",
+        8,
+        "--test-samples",
+        20,
+        "--test-examples",
+        20,
+    ]
     small += ["--report-every", 15, "--checkpoint-every", EVERY]
     return lambda workdir, steps=STEPS, data=data_dir: [
         *(*small, "--steps", steps, "--data-dir", data, "--workdir", workdir)
@@ -53,7 +69,9 @@ def flags(data_dir: Path) -> Callable[..., list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, flags: Callable) -> Callable[..., dict[str, Any]]:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, flags: Callable
+) -> Callable[..., dict[str, Any]]:
     """What a run of so many steps ends with that nothing disturbs, in one process on one device."""
 
     @functools.cache
@@ -78,7 +96,9 @@ def half(tmp_path_factory: pytest.TempPathFactory, flags: Callable) -> Path:
 
 def to_the_end(workdir: Path, arguments: list[Any]) -> str:
     """Runs in one process until it ends by itself, and returns what it said."""
-    with Running(command("train.py", *arguments), workdir.with_name(f"{workdir.name}-end")) as running:
+    with Running(
+        command("train.py", *arguments), workdir.with_name(f"{workdir.name}-end")
+    ) as running:
         return running.ended(0)
 
 
@@ -87,7 +107,9 @@ def refused(log: Path, command: list[str]) -> str:
     with Running(command, log) as running:
         text = running.ended(2)
         said = running.err.read_text().replace("\r", "\n").splitlines()
-    rest = [line for line in said if line.strip() and not line.startswith(("training: ", "warning: "))]
+    rest = [
+        line for line in said if line.strip() and not line.startswith(("training: ", "warning: "))
+    ]
     assert len(rest) == 1 and rest[0].startswith("error: "), text
     return rest[0]
 
@@ -102,7 +124,13 @@ def test_killed_at_random_moments_a_shell_loop_reaches_the_end(
 ) -> None:
     """While it starts, trains, saves and judges; nothing that was saved is lost."""
     rng, workdir, killed, there = np.random.default_rng(kills), tmp_path / "run", None, []
-    loop = ["sh", "-c", 'until "$@"; do :; done', "sh", *command("train.py", *flags(workdir, steps))]
+    loop = [
+        "sh",
+        "-c",
+        'until "$@"; do :; done',
+        "sh",
+        *command("train.py", *flags(workdir, steps)),
+    ]
     with Running(loop, tmp_path / "log") as supervisor:
         for target in [0, *sorted(rng.uniform(0, 0.8 * steps, kills - 2)), steps]:
             supervisor.until(lambda last=killed: child(supervisor) not in (None, last))
@@ -117,7 +145,9 @@ def test_killed_at_random_moments_a_shell_loop_reaches_the_end(
     assert outcome(workdir) == undisturbed(steps)
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, flags: Callable, undisturbed: Callable) -> None:
+def test_a_signal_saves_and_the_same_command_goes_on(
+    tmp_path: Path, flags: Callable, undisturbed: Callable
+) -> None:
     workdir, stops = tmp_path / "run", [0]
     for number in (signal.SIGTERM, signal.SIGINT):
         with Running(command("train.py", *flags(workdir)), tmp_path / number.name) as running:
@@ -132,7 +162,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, flags: Call
 
 
 @slow
-def test_stopped_at_the_step_of_a_checkpoint_it_is_judged_as_ever(tmp_path: Path, flags: Callable) -> None:
+def test_stopped_at_the_step_of_a_checkpoint_it_is_judged_as_ever(
+    tmp_path: Path, flags: Callable
+) -> None:
     import config
     import train
     import wiring
@@ -141,7 +173,9 @@ def test_stopped_at_the_step_of_a_checkpoint_it_is_judged_as_ever(tmp_path: Path
     _, settings = config.parse([*map(str, flags(tmp_path, 4)), *every_step])
     run, step = wiring.build(settings), 0
     for asked in ("SIGTERM", "SIGTERM", ""):
-        state = train.train(run, tmp_path, SimpleNamespace(asked=asked, awaited=contextlib.nullcontext))
+        state = train.train(
+            run, tmp_path, SimpleNamespace(asked=asked, awaited=contextlib.nullcontext)
+        )
         assert step < int(state.step)
         step = int(state.step)
     assert [line["step"] for line in lines(tmp_path, "validation.jsonl")] == [1, 2, 3, 4]
@@ -158,7 +192,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, flags: Callable) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)])
-def test_a_signal_before_training_ends_cleanly(tmp_path: Path, flags: Callable, number: signal.Signals) -> None:
+def test_a_signal_before_training_ends_cleanly(
+    tmp_path: Path, flags: Callable, number: signal.Signals
+) -> None:
     with Running(command("train.py", *flags(tmp_path)), tmp_path / "log") as running:
         running.until(lambda: running.hears(signal.SIGTERM))
         time.sleep(0.05)
@@ -172,7 +208,9 @@ def test_a_signal_before_training_ends_cleanly(tmp_path: Path, flags: Callable, 
 OFTEN = ("half-written",)
 
 
-@pytest.mark.parametrize("way", [way if way in OFTEN else pytest.param(way, marks=slow) for way in DAMAGES])
+@pytest.mark.parametrize(
+    "way", [way if way in OFTEN else pytest.param(way, marks=slow) for way in DAMAGES]
+)
 def test_damage_of_the_newest_checkpoint_changes_nothing(
     tmp_path: Path, flags: Callable, half: Path, undisturbed: Callable, way: str
 ) -> None:
@@ -203,7 +241,9 @@ def test_where_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_overwr
     assert (contents(checkpoints), [(workdir / name).read_bytes() for name in others]) == before
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path: Path, flags: Callable, half: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(
+    tmp_path: Path, flags: Callable, half: Path
+) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(half, workdir)
     config = json.loads((workdir / "config.json").read_text())
@@ -221,12 +261,16 @@ def lost(running: Running) -> None:
     """Waits for a process to end by itself because another one of its job is gone."""
     began = time.monotonic()
     running.ended()
-    assert running.process.returncode not in (0, 2), running.text  # 2 would say that it is of no use to start it again
+    assert running.process.returncode not in (0, 2), (
+        running.text
+    )  # 2 would say that it is of no use to start it again
     assert time.monotonic() - began < 60  # the heartbeat is ten seconds
 
 
 def stopped(workdir: Path, processes: list[Running], at: int, told: list[int]) -> int:
-    """Sends SIGTERM to some processes of a job once a step is saved; returns the step that all have stopped at."""
+    """Sends SIGTERM to some processes of a job once a step is saved; returns the step that all
+    have stopped at.
+    """
     processes[0].until(lambda: newest(workdir) >= at)
     for which in told:
         processes[which].send(signal.SIGTERM)
@@ -236,7 +280,9 @@ def stopped(workdir: Path, processes: list[Running], at: int, told: list[int]) -
 
 
 @slow
-def test_a_job_that_lost_a_process_ends_on_one_device(tmp_path: Path, flags: Callable, undisturbed: Callable) -> None:
+def test_a_job_that_lost_a_process_ends_on_one_device(
+    tmp_path: Path, flags: Callable, undisturbed: Callable
+) -> None:
     workdir = tmp_path / "run"
     with job(tmp_path / "log", flags(workdir), processes=2, devices=2) as (survivor, killed):
         survivor.until(lambda: newest(workdir) >= EVERY)
@@ -282,7 +328,9 @@ def test_a_job_is_stopped_through_any_of_its_processes(
 
 
 @slow
-def test_a_job_that_cannot_work_says_so_in_every_process(tmp_path: Path, flags: Callable, half: Path) -> None:
+def test_a_job_that_cannot_work_says_so_in_every_process(
+    tmp_path: Path, flags: Callable, half: Path
+) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(half, workdir)
     for step in saved(workdir):
@@ -296,7 +344,9 @@ def test_a_job_that_cannot_work_says_so_in_every_process(tmp_path: Path, flags: 
 
 @slow
 @pytest.mark.parametrize("launch", ["flags", "kubernetes", "slurm"])
-def test_two_processes_end_as_one(tmp_path: Path, flags: Callable, undisturbed: Callable, launch: str) -> None:
+def test_two_processes_end_as_one(
+    tmp_path: Path, flags: Callable, undisturbed: Callable, launch: str
+) -> None:
     devices = 1 if launch == "slurm" else 4  # SLURM's processes have one device each
     with job(tmp_path / "log", flags(tmp_path / "run", 40), 2, devices, launch) as processes:
         for running in processes:
@@ -305,9 +355,20 @@ def test_two_processes_end_as_one(tmp_path: Path, flags: Callable, undisturbed: 
 
 
 @slow
-def test_without_virtual_shards_two_processes_differ_by_rounding_alone(tmp_path: Path, flags: Callable) -> None:
+def test_without_virtual_shards_two_processes_differ_by_rounding_alone(
+    tmp_path: Path, flags: Callable
+) -> None:
     """In losses and norms of the gradient over ragged epochs, and in the ELBO after them."""
-    own = ["--virtual-shards", 0, "--optimizer", "sgd", "--report-every", 1, "--train-split", "train[:250]"]
+    own = [
+        "--virtual-shards",
+        0,
+        "--optimizer",
+        "sgd",
+        "--report-every",
+        1,
+        "--train-split",
+        "train[:250]",
+    ]
     one, two = ([*flags(tmp_path / name, 40), *own] for name in ("one", "two"))
     to_the_end(tmp_path / "one", one)
     with job(tmp_path / "log", two, processes=2, devices=2) as processes:
@@ -322,7 +383,9 @@ def test_without_virtual_shards_two_processes_differ_by_rounding_alone(tmp_path:
 
 @pytest.fixture(scope="module")
 def half_of_eight(tmp_path_factory: pytest.TempPathFactory, flags: Callable) -> Path:
-    """The workdir of a job of two processes with four devices each, of which process 0 was told to stop."""
+    """The workdir of a job of two processes with four devices each, of which process 0 was told
+    to stop.
+    """
     workdir = tmp_path_factory.mktemp("half-of-eight")
     with job(workdir / "log", flags(workdir), processes=2, devices=4) as processes:
         stopped(workdir, processes, 2 * EVERY, [0])
@@ -372,15 +435,32 @@ def test_a_second_run_on_a_workdir_is_refused_and_the_first_goes_on(
 
 PLACES = {  # mounts on the folder, workdir, data (None: where the digits are prepared) -> what is said
     "below a file": ("", "file/run", None, "file/run: Not a directory"),
-    "read-only workdir": ("mount -t tmpfs -o ro tmpfs {}", "run", None, "run: Read-only file system"),
-    "read-only data": ("mount -t tmpfs -o ro tmpfs {}", "run", "data", "digits cannot be prepared in {}/data"),
+    "read-only workdir": (
+        "mount -t tmpfs -o ro tmpfs {}",
+        "run",
+        None,
+        "run: Read-only file system",
+    ),
+    "read-only data": (
+        "mount -t tmpfs -o ro tmpfs {}",
+        "run",
+        "data",
+        "digits cannot be prepared in {}/data",
+    ),
     "full disk": ("mount -t tmpfs -o size=240k tmpfs {}", "run", None, "No space left on device"),
-    "full from the start": ("mount -t tmpfs -o size=4k tmpfs {}", "run", None, "No space left on device"),
+    "full from the start": (
+        "mount -t tmpfs -o size=4k tmpfs {}",
+        "run",
+        None,
+        "No space left on device",
+    ),
 }
 SEEN = ("below a file", "read-only data", "full disk")
 
 
-@pytest.mark.parametrize("place", [place if place in SEEN else pytest.param(place, marks=slow) for place in PLACES])
+@pytest.mark.parametrize(
+    "place", [place if place in SEEN else pytest.param(place, marks=slow) for place in PLACES]
+)
 def test_a_place_that_cannot_be_used_is_named_in_a_sentence(
     tmp_path: Path, flags: Callable, data_dir: Path, place: str
 ) -> None:
@@ -391,7 +471,9 @@ def test_a_place_that_cannot_be_used_is_named_in_a_sentence(
     arguments = command("train.py", *flags(there / run, data=there / data if data else data_dir))
     if mount and not can_mount():
         pytest.skip("mounting is not permitted here")
-    sentence = refused(tmp_path / "log", within(mount.format(there), arguments) if mount else arguments)
+    sentence = refused(
+        tmp_path / "log", within(mount.format(there), arguments) if mount else arguments
+    )
     assert said.format(there) in sentence
 
 
@@ -404,9 +486,14 @@ def test_a_disk_that_was_full_is_of_no_consequence_once_it_is_not(
     """Wherever it hit; the run is copied out of the mount, which ends with the shell."""
     there, copy = tmp_path / "there", tmp_path / "copy"
     there.mkdir()
-    mount, more = f"mount -t tmpfs -o size={size} tmpfs {there}", f"mount -o remount,size=64m {there}"
+    mount, more = (
+        f"mount -t tmpfs -o size={size} tmpfs {there}",
+        f"mount -o remount,size=64m {there}",
+    )
     twice = ["sh", "-c", f'"$@"; echo first $?; {more}; "$@"; cp -r {there}/run {copy}', "sh"]
-    with Running(within(mount, [*twice, *command("train.py", *flags(there / "run"))]), tmp_path / "log") as running:
+    with Running(
+        within(mount, [*twice, *command("train.py", *flags(there / "run"))]), tmp_path / "log"
+    ) as running:
         text = running.ended(0)
     assert "first 2" in text
     assert text.count("error: ") == 1 and "No space left on device" in text
@@ -421,6 +508,8 @@ def test_data_is_read_from_a_place_that_cannot_be_written(
     data = tmp_path / "data"
     data.mkdir()
     mount = f"mount --bind {data_dir} {data} && mount -o remount,bind,ro {data} && ! touch {data}/x 2>/dev/null"
-    with Running(within(mount, command("train.py", *flags(tmp_path / "run", 40, data))), tmp_path / "log") as running:
+    with Running(
+        within(mount, command("train.py", *flags(tmp_path / "run", 40, data))), tmp_path / "log"
+    ) as running:
         running.ended(0)
     assert outcome(tmp_path / "run") == undisturbed(40)

@@ -25,10 +25,12 @@ def test_decoded_images(small_vae: models.VAE, digits: datasets.Dataset) -> None
     np.testing.assert_array_equal(inputs, x)
     assert outputs.shape == x.shape
     assert figures.prior_samples(small_vae, params, jax.random.key(1), x).shape == x.shape
-    swept = figures.traversals(small_vae, params, jnp.zeros(2), [1, 0], jnp.array([-1.0, 0.0, 1.0]))
-    assert swept.shape == (2, 3, 8, 8, 1)
+    vmapped = figures.traversals(
+        small_vae, params, jnp.zeros(2), [1, 0], jnp.array([-1.0, 0.0, 1.0])
+    )
+    assert vmapped.shape == (2, 3, 8, 8, 1)
     np.testing.assert_allclose(
-        swept[:, 1], np.tile(small_vae.decode(params, jnp.zeros(2)).mean, (2, 1, 1, 1)), rtol=1e-5
+        vmapped[:, 1], np.tile(small_vae.decode(params, jnp.zeros(2)).mean, (2, 1, 1, 1)), rtol=1e-5
     )
     lines = figures.interpolations(small_vae, params, x[:3], x[3:], 4)
     assert lines.shape == (3, 4, 8, 8, 1)
@@ -36,7 +38,9 @@ def test_decoded_images(small_vae: models.VAE, digits: datasets.Dataset) -> None
     np.testing.assert_allclose(lines[:, -1], outputs[3:], rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 8, 1), (3, 2, 5, 7, 3), (2, 2, 4, 4, 2), (1, 1, 8, 8, 1), (2, 4, 20)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 8, 8, 1), (3, 2, 5, 7, 3), (2, 2, 4, 4, 2), (1, 1, 8, 8, 1), (2, 4, 20)]
+)
 def test_a_grid_shows_its_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """Black images make a dark sheet, white ones a white one; values outside [0, 1] are clipped."""
     mean = {}
@@ -48,7 +52,9 @@ def test_a_grid_shows_its_images(tmp_path: Path, shape: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 @pytest.mark.parametrize("labels", [None, np.arange(30) % 3, np.arange(30) % 15, np.arange(30)])
-def test_the_latent_space_is_drawn(tmp_path: Path, dimensions: int, labels: np.ndarray | None) -> None:
+def test_the_latent_space_is_drawn(
+    tmp_path: Path, dimensions: int, labels: np.ndarray | None
+) -> None:
     means = np.random.default_rng(0).normal(size=(30, dimensions))
     figures.latent_scatter(tmp_path / "latents.png", means, labels, "title")
     assert pixels(tmp_path / "latents.png").std() > 5

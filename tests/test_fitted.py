@@ -35,7 +35,10 @@ def drawn(count: int, seed: int) -> np.ndarray:
 
 
 def true_log_density(z: np.ndarray) -> np.ndarray:
-    parts = [w * stats.multivariate_normal(m, l @ l.T).pdf(z) for w, m, l in zip(WEIGHTS, CENTRES, LOWER, strict=True)]
+    parts = [
+        w * stats.multivariate_normal(m, l @ l.T).pdf(z)
+        for w, m, l in zip(WEIGHTS, CENTRES, LOWER, strict=True)
+    ]
     return np.log(sum(parts))
 
 
@@ -50,7 +53,9 @@ def test_a_known_mixture_is_recovered(mixture: Mixture) -> None:
     gap = true_log_density(fresh) - found
     assert gap.mean() + 3 * gap.std() / np.sqrt(4000) >= 0 and gap.mean() < 0.01
     order = np.argsort(-np.asarray(mixture.logits))
-    np.testing.assert_allclose(np.asarray(jax.nn.softmax(mixture.logits))[order], WEIGHTS, atol=0.03)
+    np.testing.assert_allclose(
+        np.asarray(jax.nn.softmax(mixture.logits))[order], WEIGHTS, atol=0.03
+    )
     np.testing.assert_allclose(np.asarray(mixture.components.loc)[order], CENTRES, atol=0.12)
     tril = np.asarray(mixture.components.scale_tril)[order]
     np.testing.assert_allclose(tril @ tril.mT, LOWER @ LOWER.mT, atol=0.12)
@@ -66,19 +71,26 @@ def test_the_log_likelihood_is_that_of_scikit_learn(mixture: Mixture) -> None:
 def test_samples_of_the_mixture_have_its_moments(mixture: Mixture) -> None:
     draws = np.asarray(jax.jit(lambda d: d.sample(KEY, (20_000,)))(mixture))
     np.testing.assert_allclose(draws.mean(0), WEIGHTS @ CENTRES, atol=0.1)
-    assert true_log_density(draws).mean() == pytest.approx(true_log_density(drawn(20_000, 2)).mean(), abs=0.05)
+    assert true_log_density(draws).mean() == pytest.approx(
+        true_log_density(drawn(20_000, 2)).mean(), abs=0.05
+    )
 
 
 def test_one_component_is_the_gaussian_of_maximal_likelihood() -> None:
     z = drawn(300, 3)
     mixture = fitted.gaussian_mixture(z, 1, KEY)
     np.testing.assert_allclose(mixture.components.loc[0], z.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(mixture.components.scale_tril[0], np.linalg.cholesky(np.cov(z.T, bias=True)), rtol=1e-4)
+    np.testing.assert_allclose(
+        mixture.components.scale_tril[0], np.linalg.cholesky(np.cov(z.T, bias=True)), rtol=1e-4
+    )
 
 
 def test_the_same_key_fits_the_same_mixture() -> None:
     z = np.random.default_rng(0).uniform(size=(200, 2))
-    logits = [fitted.gaussian_mixture(z, 6, jax.random.key(seed), tolerance=0.01).logits for seed in (1, 1, 2)]
+    logits = [
+        fitted.gaussian_mixture(z, 6, jax.random.key(seed), tolerance=0.01).logits
+        for seed in (1, 1, 2)
+    ]
     np.testing.assert_array_equal(logits[0], logits[1])
     assert np.abs(np.sort(logits[0]) - np.sort(logits[2])).max() > 1e-3
 
@@ -98,7 +110,9 @@ COMPONENTS = Prior(
 
 
 def test_the_optimum_is_that_of_the_encodings_that_were_not_held_out() -> None:
-    """Of twenty rows, two are held out: the mean tells which, and their log-likelihood is theirs alone."""
+    """Of twenty rows, two are held out: the mean tells which, and their log-likelihood is theirs
+    alone.
+    """
     z = np.random.default_rng(2).normal(size=(20, 2)) * 3
     found = fitted.density_by_gradient(GAUSSIAN, z, KEY, 1000, 0.1)
     misses = {
@@ -132,7 +146,9 @@ def test_encodings_may_have_any_shape() -> None:
 
 
 def test_a_second_stage_draws_what_it_was_fitted_to() -> None:
-    """Three clusters in the plane: their shares, and little between them, where a Gaussian would put draws."""
+    """Three clusters in the plane: their shares, and little between them, where a Gaussian would
+    put draws.
+    """
     draws = fitted.second_stage(drawn(4000, 0), KEY, 1500, hidden=(64, 64)).sample(KEY, (50, 100))
     assert draws.shape == (50, 100, 2)
     flat = np.asarray(draws).reshape(-1, 2)
@@ -143,17 +159,38 @@ def test_a_second_stage_draws_what_it_was_fitted_to() -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
-    "too_few_rows": (lambda: fitted.gaussian_mixture(np.zeros((2, 3)), 3, KEY), "3 components need"),
-    "no_components": (lambda: fitted.gaussian_mixture(np.zeros((2, 3)), 0, KEY), "0 components need"),
-    "images": (lambda: fitted.gaussian_mixture(np.zeros((9, 3, 3)), 2, KEY), r"the shape was \(9, 3, 3\)"),
-    "not_finite": (lambda: fitted.gaussian_mixture(np.full((9, 3), np.nan), 2, KEY), "finite numbers"),
+    "too_few_rows": (
+        lambda: fitted.gaussian_mixture(np.zeros((2, 3)), 3, KEY),
+        "3 components need",
+    ),
+    "no_components": (
+        lambda: fitted.gaussian_mixture(np.zeros((2, 3)), 0, KEY),
+        "0 components need",
+    ),
+    "images": (
+        lambda: fitted.gaussian_mixture(np.zeros((9, 3, 3)), 2, KEY),
+        r"the shape was \(9, 3, 3\)",
+    ),
+    "not_finite": (
+        lambda: fitted.gaussian_mixture(np.full((9, 3), np.nan), 2, KEY),
+        "finite numbers",
+    ),
     "not_finite_gradient": (
         lambda: fitted.density_by_gradient(GAUSSIAN, np.full((9, 2), np.inf), KEY),
         "finite numbers",
     ),
-    "no_parameters": (lambda: fitted.density_by_gradient(standard_normal(2), np.zeros((9, 2)), KEY), "no parameters"),
-    "images of a second stage": (lambda: fitted.second_stage(np.zeros((9, 3, 3)), KEY), r"\(9, 3, 3\)"),
-    "one_row": (lambda: fitted.density_by_gradient(GAUSSIAN, np.zeros((1, 2)), KEY), "cannot be cut"),
+    "no_parameters": (
+        lambda: fitted.density_by_gradient(standard_normal(2), np.zeros((9, 2)), KEY),
+        "no parameters",
+    ),
+    "images of a second stage": (
+        lambda: fitted.second_stage(np.zeros((9, 3, 3)), KEY),
+        r"\(9, 3, 3\)",
+    ),
+    "one_row": (
+        lambda: fitted.density_by_gradient(GAUSSIAN, np.zeros((1, 2)), KEY),
+        "cannot be cut",
+    ),
 }
 
 
@@ -165,7 +202,9 @@ def test_bad_input_is_refused(fault: str) -> None:
 
 
 def test_a_fit_that_diverges_says_so() -> None:
-    prior = GAUSSIAN._replace(make=lambda params: Normal(params["loc"], params["log_scale"]))  # a scale of zero
+    prior = GAUSSIAN._replace(
+        make=lambda params: Normal(params["loc"], params["log_scale"])
+    )  # a scale of zero
     with pytest.raises(training.NotFiniteError, match="loss"):
         fitted.density_by_gradient(prior, np.ones((20, 2)), KEY, 20)
 

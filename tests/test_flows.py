@@ -1,4 +1,6 @@
-"""Normalizing flows: every one against automatic differentiation, and those with Gaussian cases against SciPy."""
+"""Normalizing flows: every one against automatic differentiation, and those with Gaussian cases
+against SciPy.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,32 @@ from numpyro.distributions.flows import InverseAutoregressiveTransform
 from scipy import stats
 
 from jaxvae import flows, posteriors
-from jaxvae.distributions import Distribution, Normal, Transformed, drawn, noise_of
+from jaxvae.distributions import (
+    Distribution,
+    Normal,
+    Transformed,
+    sample_and_log_prob_of,
+    sample_noise,
+)
 
 KEY = jax.random.key(0)
 Z_BOUND = 5.0
 DRAWS = 20_000
 # compiled in a third of the time, for what runs once
 quick = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
 
 
 def mixed(latent: int) -> flows.Flow:
     """Of both kinds, with an inverse."""
-    return flows.chain(flows.affine_coupling(latent, (8,)), flows.reverse(latent), flows.radial(latent))
+    return flows.chain(
+        flows.affine_coupling(latent, (8,)), flows.reverse(latent), flows.radial(latent)
+    )
 
 
 class Member(NamedTuple):
@@ -36,16 +50,22 @@ class Member(NamedTuple):
     make: Callable[[int], flows.Flow]  # of D
     inverse: bool = True
     size: Callable[[int], int] = lambda d: 0
-    start: str = "identity"  # what it is at raw = 0 and at init; or an isometry, or near the identity
+    start: str = (
+        "identity"  # what it is at raw = 0 and at init; or an isometry, or near the identity
+    )
 
 
 MEMBERS = {
     "planar": Member(flows.planar, False, lambda d: 2 * d + 1),
     "radial": Member(flows.radial, True, lambda d: d + 2),
     "householder": Member(flows.householder, True, lambda d: d),
-    "sylvester": Member(lambda d: flows.sylvester(d, d - 1), False, lambda d: (d - 1) * (2 * d + 1)),
+    "sylvester": Member(
+        lambda d: flows.sylvester(d, d - 1), False, lambda d: (d - 1) * (2 * d + 1)
+    ),
     "triangular_sylvester": Member(flows.triangular_sylvester, False, lambda d: d * (d + 2)),
-    "householder_sylvester": Member(lambda d: flows.householder_sylvester(d, 2), False, lambda d: d * (d + 4)),
+    "householder_sylvester": Member(
+        lambda d: flows.householder_sylvester(d, 2), False, lambda d: d * (d + 4)
+    ),
     "inverse_autoregressive": Member(
         lambda d: flows.inverse_autoregressive(d, (8,), 2), True, lambda d: 2, start="near"
     ),
@@ -56,7 +76,11 @@ MEMBERS = {
     "chain": Member(mixed, True, lambda d: d + 2, start="isometry"),
 }
 INVERTIBLE = [name for name, member in MEMBERS.items() if member.inverse]
-AMORTIZED = [name for name in MEMBERS if jax.eval_shape(MEMBERS[name].make(3).init, KEY) == {} and name != "reverse"]
+AMORTIZED = [
+    name
+    for name in MEMBERS
+    if jax.eval_shape(MEMBERS[name].make(3).init, KEY) == {} and name != "reverse"
+]
 members = pytest.mark.parametrize("name", MEMBERS)
 invertible = pytest.mark.parametrize("name", INVERTIBLE)
 D = 3
@@ -71,7 +95,9 @@ def parameters(name: str, scale: float = 0.5, latent: int = D) -> Any:
     """Random ones: at init the last layers are zero."""
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(flow(name, latent).init, KEY)
-    return jax.tree.map(lambda a: np.asarray(scale * rng.normal(size=a.shape), jnp.zeros(0).dtype), shapes)
+    return jax.tree.map(
+        lambda a: np.asarray(scale * rng.normal(size=a.shape), jnp.zeros(0).dtype), shapes
+    )
 
 
 def noise(shapes: Any) -> Any:
@@ -92,7 +118,9 @@ class Evaluation(NamedTuple):
     y: np.ndarray
     log_det: np.ndarray
     jacobian: np.ndarray
-    differences: np.ndarray  # between derivatives along a direction and central differences, relative
+    differences: (
+        np.ndarray
+    )  # between derivatives along a direction and central differences, relative
     back: np.ndarray  # where the flow has an inverse
     back_log_det: np.ndarray
     start: tuple[np.ndarray, np.ndarray]  # y and log |det| at raw = 0 with initial parameters
@@ -113,10 +141,18 @@ def evaluated(name: str) -> Evaluation:
         in_z = (*jax.tree.map(lambda a: jnp.zeros((D, *a.shape)), at[:2]), jnp.eye(D))
         tangents = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), in_z, along)
         # as one batch, which compiles once
-        points = jax.tree.map(lambda *a: jnp.stack(a), at, step(1e-6), step(-1e-6), (start, 0 * raw, z))
-        all_tangents = jax.vmap(lambda at, tangent: jax.jvp(both, at, tangent), (None, 0), (None, 0))
-        values, slopes = jax.vmap(all_tangents, (0, None))(points, tangents)  # of each output [4, ...], [4, D + 1, ...]
-        error = lambda v, slope: jnp.abs(slope[0, D] - (v[1] - v[2]) / 2e-6).max() / (1 + jnp.abs(v[0]).max())
+        points = jax.tree.map(
+            lambda *a: jnp.stack(a), at, step(1e-6), step(-1e-6), (start, 0 * raw, z)
+        )
+        all_tangents = jax.vmap(
+            lambda at, tangent: jax.jvp(both, at, tangent), (None, 0), (None, 0)
+        )
+        values, slopes = jax.vmap(all_tangents, (0, None))(
+            points, tangents
+        )  # of each output [4, ...], [4, D + 1, ...]
+        error = lambda v, slope: (
+            jnp.abs(slope[0, D] - (v[1] - v[2]) / 2e-6).max() / (1 + jnp.abs(v[0]).max())
+        )
         differences = jnp.stack([error(v, slope) for v, slope in zip(values, slopes, strict=True)])
         (y, log_det, *back), last = ([v[i] for v in values] for i in (0, 3))
         return Evaluation(y, log_det, slopes[0][0, :D].T, differences, *back, (last[0], last[1]))
@@ -137,7 +173,9 @@ def test_size_is_what_the_encoder_must_give(name):
 
 @members
 def test_log_det_agrees_with_the_jacobian(name):
-    """At raw values as large as 100 too, where the determinant must stay positive, or of one sign."""
+    """At raw values as large as 100 too, where the determinant must stay positive, or of one
+    sign.
+    """
     sign, log_det = np.linalg.slogdet(evaluated(name).jacobian)
     np.testing.assert_allclose(evaluated(name).log_det, log_det, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(sign, sign[0])
@@ -198,7 +236,9 @@ def test_float32_is_close_with_finite_gradients(name):
 
 
 def test_planar_log_det_is_that_of_its_equation():
-    """log |1 + u^T psi|, with u taken from what the flow does: w^T u stays above -1 even where raw asks for -1000."""
+    """log |1 + u^T psi|, with u taken from what the flow does: w^T u stays above -1 even where
+    raw asks for -1000.
+    """
     raw, z = examples("planar")
     w, b = raw[:, D : 2 * D], raw[:, -1]
     a = (w * z).sum(1) + b
@@ -207,7 +247,9 @@ def test_planar_log_det_is_that_of_its_equation():
     constraint = (w * u).sum(1)
     assert (raw[:, :D] * w).sum(1).min() < -1000
     assert constraint.min() > -1
-    np.testing.assert_allclose(evaluated("planar").log_det, np.log(np.abs(1 + (u * psi).sum(1))), atol=1e-8)
+    np.testing.assert_allclose(
+        evaluated("planar").log_det, np.log(np.abs(1 + (u * psi).sum(1))), atol=1e-8
+    )
 
 
 def test_planar_leaves_u_alone_where_it_is_invertible_and_moves_it_along_w():
@@ -217,7 +259,9 @@ def test_planar_leaves_u_alone_where_it_is_invertible_and_moves_it_along_w():
     valid = (u * w).sum(1) > 0
     assert 5 < valid.sum() < len(valid) - 5
     np.testing.assert_allclose(moved[valid], 0.0, atol=1e-9)
-    np.testing.assert_allclose(np.cross(moved, w)[~valid] / (w**2).sum(1)[~valid, None], 0.0, atol=1e-8)
+    np.testing.assert_allclose(
+        np.cross(moved, w)[~valid] / (w**2).sum(1)[~valid, None], 0.0, atol=1e-8
+    )
 
 
 def test_radial_moves_along_the_radius_and_keeps_the_order_of_radii():
@@ -232,7 +276,9 @@ def test_radial_moves_along_the_radius_and_keeps_the_order_of_radii():
 def test_householder_reflects():
     """Orthogonal, symmetric, and v goes to -v."""
     got, (v, _) = evaluated("householder"), examples("householder")
-    np.testing.assert_allclose(got.jacobian @ got.jacobian.swapaxes(1, 2), np.eye(D) + 0 * got.jacobian, atol=1e-12)
+    np.testing.assert_allclose(
+        got.jacobian @ got.jacobian.swapaxes(1, 2), np.eye(D) + 0 * got.jacobian, atol=1e-12
+    )
     np.testing.assert_allclose(got.jacobian, got.jacobian.swapaxes(1, 2), atol=1e-12)
     np.testing.assert_allclose(np.einsum("nij,nj->ni", got.jacobian, v), -v, rtol=1e-9)
     np.testing.assert_array_equal(got.log_det, 0.0)
@@ -251,7 +297,9 @@ def test_orthonormal_columns_are_the_nearest(shape, x64):
 
 
 def test_sylvester_moves_z_inside_its_columns_only():
-    """The Jacobian differs from I by a matrix of rank M, and so does what it adds to z from what it adds at 0."""
+    """The Jacobian differs from I by a matrix of rank M, and so does what it adds to z from what
+    it adds at 0.
+    """
     ranks = np.linalg.matrix_rank(evaluated("sylvester").jacobian[:20] - np.eye(D), tol=1e-9)
     np.testing.assert_array_equal(ranks, D - 1)
 
@@ -264,7 +312,9 @@ def test_triangular_sylvester_and_what_reversals_make_of_it():
     inner, (raw, z) = flow("triangular_sylvester"), noise((np.zeros(D * (D + 2)), np.zeros(D)))
     outer = flows.chain(flows.reverse(D), inner, flows.reverse(D))
     assert outer.inverse is None
-    (y, log_det), expected = quick(lambda: (outer.forward([{}] * 3, raw, z), inner.forward({}, raw, z[::-1])))()
+    (y, log_det), expected = quick(
+        lambda: (outer.forward([{}] * 3, raw, z), inner.forward({}, raw, z[::-1]))
+    )()
     np.testing.assert_allclose(y, expected[0][::-1], rtol=1e-6)
     np.testing.assert_allclose(log_det, expected[1], rtol=1e-6)
 
@@ -284,7 +334,9 @@ def test_masked_mlp_starts_at_zero_with_units_of_unit_variance():
     """Whatever the number of inputs that the mask lets through."""
     init, apply = flows.masked_mlp(8, (512,), 2)
     params = jax.jit(init)(KEY)
-    np.testing.assert_array_equal(quick(apply)(params, np.ones(8, np.float32), np.zeros(0, np.float32)), 0.0)
+    np.testing.assert_array_equal(
+        quick(apply)(params, np.ones(8, np.float32), np.zeros(0, np.float32)), 0.0
+    )
     degrees = np.arange(512) % 8
     variances = (np.asarray(params[0]["kernel"]) ** 2 * (np.arange(8)[:, None] < degrees)).sum(0)
     for degree in range(1, 8):
@@ -292,7 +344,9 @@ def test_masked_mlp_starts_at_zero_with_units_of_unit_variance():
 
 
 def test_inverse_autoregressive_agrees_with_numpyro():
-    """NumPyro's takes mean and log-scale of any autoregressive network; here (1 - s) m and log s."""
+    """NumPyro's takes mean and log-scale of any autoregressive network; here (1 - s) m and log
+    s.
+    """
     f, params = flow("inverse_autoregressive"), parameters("inverse_autoregressive")
     _, network = flows.masked_mlp(D, (8,), 2, context=2)
 
@@ -327,7 +381,9 @@ def transformed(name: str, scale: float = 0.3) -> Transformed:
     """Over two dimensions, from a standard normal."""
     f = flow(name, 2)
     raw = np.float32(scale * np.random.default_rng(2).normal(size=f.size))
-    return Transformed(Normal(np.zeros(2, np.float32), np.ones(2, np.float32)), parameters(name, scale, 2), raw, f)
+    return Transformed(
+        Normal(np.zeros(2, np.float32), np.ones(2, np.float32)), parameters(name, scale, 2), raw, f
+    )
 
 
 class Densities(NamedTuple):
@@ -350,8 +406,8 @@ def densities(name: str) -> Densities:
         both = q.log_prob(jnp.concatenate([y, GRID])) if q.flow.inverse else log_q
         return y, log_q, both
 
-    *drawn, both = (np.asarray(a, np.float64) for a in all_of(transformed(name)))
-    return Densities(*drawn, both[:DRAWS], both[DRAWS:])
+    *sample_and_log_prob_of, both = (np.asarray(a, np.float64) for a in all_of(transformed(name)))
+    return Densities(*sample_and_log_prob_of, both[:DRAWS], both[DRAWS:])
 
 
 @members
@@ -383,7 +439,9 @@ def test_log_prob_of_samples_agrees_with_what_comes_with_them(name):
 
 def test_samples_are_those_that_come_with_densities():
     q = transformed("householder")
-    np.testing.assert_allclose(q.sample(KEY, (2, 3)), q.sample_and_log_prob(KEY, (2, 3))[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        q.sample(KEY, (2, 3)), q.sample_and_log_prob(KEY, (2, 3))[0], rtol=1e-6
+    )
 
 
 @invertible
@@ -405,13 +463,19 @@ def test_planar_density_in_one_dimension_is_the_slope_of_its_distribution_functi
         y, log_q, of_z = map(np.asarray, both(raw, z))
     assert np.diff(of_z[:, 0]).min() > 0
     slope = np.gradient(stats.norm.cdf(z[:, 0]), of_z[:, 0])
-    np.testing.assert_allclose(np.exp(log_q), np.interp(y[:, 0], of_z[:, 0], slope), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        np.exp(log_q), np.interp(y[:, 0], of_z[:, 0], slope), rtol=1e-3, atol=1e-4
+    )
 
 
 def shifts(latent: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W strictly lower triangular, b and log-scales of autoregressive flows that are affine."""
     rng = np.random.default_rng(3)
-    return np.tril(rng.normal(size=(latent, latent)), -1), rng.normal(size=latent), 0.3 * rng.normal(size=latent)
+    return (
+        np.tril(rng.normal(size=(latent, latent)), -1),
+        rng.normal(size=latent),
+        0.3 * rng.normal(size=latent),
+    )
 
 
 class Affine(NamedTuple):
@@ -426,7 +490,9 @@ class Affine(NamedTuple):
 
 def layer(w: np.ndarray, b: np.ndarray, s: np.ndarray) -> list:
     """One that gives W z + b and s."""
-    return [{"kernel": np.concatenate([w.T, np.zeros_like(w.T)], 1), "bias": np.concatenate([b, s])}]
+    return [
+        {"kernel": np.concatenate([w.T, np.zeros_like(w.T)], 1), "bias": np.concatenate([b, s])}
+    ]
 
 
 def affine_masked() -> Affine:
@@ -451,13 +517,17 @@ def affine_coupled() -> Affine:
     w, b, s = np.array([[0.5], [-1.3]]), np.array([0.2, -0.7]), np.array([0.4, -7.0])
     matrix = np.diag([1.0, *np.exp(3 * np.tanh(s / 3))])
     matrix[1:, :1] = w
-    return Affine(flows.affine_coupling(3, ()), layer(w, b, s), np.zeros(0), matrix, np.append(0.0, b))
+    return Affine(
+        flows.affine_coupling(3, ()), layer(w, b, s), np.zeros(0), matrix, np.append(0.0, b)
+    )
 
 
 def reflected() -> Affine:
     """y = (I - 2 v v^T / |v|^2) z."""
     v = np.array([0.5, -1.0, 2.0])
-    return Affine(flows.householder(3), {}, v, np.eye(3) - 2 * np.outer(v, v) / (v @ v), np.zeros(3))
+    return Affine(
+        flows.householder(3), {}, v, np.eye(3) - 2 * np.outer(v, v) / (v @ v), np.zeros(3)
+    )
 
 
 @pytest.mark.parametrize("case", [affine_masked, affine_inverse, affine_coupled, reflected])
@@ -491,7 +561,11 @@ def test_the_householder_posterior_is_a_gaussian_about_its_mean():
 
 
 def test_chain_applies_its_flows_in_order():
-    first, second, third = flows.planar(D), flows.masked_autoregressive(D, (4,)), flows.householder(D)
+    first, second, third = (
+        flows.planar(D),
+        flows.masked_autoregressive(D, (4,)),
+        flows.householder(D),
+    )
     f = flows.chain(first, second, third)
     assert f.size == 2 * D + 1 + D
     params = noise(jax.eval_shape(f.init, KEY))
@@ -533,15 +607,19 @@ def test_samples_are_functions_of_noise():
     f, params = flow("chain"), parameters("chain")
     raw, loc = (np.float32(a[0]) for a in examples("chain"))
     q = Transformed(Normal(loc, jnp.full(D, 0.5)), params, raw, f)
-    y, log_q = quick(lambda noise: drawn(q, noise))(noise_of(q, KEY, (3,)))
+    y, log_q = quick(lambda noise: sample_and_log_prob_of(q, noise))(sample_noise(q, KEY, (3,)))
     expected, log_expected = q.sample_and_log_prob(KEY, (3,))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(log_q, log_expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(q.at(noise_of(q, KEY, (3,))[1]), expected[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        q.from_noise(sample_noise(q, KEY, (3,))[1]), expected[1], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_gradient_of_kl_is_zero_where_q_is_p():
-    """For p = N(c, A A^T), which an affine masked flow of N(0, I) is: log q - log p is the same at every sample."""
+    """For p = N(c, A A^T), which an affine masked flow of N(0, I) is: log q - log p is the same
+    at every sample.
+    """
     f, params, raw, matrix, offset = affine_masked()
     precision = np.linalg.inv(matrix @ matrix.T)
 

@@ -31,14 +31,25 @@ def rows(problem: str, tmp_path: Path, **options: object) -> dict[str, dict]:
     return {row["estimator"]: row for found in written["checkpoints"].values() for row in found}
 
 
-def test_the_toy_by_its_law_with_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_toy_by_its_law_with_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ("rloo", "disarm", "relax", "straight_through", "gumbel_rao")
-    found = rows("toy", tmp_path, estimators=names, plot=tmp_path / "toy.png", logit=np.log(9.0), invariances=True)
+    found = rows(
+        "toy",
+        tmp_path,
+        estimators=names,
+        plot=tmp_path / "toy.png",
+        logit=np.log(9.0),
+        invariances=True,
+    )
     assert found["rloo"]["trace"][0] == pytest.approx(3.69e-4) and found["rloo"]["mode"] == "exact"
     assert found["disarm"]["trace"][0] == pytest.approx(3.24e-4)
     assert found["straight_through"]["largest_bias"] == pytest.approx(0.072, abs=1e-6)
     assert found["straight_through"]["break_even"] >= 0 and found["gumbel_rao"]["mode"] == "sampled"
-    assert {"evaluations", "slopes", "flops", "peak_bytes", "seconds", "work_normalized"} <= found["relax"].keys()
+    assert {"evaluations", "slopes", "flops", "peak_bytes", "seconds", "work_normalized"} <= found[
+        "relax"
+    ].keys()
     with Image.open(tmp_path / "toy.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
     assert found["rloo"]["invariances"]["constant"] < 1e-4
@@ -48,10 +59,19 @@ def test_the_toy_by_its_law_with_a_picture(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("size", [1e-6, 0.3, 4e5])
 def test_rounding_is_no_variance_to_compare_with(size: float) -> None:
-    """Gradients of one size whose last float32 digits differ have none, those that differ by a thousandth have."""
+    """Gradients of one size whose last float32 digits differ have none, those that differ by a
+    thousandth have.
+    """
     rng, row = np.random.default_rng(0), {"mode": "sampled", "norm": size}
-    last_digits = np.float32(size) * (1 + np.float32(2**-23) * rng.integers(-2, 3, 1000, dtype=np.int8))
-    assert 0 < last_digits.astype(np.float64).var() < variance_tables.rounding(row) < (1e-3 * size) ** 2
+    last_digits = np.float32(size) * (
+        1 + np.float32(2**-23) * rng.integers(-2, 3, 1000, dtype=np.int8)
+    )
+    assert (
+        0
+        < last_digits.astype(np.float64).var()
+        < variance_tables.rounding(row)
+        < (1e-3 * size) ** 2
+    )
     assert variance_tables.rounding(row | {"mode": "exact"}) == 1e-25
 
 
@@ -66,7 +86,9 @@ def test_problems_are_measured(problem: str, tmp_path: Path) -> None:
             assert value == pytest.approx(closed, rel=0.2) and low / 1.1 < closed < high * 1.1
 
 
-def test_gradients_of_problems_in_closed_form_are_those_of_autodiff_through_draws(tmp_path: Path) -> None:
+def test_gradients_of_problems_in_closed_form_are_those_of_autodiff_through_draws(
+    tmp_path: Path,
+) -> None:
     for problem in ("square", "exponential", "cosine"):
         given = problems.PROBLEMS[problem](problems.Settings(rate=0.7))
         with jax.enable_x64(True):
@@ -76,11 +98,15 @@ def test_gradients_of_problems_in_closed_form_are_those_of_autodiff_through_draw
             ).mean
             truth = given.gradient(wide)
         for part in truth:
-            assert float(found[part][0]) == pytest.approx(float(np.asarray(truth[part])[0]), abs=1e-8)
+            assert float(found[part][0]) == pytest.approx(
+                float(np.asarray(truth[part])[0]), abs=1e-8
+            )
 
 
 def test_a_vae_small_enough_to_enumerate(tmp_path: Path) -> None:
-    """Bounds and expectations side by side, all exact, in order: DisARM ahead of leave-one-out ahead of REINFORCE."""
+    """Bounds and expectations side by side, all exact, in order: DisARM ahead of leave-one-out
+    ahead of REINFORCE.
+    """
     names = ("score_function", "rloo", "disarm", "vimco", "ovis_gamma1", "enumeration")
     found = rows("binary_vae", tmp_path, estimators=names, units=2, batch_size=1, latent=3)
     assert {row["mode"] for row in found.values()} == {"exact"}
@@ -92,9 +118,20 @@ def test_a_vae_small_enough_to_enumerate(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_vae_on_data_along_its_training(tmp_path: Path, data_dir: Path) -> None:
     arguments = "--dataset digits --pixels static --latent 6 --hidden 8 --batch-size 16"
-    more = {"data_dir": str(data_dir), "arguments": arguments, "units": 2, "batch_size": 4, "checkpoints": (0, 30)}
+    more = {
+        "data_dir": str(data_dir),
+        "arguments": arguments,
+        "units": 2,
+        "batch_size": 4,
+        "checkpoints": (0, 30),
+    }
     found = rows(
-        "vae", tmp_path, estimators=("rloo", "rodeo", "vimco"), num_draws=64, plot=tmp_path / "vae.png", **more
+        "vae",
+        tmp_path,
+        estimators=("rloo", "rodeo", "vimco"),
+        num_draws=64,
+        plot=tmp_path / "vae.png",
+        **more,
     )
     assert found["rloo"]["minibatch"] > 0
     assert any(block.startswith("encoder") for block in found["rloo"]["blocks"])
@@ -102,10 +139,16 @@ def test_a_vae_on_data_along_its_training(tmp_path: Path, data_dir: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_table_of_estimators_is_made(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_estimators_is_made(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = {"steps": 30, "seeds": 2, "latent": 6, "batch_size": 16, "examples": 50, "draws": 16}
     options = binary_estimators.Options(
-        estimators=("rloo", "nvil"), dataset="digits", data_dir=str(data_dir), json=tmp_path / "out.json", **small
+        estimators=("rloo", "nvil"),
+        dataset="digits",
+        data_dir=str(data_dir),
+        json=tmp_path / "out.json",
+        **small,
     )
     binary_estimators.compare(options)
     written = json.loads((tmp_path / "out.json").read_text())
@@ -119,9 +162,14 @@ def test_values_too_rare_to_be_drawn_are_named_beside_a_bias() -> None:
     given = problems.toy(options)
     far = jax.tree.map(lambda a: jnp.full_like(a, 9.21), given.params)
     assert gradient_variance.rarest(given, far) == pytest.approx(1e-4, rel=0.01)
-    assert gradient_variance.rarest(problems.square(options), problems.square(options).params) == 1.0
+    assert (
+        gradient_variance.rarest(problems.square(options), problems.square(options).params) == 1.0
+    )
     said = gradient_variance._or_rare("biased: |z| = 9.0, above 4.0", 1e-4)
-    assert said == "biased: |z| = 9.0, above 4.0; or values of latents with probability 1e-04, which were hardly drawn"
+    assert (
+        said
+        == "biased: |z| = 9.0, above 4.0; or values of latents with probability 1e-04, which were hardly drawn"
+    )
     assert gradient_variance._or_rare("heavy tail", 1e-4) == "heavy tail"
 
 
@@ -132,14 +180,17 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     named = dataclasses.replace(options, estimators=("unordered_set", "rloo"))
     with pytest.raises(ValueError, match="4 draws without replacement of 2"):
         gradient_variance.compare(given, given.params, 4, named)
-    assert {row["estimator"] for row in gradient_variance.compare(given, given.params, None, named)} == set(
-        named.estimators
-    )
+    assert {
+        row["estimator"] for row in gradient_variance.compare(given, given.params, None, named)
+    } == set(named.estimators)
 
 
 MISTAKES = {
     "problem": (["toys"], "no problem 'toys'; there are toy, titsias_shi"),
-    "estimator": (["square", "--estimators", "disarm"], "'disarm' does not serve the problem square"),
+    "estimator": (
+        ["square", "--estimators", "disarm"],
+        "'disarm' does not serve the problem square",
+    ),
     "draws": (["toy", "--num-draws", "1"], "--num-draws at least 2"),
     "folder": (["toy", "--json", "nowhere/out.json"], "the folder does not exist"),
     "checkpoints": (["toy", "--checkpoints", "5"], "toy is not trained"),

@@ -1,4 +1,6 @@
-"""VAEs: every combination of families, shape errors, users' own functions, NumPyro's distributions, numerics."""
+"""VAEs: every combination of families, shape errors, users' own functions, NumPyro's
+distributions, numerics.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,12 @@ from jaxvae import (
     distributions,
     divergences,
     evaluation,
+    kl_costs,
     likelihoods,
     models,
     networks,
     posteriors,
     priors,
-    rates,
     training,
 )
 
@@ -45,7 +47,9 @@ NETWORKS = {
 }
 
 
-def build(network: str = "mlp", posterior: str = "normal", likelihood: str = "bernoulli") -> models.VAE:
+def build(
+    network: str = "mlp", posterior: str = "normal", likelihood: str = "bernoulli"
+) -> models.VAE:
     family, head = posteriors.POSTERIORS[posterior](3), likelihoods.LIKELIHOODS[likelihood](4)
     encoder, decoder = NETWORKS[network](family.size, (*SHAPE[:2], SHAPE[2] * head.size))
     return models.vae(encoder, decoder, family, head, priors.standard_normal(3))
@@ -55,7 +59,9 @@ def example(likelihood: str) -> jax.Array:
     """Pixels with four levels, treated as the likelihood takes them."""
     pixels = jax.random.randint(jax.random.key(7), SHAPE, 0, 4).astype(jnp.uint8)
     support = likelihoods.LIKELIHOODS[likelihood](4).support
-    return datasets.treatment("dynamic" if "dynamic" in support else support[0], 4)(jax.random.key(8), pixels)
+    return datasets.preprocessing("dynamic" if "dynamic" in support else support[0], 4)(
+        jax.random.key(8), pixels
+    )
 
 
 OBJECTIVES = {
@@ -85,7 +91,9 @@ def test_every_family_has_a_finite_loss_and_gradient(
     vae, x = build(network, posterior, likelihood), example(likelihood)
     params = vae.init(jax.random.key(0), x)
     loss = OBJECTIVES[objective](vae)
-    step = jax.jit(jax.value_and_grad(lambda params: loss(params, jax.random.key(1), x, 0), has_aux=True))
+    step = jax.jit(
+        jax.value_and_grad(lambda params: loss(params, jax.random.key(1), x, 0), has_aux=True)
+    )
     (value, terms), grads = step(params)
     assert {"reconstruction", "kl"} <= terms.keys()
     for leaf in jax.tree.leaves((value, terms, grads)):
@@ -100,7 +108,9 @@ def test_every_family_has_a_finite_loss_and_gradient(
 def test_decoders_give_back_any_image_size(network: str, shape: tuple[int, ...]) -> None:
     posterior = posteriors.normal(2)
     encoder, decoder = NETWORKS[network](posterior.size, shape)
-    vae = models.vae(encoder, decoder, posterior, likelihoods.bernoulli(), priors.standard_normal(2))
+    vae = models.vae(
+        encoder, decoder, posterior, likelihoods.bernoulli(), priors.standard_normal(2)
+    )
     params = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros(shape))
     mean = jax.eval_shape(lambda params, z: vae.decode(params, z).mean, params, jnp.zeros(2))
     assert mean.shape == shape
@@ -114,9 +124,13 @@ def test_decoders_give_back_any_image_size(network: str, shape: tuple[int, ...])
         (4, (64,), r"decoder returned shape \(64,\)"),
     ],
 )
-def test_shapes_that_disagree_are_named(encoder: int, decoder: tuple[int, ...], message: str) -> None:
+def test_shapes_that_disagree_are_named(
+    encoder: int, decoder: tuple[int, ...], message: str
+) -> None:
     pair = networks.mlp((3,), encoder), networks.mlp((3,), decoder)
-    vae = models.vae(*pair, posteriors.normal(2), likelihoods.bernoulli(), priors.standard_normal(2))
+    vae = models.vae(
+        *pair, posteriors.normal(2), likelihoods.bernoulli(), priors.standard_normal(2)
+    )
     with pytest.raises(ValueError, match=message):
         vae.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
 
@@ -130,7 +144,9 @@ def affine(width: int) -> networks.Network:
 def nnx_affine(width: int, inputs: int) -> networks.Network:
     class Affine(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
-            self.layers = nnx.List([nnx.Linear(inputs, 7, rngs=rngs), nnx.Linear(7, width, rngs=rngs)])
+            self.layers = nnx.List(
+                [nnx.Linear(inputs, 7, rngs=rngs), nnx.Linear(7, width, rngs=rngs)]
+            )
 
         def __call__(self, x: jax.Array) -> jax.Array:
             first, last = self.layers
@@ -139,14 +155,25 @@ def nnx_affine(width: int, inputs: int) -> networks.Network:
     return networks.from_nnx(lambda rngs: Affine(rngs))
 
 
-@pytest.mark.parametrize("pair", [(affine(4), affine(6)), (nnx_affine(4, 6), nnx_affine(6, 2))], ids=["own", "nnx"])
+@pytest.mark.parametrize(
+    "pair", [(affine(4), affine(6)), (nnx_affine(4, 6), nnx_affine(6, 2))], ids=["own", "nnx"]
+)
 def test_any_pair_of_functions_trains(pair: tuple[networks.Network, networks.Network]) -> None:
-    vae = models.vae(*pair, posteriors.normal(2), likelihoods.normal(0.5), priors.standard_normal(2))
+    vae = models.vae(
+        *pair, posteriors.normal(2), likelihoods.normal(0.5), priors.standard_normal(2)
+    )
     x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    algorithm = training.gradient_descent(vae.init, training.batch_mean(models.negative_elbo(vae)), optax.adam(1e-2))
+    algorithm = training.gradient_descent(
+        vae.init, training.batch_mean(models.negative_elbo(vae)), optax.adam(1e-2)
+    )
     losses: list[float] = []
     training.fit(
-        algorithm, x, num_steps=60, batch_size=25, report=lambda _, r: losses.append(r["loss"]), report_every=10
+        algorithm,
+        x,
+        num_steps=60,
+        batch_size=25,
+        report=lambda _, r: losses.append(r["loss"]),
+        report_every=10,
     )
     assert losses[-1] < losses[0]
 
@@ -179,8 +206,13 @@ OF_ANY_KIND = {
 def test_a_precision_is_stated_for_every_product(
     kind: str, precision: str, dtype: Any, matmul: Any, ambient: str
 ) -> None:
-    """Backward products too, whatever the ambient default; parameters, gradients and outputs are float32."""
-    network, x = networks.computed_in(OF_ANY_KIND[kind][0], precision), jnp.ones(OF_ANY_KIND[kind][1])
+    """Backward products too, whatever the ambient default; parameters, gradients and outputs are
+    float32.
+    """
+    network, x = (
+        networks.with_precision(OF_ANY_KIND[kind][0], precision),
+        jnp.ones(OF_ANY_KIND[kind][1]),
+    )
     params = jax.eval_shape(network.init, jax.random.key(0), x)
     loss = lambda params, x: network.apply(params, x).sum()
     with jax.default_matmul_precision(ambient):
@@ -189,40 +221,59 @@ def test_a_precision_is_stated_for_every_product(
     for equation in found:
         assert set(equation.params["precision"]) == {matmul}
         assert {variable.aval.dtype for variable in equation.invars} == {jnp.dtype(dtype)}
-    ends = params, jax.eval_shape(network.apply, params, x), jax.eval_shape(jax.grad(loss, (0, 1)), params, x)
+    ends = (
+        params,
+        jax.eval_shape(network.apply, params, x),
+        jax.eval_shape(jax.grad(loss, (0, 1)), params, x),
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(ends)} == {jnp.dtype(jnp.float32)}
 
 
 def test_normalization_in_bfloat16_has_float32_statistics() -> None:
-    network, x = networks.computed_in(OF_ANY_KIND["residual"][0], "bfloat16"), jnp.ones((8, 8, 1))
-    found = equations(jax.make_jaxpr(network.apply)(jax.eval_shape(network.init, jax.random.key(0), x), x))
-    roots = [equation.invars[0].aval.dtype for equation in found if equation.primitive.name == "rsqrt"]
+    network, x = (
+        networks.with_precision(OF_ANY_KIND["residual"][0], "bfloat16"),
+        jnp.ones((8, 8, 1)),
+    )
+    found = equations(
+        jax.make_jaxpr(network.apply)(jax.eval_shape(network.init, jax.random.key(0), x), x)
+    )
+    roots = [
+        equation.invars[0].aval.dtype for equation in found if equation.primitive.name == "rsqrt"
+    ]
     assert roots == [jnp.float32] * 2
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="no precision 'float16'; there are float32, tensorfloat32, bfloat16"):
-        networks.computed_in(affine(4), "float16")
+    with pytest.raises(
+        ValueError, match="no precision 'float16'; there are float32, tensorfloat32, bfloat16"
+    ):
+        networks.with_precision(affine(4), "float16")
 
 
 def in_precision(precision: str, posterior: str = "normal") -> models.VAE:
     """A VAE of the digits, 64-32-4-32-64."""
     family = posteriors.POSTERIORS[posterior](4)
     pair = networks.mlp((32,), family.size), networks.mlp((32,), (8, 8, 1))
-    encoder, decoder = (networks.computed_in(network, precision) for network in pair)
-    return models.vae(encoder, decoder, family, likelihoods.bernoulli(), priors.NATURAL[posterior](4))
+    encoder, decoder = (networks.with_precision(network, precision) for network in pair)
+    return models.vae(
+        encoder, decoder, family, likelihoods.bernoulli(), priors.DEFAULT_PRIOR[posterior](4)
+    )
 
 
 @pytest.mark.slow
-def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(digits: datasets.Dataset) -> None:
-    treat = datasets.treatment("dynamic", 17)
+def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(
+    digits: datasets.Dataset,
+) -> None:
+    preprocess = datasets.preprocessing("dynamic", 17)
     full, half = in_precision("float32"), in_precision("bfloat16")
-    loss = training.treated(treat, training.batch_mean(models.negative_elbo(full)))
-    init = lambda key, x: full.init(key, treat(key, x))
+    loss = training.preprocessed(preprocess, training.batch_mean(models.negative_elbo(full)))
+    init = lambda key, x: full.init(key, preprocess(key, x))
     algorithm = training.gradient_descent(init, loss, optax.adam(3e-3))
     state = training.fit(algorithm, digits.splits["train"].images, num_steps=300, batch_size=64)
     params, images = training.trained(state), digits.splits["test"].images
-    judge = lambda vae: evaluation.evaluate(vae, params, images, jax.random.key(1), treat=treat, num_samples=5)
+    judge = lambda vae: evaluation.evaluate(
+        vae, params, images, jax.random.key(1), preprocess=preprocess, num_samples=5
+    )
     exact, rounded = judge(full), judge(half)
     assert exact.elbo > -64 * np.log(2) + 10  # trained: a decoder that returns zeros has -64 log 2
     assert abs(exact.elbo - rounded.elbo) < exact.standard_error
@@ -237,10 +288,12 @@ def test_densities_of_bfloat16_networks_are_float32(posterior: str) -> None:
 
     def of(params: dict) -> tuple:
         q, key = vae.encode(params, x), jax.random.key(1)
-        draws = distributions.drawn(q, distributions.noise_of(q, key, (2,)))
+        draws = distributions.sample_and_log_prob_of(q, distributions.sample_noise(q, key, (2,)))
         return q, vae.decode(params, draws[0][0]), draws, models.elbo_terms(vae, params, key, x, 2)
 
-    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(of, params))} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(of, params))} == {
+        jnp.dtype(jnp.float32)
+    }
 
 
 full_covariance = distributions.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
@@ -254,21 +307,33 @@ full_covariance = distributions.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
         (lambda d: d.mean.sum(), distributions.Categorical(jnp.ones((2, 5)))),
         (
             lambda d: d.mean.sum(),
-            distributions.Mixture(jnp.ones(3), distributions.Normal(jnp.ones((3, 2)), jnp.ones((3, 2)))),
+            distributions.Mixture(
+                jnp.ones(3), distributions.Normal(jnp.ones((3, 2)), jnp.ones((3, 2)))
+            ),
         ),
     ],
     ids=["log-density of a sample", "KL", "mean of a categorical", "mean of a mixture"],
 )
-def test_products_in_distributions_are_float32_whatever_the_ambient_is(function: Callable, distribution: Any) -> None:
+def test_products_in_distributions_are_float32_whatever_the_ambient_is(
+    function: Callable, distribution: Any
+) -> None:
     with jax.default_matmul_precision("bfloat16"):
         found = products(jax.value_and_grad(function), distribution)
     assert found
-    assert all(set(equation.params["precision"]) == {jax.lax.Precision.HIGHEST} for equation in found)
+    assert all(
+        set(equation.params["precision"]) == {jax.lax.Precision.HIGHEST} for equation in found
+    )
 
 
 STAGED = {
-    "encoder": (lambda blocks, remat: networks.residual_encoder((4,), 3, blocks, remat=remat), (8, 8, 1)),
-    "decoder": (lambda blocks, remat: networks.residual_decoder((4,), (8, 8, 1), blocks, remat=remat), (3,)),
+    "encoder": (
+        lambda blocks, remat: networks.residual_encoder((4,), 3, blocks, remat=remat),
+        (8, 8, 1),
+    ),
+    "decoder": (
+        lambda blocks, remat: networks.residual_decoder((4,), (8, 8, 1), blocks, remat=remat),
+        (3,),
+    ),
 }
 
 
@@ -296,8 +361,12 @@ def test_a_scanned_stage_is_a_loop_over_its_blocks(kind: str) -> None:
     make, shape = STAGED[kind]
     x, rng = jax.random.normal(jax.random.key(1), shape), np.random.default_rng(0)
     shapes = jax.eval_shape(make(3, False).init, jax.random.key(0), x)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
-    of = lambda apply: jax.jit(jax.value_and_grad(lambda params: jnp.sin(apply(params, x)).mean()))(params)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes
+    )
+    of = lambda apply: jax.jit(jax.value_and_grad(lambda params: jnp.sin(apply(params, x)).mean()))(
+        params
+    )
     expected = of(functools.partial(unrolled, kind, 3))
     for remat in (False, True):
         chex.assert_trees_all_close(of(make(3, remat).apply), expected, rtol=1e-5, atol=1e-5)
@@ -310,20 +379,29 @@ def test_the_sigmoids_of_a_block_are_kept_on_a_cpu_alone(
     make, shape = STAGED["encoder"]
     network = make(2, False)
     params = jax.eval_shape(network.init, jax.random.key(0), jnp.ones(shape))
-    of_name = lambda jaxpr: [equation for equation in equations(jaxpr) if equation.primitive.name == "logistic"]
+    of_name = lambda jaxpr: [
+        equation for equation in equations(jaxpr) if equation.primitive.name == "logistic"
+    ]
     sigmoids = lambda function: len(of_name(jax.make_jaxpr(function)(params, jnp.ones(shape))))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert sigmoids(jax.grad(lambda params, x: network.apply(params, x).sum())) == sigmoids(network.apply) + anew
+    assert (
+        sigmoids(jax.grad(lambda params, x: network.apply(params, x).sum()))
+        == sigmoids(network.apply) + anew
+    )
 
 
 def test_blocks_of_a_stage_are_drawn_independently_and_remat_changes_nothing() -> None:
     init = lambda remat: STAGED["encoder"][0](9, remat).init(jax.random.key(0), jnp.ones((8, 8, 1)))
     params = init(False)
     chex.assert_trees_all_equal(params, init(True))
-    kernels = np.stack([params["stage_0"][name]["kernel"].reshape(9, -1) for name in ("Conv_0", "Conv_1")])
+    kernels = np.stack(
+        [params["stage_0"][name]["kernel"].reshape(9, -1) for name in ("Conv_0", "Conv_1")]
+    )
     kernels = kernels.reshape(18, -1)  # [2 * blocks, 3 * 3 * 4 * 4]
     assert np.abs(np.corrcoef(kernels) - np.eye(18)).max() < 4 / np.sqrt(kernels.shape[1])
-    np.testing.assert_allclose(kernels.std(1), 1 / np.sqrt(9 * 4), rtol=0.2)  # as LeCun draws a single block's
+    np.testing.assert_allclose(
+        kernels.std(1), 1 / np.sqrt(9 * 4), rtol=0.2
+    )  # as LeCun draws a single block's
 
 
 @pytest.mark.parametrize("kind", STAGED)
@@ -345,22 +423,32 @@ def in_numpyro(vae: models.VAE) -> models.VAE:
 
     decode = lambda params, z: npd.BernoulliLogits(vae.decode(params, z).logits).to_event(3)
     return vae._replace(
-        encode=encode, decode=decode, prior=lambda params: npd.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
+        encode=encode,
+        decode=decode,
+        prior=lambda params: npd.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1),
     )
 
 
-def test_numpyro_distributions_work_wherever_ours_do(small_vae: models.VAE, digits: datasets.Dataset) -> None:
+def test_numpyro_distributions_work_wherever_ours_do(
+    small_vae: models.VAE, digits: datasets.Dataset
+) -> None:
     theirs, images = in_numpyro(small_vae), digits.splits["test"].images[:40]
-    treat = datasets.treatment("dynamic", 17)
+    preprocess = datasets.preprocessing("dynamic", 17)
     params = small_vae.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
     key = jax.random.key(1)
-    estimate = lambda vae: evaluation.estimate_log_likelihood(vae, params, images, key, treat=treat, num_samples=50)
+    estimate = lambda vae: evaluation.estimate_log_likelihood(
+        vae, params, images, key, preprocess=preprocess, num_samples=50
+    )
     np.testing.assert_allclose(estimate(theirs)[:3], estimate(small_vae)[:3], rtol=1e-4)
-    ours = evaluation.evaluate(small_vae, params, images, key, treat=treat, num_samples=500)
-    sampled = evaluation.evaluate(theirs, params, images, key, treat=treat, num_samples=500)
+    ours = evaluation.evaluate(
+        small_vae, params, images, key, preprocess=preprocess, num_samples=500
+    )
+    sampled = evaluation.evaluate(
+        theirs, params, images, key, preprocess=preprocess, num_samples=500
+    )
     assert sampled.kl_per_latent is None
     assert sampled.reconstruction == pytest.approx(ours.reconstruction, rel=1e-4)
-    loss = training.treated(treat, training.batch_mean(models.negative_elbo(theirs)))
+    loss = training.preprocessed(preprocess, training.batch_mean(models.negative_elbo(theirs)))
     algorithm = training.gradient_descent(lambda key, x: params, loss, optax.adam(1e-3))
     state = training.fit(algorithm, images, num_steps=5, batch_size=16)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -369,13 +457,17 @@ def test_numpyro_distributions_work_wherever_ours_do(small_vae: models.VAE, digi
 def test_kl_weight_multiplies_kl_alone(small_vae: models.VAE) -> None:
     x = jnp.ones((8, 8, 1))
     params, key = small_vae.init(jax.random.key(0), x), jax.random.key(1)
-    value, terms = models.negative_elbo(small_vae, kl_weight=lambda step: 0.1 * step)(params, key, x, jnp.int32(7))
-    assert float(value) == pytest.approx(float(0.7 * terms["kl"] - terms["reconstruction"]), rel=1e-5)
+    value, terms = models.negative_elbo(small_vae, kl_weight=lambda step: 0.1 * step)(
+        params, key, x, jnp.int32(7)
+    )
+    assert float(value) == pytest.approx(
+        float(0.7 * terms["kl"] - terms["reconstruction"]), rel=1e-5
+    )
 
 
 def test_free_bits_need_latents_that_divide(small_vae: models.VAE) -> None:
     params = small_vae.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
-    loss = models.rated(small_vae, rates.free_bits(0.1, groups=3))
+    loss = models.with_kl_cost(small_vae, kl_costs.free_bits(0.1, groups=3))
     keys = jax.random.split(jax.random.key(1), 4)
     with pytest.raises(ValueError, match="2 latents do not divide into 3 groups"):
         loss(params, keys, jnp.zeros((4, 8, 8, 1)), jnp.full(4, 0.25), jnp.int32(0), None)

@@ -1,4 +1,6 @@
-"""Objectives of a batch: rates, penalties, adversaries against closed forms and the properties they are named for."""
+"""Objectives of a batch: rates, penalties, adversaries against closed forms and the properties
+they are named for.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from jaxvae import (
     distributions,
     divergences,
     evaluation,
+    kl_costs,
     likelihoods,
     models,
     networks,
     posteriors,
     priors,
-    rates,
     schedules,
     training,
 )
@@ -27,15 +29,17 @@ from jaxvae import (
 KEY = jax.random.key(0)
 KL = jnp.array([0.5, 0.1, 2.0, 0.0])
 RATES = {
-    "weighted": (rates.weighted(lambda step: 3.0), 3 * 2.6),
-    "free bits": (rates.free_bits(0.3), 2.6),
-    "free bits of each": (rates.free_bits(0.3, groups=4), 0.5 + 0.3 + 2.0 + 0.3),
-    "free bits of pairs": (rates.free_bits(0.7, groups=2), 0.7 + 2.0),
-    "below its capacity": (rates.capacity(10.0, lambda step: 4.0), 10 * 1.4),
-    "above its capacity": (rates.capacity(10.0, lambda step: 1.0), 10 * 1.6),
-    "half-way up": (rates.capacity(1.0, schedules.linear_warmup(10, 8.0)), 2.6 - 4.0),
+    "weighted": (kl_costs.weighted(lambda step: 3.0), 3 * 2.6),
+    "free bits": (kl_costs.free_bits(0.3), 2.6),
+    "free bits of each": (kl_costs.free_bits(0.3, groups=4), 0.5 + 0.3 + 2.0 + 0.3),
+    "free bits of pairs": (kl_costs.free_bits(0.7, groups=2), 0.7 + 2.0),
+    "below its capacity": (kl_costs.capacity(10.0, lambda step: 4.0), 10 * 1.4),
+    "above its capacity": (kl_costs.capacity(10.0, lambda step: 1.0), 10 * 1.6),
+    "half-way up": (kl_costs.capacity(1.0, schedules.linear_warmup(10, 8.0)), 2.6 - 4.0),
     "blocks": (
-        rates.blocks((3, 1), (rates.weighted(lambda step: 1.0), rates.capacity(2.0, lambda step: 1.0))),
+        kl_costs.blocks(
+            (3, 1), (kl_costs.weighted(lambda step: 1.0), kl_costs.capacity(2.0, lambda step: 1.0))
+        ),
         2.6 + 2,
     ),
 }
@@ -49,15 +53,19 @@ def test_rates(name: str) -> None:
 
 def test_rates_say_what_does_not_divide() -> None:
     with pytest.raises(ValueError, match="4 latents do not divide into 3 groups"):
-        rates.free_bits(0.1, 3)(KL, 0)
+        kl_costs.free_bits(0.1, 3)(KL, 0)
     with pytest.raises(ValueError, match="blocks of 2, 1 latents do not fit KL terms of 4"):
-        rates.blocks((2, 1), (rates.weighted(lambda step: 1.0),) * 2)(KL, 0)
+        kl_costs.blocks((2, 1), (kl_costs.weighted(lambda step: 1.0),) * 2)(KL, 0)
 
 
-def small(posterior: str = "normal", latent: int = 3, prior: priors.Prior | None = None) -> models.VAE:
+def small(
+    posterior: str = "normal", latent: int = 3, prior: priors.Prior | None = None
+) -> models.VAE:
     family = posteriors.POSTERIORS[posterior](latent)
     pair = networks.mlp((8,), family.size), networks.mlp((8,), (6,))
-    return models.vae(*pair, family, likelihoods.normal(0.5), prior or priors.standard_normal(latent))
+    return models.vae(
+        *pair, family, likelihoods.normal(0.5), prior or priors.standard_normal(latent)
+    )
 
 
 DATA = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
@@ -70,23 +78,39 @@ PENALTIES = {
     "dip_ii": models.dip_ii(1.0, 1.0),
     "code_penalty": models.code_penalty(0.5),
 }
-ADVERSARIES = {"density_ratio": models.density_ratio(CRITIC, 2.0), "adversarial": models.adversarial(CRITIC, 2.0)}
+ADVERSARIES = {
+    "density_ratio": models.density_ratio(CRITIC, 2.0),
+    "adversarial": models.adversarial(CRITIC, 2.0),
+}
 OFTEN = ("mmd_imq", "adversarial")  # the others are marked slow
 
 
 def algorithm(name: str) -> training.Algorithm:
     vae, loss = small(), training.batch_mean(models.negative_elbo(small()))
     if name in ADVERSARIES:
-        losses, init = models.against(loss, vae, ADVERSARIES[name]), models.init_against(vae, ADVERSARIES[name])
-        return training.players(init, {player: training.Player(own, optax.sgd(0.05)) for player, own in losses.items()})
-    return training.gradient_descent(vae.init, models.penalized(loss, vae, {name: PENALTIES[name]}), optax.sgd(1e-2))
+        losses, init = (
+            models.adversarial_losses(loss, vae, ADVERSARIES[name]),
+            models.adversarial_init(vae, ADVERSARIES[name]),
+        )
+        return training.players(
+            init, {player: training.Player(own, optax.sgd(0.05)) for player, own in losses.items()}
+        )
+    return training.gradient_descent(
+        vae.init, models.penalized(loss, vae, {name: PENALTIES[name]}), optax.sgd(1e-2)
+    )
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in (*PENALTIES, *ADVERSARIES)]
+    "name",
+    [
+        n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow)
+        for n in (*PENALTIES, *ADVERSARIES)
+    ],
 )
 def test_penalties_are_of_the_global_batch(name: str) -> None:
-    """Eleven examples on one device, and on two and four, where the last parts are padded: the same run."""
+    """Eleven examples on one device, and on two and four, where the last parts are padded: the
+    same run.
+    """
     found = {}
     for devices in (1, 2, 4):
         reports: list[dict] = []
@@ -105,7 +129,9 @@ def test_penalties_are_of_the_global_batch(name: str) -> None:
 
 
 def test_the_adversary_is_jensen_shannon_at_its_optimum() -> None:
-    """-2 log 2 is what the critic descends where codes and prior agree, and cannot be beaten there."""
+    """-2 log 2 is what the critic descends where codes and prior agree, and cannot be beaten
+    there.
+    """
     z = jax.random.normal(KEY, (500, 2))
     codes = models.Codes(KEY, None, z, z[::-1], jnp.full(500, 1 / 500))
     adversary = models.adversarial(networks.mlp((), 1), 3.0)
@@ -118,8 +144,10 @@ def test_the_adversary_is_jensen_shannon_at_its_optimum() -> None:
 
 def test_players_move_nothing_but_their_own() -> None:
     vae, adversary = small(), ADVERSARIES["density_ratio"]
-    losses = models.against(training.batch_mean(models.negative_elbo(vae)), vae, adversary)
-    params = models.init_against(vae, adversary)(KEY, DATA[0])
+    losses = models.adversarial_losses(
+        training.batch_mean(models.negative_elbo(vae)), vae, adversary
+    )
+    params = models.adversarial_init(vae, adversary)(KEY, DATA[0])
     keys, weight = jax.random.split(KEY, 8), jnp.full(8, 1 / 8)
     of_critic = lambda params: losses["critic"](params, keys, DATA[:8], weight, 0, None)[0]
     slope = jax.grad(of_critic)(params)
@@ -136,7 +164,9 @@ def test_a_vampprior_of_one_pseudo_input_is_its_posterior() -> None:
     assert float(one.prior(params).log_prob(z)) == pytest.approx(float(q.log_prob(z)), rel=1e-5)
     params = four.init(KEY, DATA[0])
     each = [float(four.encode(params, u).log_prob(z)) for u in params["prior"]["pseudo_inputs"]]
-    assert float(four.prior(params).log_prob(z)) == pytest.approx(float(np.log(np.mean(np.exp(each)))), rel=1e-5)
+    assert float(four.prior(params).log_prob(z)) == pytest.approx(
+        float(np.log(np.mean(np.exp(each)))), rel=1e-5
+    )
 
 
 def test_penalties_of_regularized_autoencoders() -> None:
@@ -151,11 +181,17 @@ def test_penalties_of_regularized_autoencoders() -> None:
     value, _ = models.decoder_decay()(params, KEY, DATA[0], 0)
     squares = sum(float(np.square(leaf).sum()) for leaf in jax.tree.leaves(params["decoder"]))
     assert float(value) == pytest.approx(squares, rel=1e-5)
-    codes = models.Codes(KEY, None, jnp.array([[1.0, 2.0], [9.0, 9.0], [3.0, 0.0]]), None, jnp.array([0.5, 0.0, 0.5]))
+    codes = models.Codes(
+        KEY, None, jnp.array([[1.0, 2.0], [9.0, 9.0], [3.0, 0.0]]), None, jnp.array([0.5, 0.0, 0.5])
+    )
     assert float(models.code_penalty(4.0)(codes)) == pytest.approx(4 * (5 + 9) / 2 / 2)
-    both = models.weighted_sum([(2.0, models.decoder_decay()), (3.0, models.negative_reconstruction(vae))])
+    both = models.weighted_sum(
+        [(2.0, models.decoder_decay()), (3.0, models.negative_reconstruction(vae))]
+    )
     rest = models.negative_reconstruction(vae)(params, KEY, DATA[0], 0)[0]
-    assert float(both(params, KEY, DATA[0], 0)[0]) == pytest.approx(2 * squares + 3 * float(rest), rel=1e-5)
+    assert float(both(params, KEY, DATA[0], 0)[0]) == pytest.approx(
+        2 * squares + 3 * float(rest), rel=1e-5
+    )
 
 
 def test_a_point_has_no_elbo() -> None:
@@ -173,15 +209,15 @@ def conditional() -> models.CVAE:
     return models.cvae(*nets, family, likelihoods.normal(0.5), networks.mlp((8,), family.size))
 
 
-PAIRS = models.Given(DATA, np.eye(3, dtype=np.float32)[np.arange(len(DATA)) % 3])
-EXAMPLE = models.Given(DATA[0], PAIRS.y[0])
+PAIRS = models.Conditioned(DATA, np.eye(3, dtype=np.float32)[np.arange(len(DATA)) % 3])
+EXAMPLE = models.Conditioned(DATA[0], PAIRS.y[0])
 
 
 def test_a_cvae_at_a_condition_is_a_vae() -> None:
     """Every objective of the pair is that of the VAE; and the prior is of the condition."""
     model = conditional()
     params = model.init(KEY, EXAMPLE)
-    at = models.given(model, EXAMPLE.y)
+    at = models.condition_on(model, EXAMPLE.y)
     for make in (models.negative_elbo, lambda vae: models.negative(bounds.iwae, vae, 3)):
         whole, _ = make(model)(params, KEY, EXAMPLE, 0)
         assert float(whole) == pytest.approx(float(make(at)(params, KEY, DATA[0], 0)[0]), rel=1e-6)
@@ -209,7 +245,10 @@ def test_denoising_encodes_the_corrupted_and_explains_the_clean() -> None:
 
 
 def test_joint_and_hierarchy() -> None:
-    normal, classes = distributions.Normal(jnp.array([0.5, -1.0]), jnp.array([1.0, 2.0])), jnp.array([[0.1, 1.0, -2.0]])
+    normal, classes = (
+        distributions.Normal(jnp.array([0.5, -1.0]), jnp.array([1.0, 2.0])),
+        jnp.array([[0.1, 1.0, -2.0]]),
+    )
     joint = distributions.Joint((normal, distributions.OneHotCategorical(classes)))
     x = jnp.array([0.2, 0.3, 0.0, 1.0, 0.0])
     expected = float(normal.log_prob(x[:2])) + float(jax.nn.log_softmax(classes[0])[1])
@@ -222,7 +261,12 @@ def test_joint_and_hierarchy() -> None:
     assert terms.shape == (3,)
     assert float(terms.sum()) == pytest.approx(float(divergences.kl(joint, prior)), rel=1e-6)
     assert float(terms[2]) == pytest.approx(
-        float(np.log(3) + np.sum(np.asarray(jax.nn.softmax(classes[0])) * np.asarray(jax.nn.log_softmax(classes[0])))),
+        float(
+            np.log(3)
+            + np.sum(
+                np.asarray(jax.nn.softmax(classes[0])) * np.asarray(jax.nn.log_softmax(classes[0]))
+            )
+        ),
         rel=1e-5,
     )
 
@@ -235,23 +279,35 @@ def test_a_hierarchical_mixture_is_what_its_equation_says() -> None:
     conditional, w, z = p.given(x)
     each = np.array(
         [
-            float(distributions.Normal(conditional.components.loc[k], conditional.components.scale[k]).log_prob(z))
+            float(
+                distributions.Normal(
+                    conditional.components.loc[k], conditional.components.scale[k]
+                ).log_prob(z)
+            )
             for k in range(3)
         ]
     )
-    expected = float(distributions.Normal(jnp.zeros(1), jnp.ones(1)).log_prob(w)) + np.log(np.exp(each).mean())
+    expected = float(distributions.Normal(jnp.zeros(1), jnp.ones(1)).log_prob(w)) + np.log(
+        np.exp(each).mean()
+    )
     assert float(p.log_prob(x)) == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(conditional.responsibilities(z), np.exp(each) / np.exp(each).sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        conditional.responsibilities(z), np.exp(each) / np.exp(each).sum(), rtol=1e-4
+    )
     assert p.sample(KEY, (5,)).shape == (5, 3)
 
 
 def test_temperature_scales_deviations() -> None:
     normal = distributions.Normal(jnp.array([1.0]), jnp.array([2.0]))
-    mixture = distributions.Mixture(jnp.zeros(2), distributions.Normal(jnp.array([[-9.0], [9.0]]), jnp.ones((2, 1))))
+    mixture = distributions.Mixture(
+        jnp.zeros(2), distributions.Normal(jnp.array([[-9.0], [9.0]]), jnp.ones((2, 1)))
+    )
     cold = distributions.tempered(mixture, 0.1).sample(KEY, (4000,))
     assert float(distributions.tempered(normal, 0.5).scale[0]) == 1.0
     assert float(jnp.abs(jnp.abs(cold) - 9.0).std()) == pytest.approx(0.06, abs=0.01)
-    hierarchy = priors.hierarchical_mixture(2, 2, 1).make(priors.hierarchical_mixture(2, 2, 1).init(KEY))
+    hierarchy = priors.hierarchical_mixture(2, 2, 1).make(
+        priors.hierarchical_mixture(2, 2, 1).init(KEY)
+    )
     assert float(distributions.tempered(hierarchy, 1e-3).sample(KEY, (100,))[:, 0].std()) < 2e-3
     with pytest.raises(ValueError, match="a Bernoulli has no scale"):
         distributions.tempered(distributions.Bernoulli(jnp.zeros(2)), 0.5)
@@ -267,7 +323,11 @@ def test_corruptions(name: str) -> None:
     noisy = np.asarray(datasets.CORRUPTIONS[name](KEY, CLEAN, 0.3))
     changed = (noisy != np.asarray(CLEAN)).mean()
     if name == "gaussian":
-        assert noisy.std() == pytest.approx(0.3, rel=0.02) and noisy.mean() == pytest.approx(0.7, abs=0.01)
+        assert noisy.std() == pytest.approx(0.3, rel=0.02) and noisy.mean() == pytest.approx(
+            0.7, abs=0.01
+        )
     else:
         assert changed == pytest.approx(0.3, abs=0.015)
-        assert set(np.unique(noisy)) <= ({0.0, np.float32(0.7)} if name == "masking" else {0.0, 1.0, np.float32(0.7)})
+        assert set(np.unique(noisy)) <= (
+            {0.0, np.float32(0.7)} if name == "masking" else {0.0, 1.0, np.float32(0.7)}
+        )

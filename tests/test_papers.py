@@ -25,7 +25,9 @@ from papers import (
 
 from jaxvae import evaluation
 
-LEARNED = {name for name in exact.ROWS if name.endswith("correlated posterior")} - {"householder, correlated posterior"}
+LEARNED = {name for name in exact.ROWS if name.endswith("correlated posterior")} - {
+    "householder, correlated posterior"
+}
 SLOW = LEARNED | {
     "vae",
     "annealed-vae",
@@ -41,14 +43,20 @@ SLOW = LEARNED | {
 }
 
 
-@pytest.mark.parametrize("member", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in exact.ROWS])
+@pytest.mark.parametrize(
+    "member", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in exact.ROWS]
+)
 def test_exact_values_are_obtained(member: str) -> None:
     found = exact.ROWS[member].compare()
     assert found.obtained == pytest.approx(found.exact, abs=exact.ROWS[member].tolerance)
 
 
-def test_a_row_that_is_out_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(exact.ROWS, "wrong", exact.Row("nothing", 0.1, lambda: exact.Found(1.0, 2.0)))
+def test_a_row_that_is_out_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        exact.ROWS, "wrong", exact.Row("nothing", 0.1, lambda: exact.Found(1.0, 2.0))
+    )
     with pytest.raises(SystemExit):
         exact.main(exact.Options(rows=("DCI", "wrong")))
     assert "out of their tolerance: wrong" in capsys.readouterr().err
@@ -61,7 +69,14 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         f"likelihoods {table}": (
             likelihoods,
             SMALL
-            | {"table": table, "dataset": "digits", "warmup": 2, "components": 4, "examples": 6, "num_samples": 5},
+            | {
+                "table": table,
+                "dataset": "digits",
+                "warmup": 2,
+                "components": 4,
+                "examples": 6,
+                "num_samples": 5,
+            },
         )
         for table in ("priors", "posteriors", "bounds", "noise")
     },
@@ -91,7 +106,9 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*examples do not determine the covariance")
 @pytest.mark.parametrize("table", TABLES)
-def test_tables(table: str, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables(
+    table: str, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every table that the README takes numbers from, at a size that proves nothing."""
     script, given = TABLES[table]
     seeds = {"seeds": 2} if table in ("rate-distortion", "disentanglement") else {"seeds": 1}
@@ -100,7 +117,11 @@ def test_tables(table: str, tmp_path: Path, data_dir: Path, capsys: pytest.Captu
     found = json.loads((tmp_path / "out.json").read_text())["cells"]
     out = capsys.readouterr().out
     for name, cells in found.items():
-        assert name in out and len(cells) == seeds["seeds"] and np.isfinite(list(cells[0].values())).any()
+        assert (
+            name in out
+            and len(cells) == seeds["seeds"]
+            and np.isfinite(list(cells[0].values())).any()
+        )
 
 
 ROWS = (likelihoods, clusters, codes, disentanglement, exact, samples, stacked)
@@ -114,7 +135,9 @@ def test_rows_that_are_not_there_are_named(script: Any) -> None:
 
 
 def test_stopping_early_needs_a_validation_split(data_dir: Path) -> None:
-    with pytest.raises(ValueError, match="--moments 20 needs a validation split, and digits has none"):
+    with pytest.raises(
+        ValueError, match="--moments 20 needs a validation split, and digits has none"
+    ):
         quadrants.main(quadrants.Options(dataset="digits", data_dir=str(data_dir)))
 
 
@@ -122,7 +145,9 @@ def test_clusters_are_matched_to_classes() -> None:
     """Best of all matchings, however clusters are numbered; one too many is lost."""
     labels = np.repeat([0, 1, 2], 10)
     assert evaluation.clusters.accuracy(np.array([2, 0, 1])[labels], labels) == 1
-    assert evaluation.clusters.accuracy(np.where(np.arange(30) < 5, 3, labels), labels) == pytest.approx(25 / 30)
+    assert evaluation.clusters.accuracy(
+        np.where(np.arange(30) < 5, 3, labels), labels
+    ) == pytest.approx(25 / 30)
     assert evaluation.clusters.accuracy(np.zeros(30, int), labels) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match=r"must be \[N\] each; they were \(3,\) and \(30,\)"):
         evaluation.clusters.accuracy(np.arange(3), labels)

@@ -1,4 +1,6 @@
-"""Divergences between samples: every member against sums over pairs in NumPy, SciPy in one dimension, closed forms."""
+"""Divergences between samples: every member against sums over pairs in NumPy, SciPy in one
+dimension, closed forms.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from scipy import integrate, optimize, special, stats
 from scipy.spatial import distance
 
 from jaxvae import divergences
-from jaxvae.divergences import DIVERGENCES, biased_mmd, imq, imq_sum, mmd, negative_distance, rbf, sliced_wasserstein
+from jaxvae.divergences import (
+    DIVERGENCES,
+    biased_mmd,
+    imq,
+    imq_sum,
+    mmd,
+    negative_distance,
+    rbf,
+    sliced_wasserstein,
+)
 
 KEY = jax.random.key(0)
 Z_BOUND = 5.0
@@ -56,7 +67,11 @@ def laplacian(z: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def energy_oracle(z: np.ndarray, other: np.ndarray) -> float:
-    return 2 * distance.cdist(z, other).mean() - distance.pdist(z).mean() - distance.pdist(other).mean()
+    return (
+        2 * distance.cdist(z, other).mean()
+        - distance.pdist(z).mean()
+        - distance.pdist(other).mean()
+    )
 
 
 def gamma_ratio(d: int) -> float:
@@ -79,19 +94,25 @@ def confluent(s: np.ndarray, d: int) -> np.ndarray:
 
 
 def cramer_wold_oracle(z: np.ndarray, other: Any, phi: Callable = asymptotic) -> float:
-    """<f, f> + <g, g> - 2 <f, g>, f a mixture of N(z_i, g I) and g = N(0, (1 + g) I), smoothed projections.
+    """<f, f> + <g, g> - 2 <f, g>, f a mixture of N(z_i, g I) and g = N(0, (1 + g) I), smoothed
+    projections.
 
-    <N(x, a I), N(y, b I)> = (2 pi (a + b))^-1/2 phi(|x - y|^2 / (2 (a + b))); ``other`` may be a sample, or None.
+    <N(x, a I), N(y, b I)> = (2 pi (a + b))^-1/2 phi(|x - y|^2 / (2 (a + b))); ``other`` may be a
+    sample, or None.
     """
     n, d = z.shape
     smoothing = (4 / (3 * n)) ** (2 / 5)
-    product = lambda square, variance: phi(square / (2 * variance), d) / np.sqrt(2 * np.pi * variance)
+    product = lambda square, variance: (
+        phi(square / (2 * variance), d) / np.sqrt(2 * np.pi * variance)
+    )
     within = product(distance.cdist(z, z, "sqeuclidean"), 2 * smoothing).mean()
     if other is None:
         normal = product(np.zeros(()), 2 * smoothing + 2)
         return within + normal - 2 * product(np.square(z).sum(1), 2 * smoothing + 1).mean()
     among = product(distance.cdist(other, other, "sqeuclidean"), 2 * smoothing).mean()
-    return within + among - 2 * product(distance.cdist(z, other, "sqeuclidean"), 2 * smoothing).mean()
+    return (
+        within + among - 2 * product(distance.cdist(z, other, "sqeuclidean"), 2 * smoothing).mean()
+    )
 
 
 class Member(NamedTuple):
@@ -110,15 +131,26 @@ MEMBERS = {
     "energy_distance": Member(DIVERGENCES["energy_distance"], energy_oracle),
     "radon_sobolev": Member(DIVERGENCES["radon_sobolev"], radon_sobolev_oracle, symmetric=False),
     "sliced_wasserstein": Member(DIVERGENCES["sliced_wasserstein"], None, zero=True),
-    "cramer_wold": Member(DIVERGENCES["cramer_wold"], lambda z, other: cramer_wold_oracle(z, None), symmetric=False),
-    "cramer_wold_two_sample": Member(DIVERGENCES["cramer_wold_two_sample"], cramer_wold_oracle, zero=True),
-    "mmd_imq_scaled": Member(mmd(imq(0.7)), partial(discrepancy, partial(imq_oracle, c=6 * 0.49))),
-    "mmd_rbf_short": Member(mmd(rbf(0.5)), partial(discrepancy, partial(rbf_oracle, variance=0.25))),
-    "mmd_user": Member(
-        mmd(laplacian), partial(discrepancy, lambda z, other: np.exp(-distance.cityblock(z, other) / 2))
+    "cramer_wold": Member(
+        DIVERGENCES["cramer_wold"], lambda z, other: cramer_wold_oracle(z, None), symmetric=False
     ),
-    "biased_mmd_rbf": Member(biased_mmd(rbf()), partial(discrepancy, rbf_oracle, biased=True), zero=True),
-    "biased_mmd_imq_sum": Member(biased_mmd(imq_sum()), partial(discrepancy, imq_sum_oracle, biased=True), zero=True),
+    "cramer_wold_two_sample": Member(
+        DIVERGENCES["cramer_wold_two_sample"], cramer_wold_oracle, zero=True
+    ),
+    "mmd_imq_scaled": Member(mmd(imq(0.7)), partial(discrepancy, partial(imq_oracle, c=6 * 0.49))),
+    "mmd_rbf_short": Member(
+        mmd(rbf(0.5)), partial(discrepancy, partial(rbf_oracle, variance=0.25))
+    ),
+    "mmd_user": Member(
+        mmd(laplacian),
+        partial(discrepancy, lambda z, other: np.exp(-distance.cityblock(z, other) / 2)),
+    ),
+    "biased_mmd_rbf": Member(
+        biased_mmd(rbf()), partial(discrepancy, rbf_oracle, biased=True), zero=True
+    ),
+    "biased_mmd_imq_sum": Member(
+        biased_mmd(imq_sum()), partial(discrepancy, imq_sum_oracle, biased=True), zero=True
+    ),
     "biased_energy_distance": Member(
         biased_mmd(negative_distance),
         partial(discrepancy, lambda z, other: -distance.euclidean(z, other), biased=True),
@@ -126,7 +158,9 @@ MEMBERS = {
     ),
 }
 members = pytest.mark.parametrize("name", MEMBERS)
-with_oracle = pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.oracle])
+with_oracle = pytest.mark.parametrize(
+    "name", [name for name, member in MEMBERS.items() if member.oracle]
+)
 
 
 @cache
@@ -218,7 +252,10 @@ def test_a_batch_of_batches_is_a_vmap(name):
     batches = np.float32([[Z, Z + 1], [OTHER, 2 * OTHER]])
     keys = jax.random.split(KEY)
     together = quick(jax.vmap(DIVERGENCES[name], (0, 0, 0, None)))(keys, *batches, A(WEIGHT))
-    each = [compiled(name)(key, z, o, np.float32(WEIGHT))[0] for key, z, o in zip(keys, *batches, strict=True)]
+    each = [
+        compiled(name)(key, z, o, np.float32(WEIGHT))[0]
+        for key, z, o in zip(keys, *batches, strict=True)
+    ]
     np.testing.assert_allclose(together, each, rtol=1e-5, atol=5e-6)
 
 
@@ -247,8 +284,14 @@ def test_one_row_alone_is_finite(name):
 
 
 def gaussian_mmd(kernel_mean: Callable[[float, float], float], shift: float, scale: float) -> float:
-    """Of N(m, s^2 I) and N(0, I), from the kernel's mean where z - z' ~ N(m, v I), as a function of |m| and v."""
-    return kernel_mean(0.0, 2 * scale**2) + kernel_mean(0.0, 2.0) - 2 * kernel_mean(shift, 1 + scale**2)
+    """Of N(m, s^2 I) and N(0, I), from the kernel's mean where z - z' ~ N(m, v I), as a function
+    of |m| and v.
+    """
+    return (
+        kernel_mean(0.0, 2 * scale**2)
+        + kernel_mean(0.0, 2.0)
+        - 2 * kernel_mean(shift, 1 + scale**2)
+    )
 
 
 def rbf_mean(shift: float, variance: float, d: int = 8) -> float:
@@ -259,7 +302,10 @@ def imq_mean(shift: float, variance: float, d: int = 8) -> float:
     """Over v times a chi-squared variable that is noncentral by |m|^2 / v."""
     square = stats.ncx2(d, max(shift**2 / variance, 1e-12))
     density = lambda x: 2 * d / (2 * d + variance * x) * square.pdf(x)
-    return integrate.quad(density, 0, 20, epsrel=1e-10)[0] + integrate.quad(density, 20, 300, epsrel=1e-10)[0]
+    return (
+        integrate.quad(density, 0, 20, epsrel=1e-10)[0]
+        + integrate.quad(density, 20, 300, epsrel=1e-10)[0]
+    )
 
 
 def half_energy(scale: float, d: int = 8) -> float:
@@ -287,7 +333,9 @@ def test_published_value_of_shifted_gaussians():
 
 @cache
 def small_batches(member: Callable) -> Callable:
-    """(keys, shift, scale) -> the member for each, between four rows of N(m, s^2 I) and N(0, I) and one of padding."""
+    """(keys, shift, scale) -> the member for each, between four rows of N(m, s^2 I) and N(0, I)
+    and one of padding.
+    """
     weight = A([0.25, 0.0, 0.25, 0.25, 0.25])
 
     def batch(key: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -317,7 +365,9 @@ def test_mean_distance_to_a_normal_is_the_confluent_function(d):
     radii = np.array([0.0, 1e-3, 0.7, 3.0, 12.0, 30.0])
     z = np.zeros((6, d), np.float32)
     z[:, -1] = radii
-    alone = quick(jax.vmap(lambda z: DIVERGENCES["radon_sobolev"](KEY, z[None], z[None], jnp.ones(1))))
+    alone = quick(
+        jax.vmap(lambda z: DIVERGENCES["radon_sobolev"](KEY, z[None], z[None], jnp.ones(1)))
+    )
     expected = np.sqrt(2) * special.hyp1f1(-0.5, d / 2, -np.square(radii) / 2) - 1
     np.testing.assert_allclose(alone(z), gamma_ratio(d) * expected, rtol=2e-6, atol=2e-6)
 
@@ -367,21 +417,30 @@ def test_radon_sobolev_on_a_line_is_cramer_s_distance():
     squares = lambda t: (np.mean(line <= t) - stats.norm.cdf(t)) ** 2
     expected = sum(integrate.quad(squares, a, b)[0] for a, b in pairwise([-12, *line, 12]))
     got = once(DIVERGENCES["radon_sobolev"], line[:, None], line[:, None], WEIGHT)
-    missing = distance.pdist(line[:, None]).mean() / (2 * N)  # what leaving the diagonal out takes away
+    missing = distance.pdist(line[:, None]).mean() / (
+        2 * N
+    )  # what leaving the diagonal out takes away
     np.testing.assert_allclose(got + missing, expected, rtol=1e-4)
 
 
 def test_sliced_wasserstein_on_a_line_is_the_best_assignment():
     squares = (Z[:, :1] - OTHER[:, 0]) ** 2
     expected = squares[optimize.linear_sum_assignment(squares)].mean()
-    got = once(sliced_wasserstein(3), padded(Z, 9.0)[:, :1], padded(OTHER, -9.0)[:, :1], padded(WEIGHT, 0.0))
+    got = once(
+        sliced_wasserstein(3),
+        padded(Z, 9.0)[:, :1],
+        padded(OTHER, -9.0)[:, :1],
+        padded(WEIGHT, 0.0),
+    )
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     assert float(got) >= stats.wasserstein_distance(Z[:, 0], OTHER[:, 0]) ** 2
 
 
 def test_sliced_wasserstein_of_a_shift_on_a_line_is_scipy_s():
     got = once(sliced_wasserstein(1), Z[:, :1], Z[::-1, :1] + 0.8, WEIGHT)
-    np.testing.assert_allclose(got, stats.wasserstein_distance(Z[:, 0], Z[:, 0] + 0.8) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        got, stats.wasserstein_distance(Z[:, 0], Z[:, 0] + 0.8) ** 2, rtol=1e-5
+    )
 
 
 def test_sliced_wasserstein_of_gaussian_quantiles():
@@ -421,7 +480,9 @@ def test_gradient_of_sliced_wasserstein_moves_to_the_partner():
     squares = (Z[:, :1] - OTHER[:, 0]) ** 2
     partner = optimize.linear_sum_assignment(squares)[1]
     slope = once(jax.grad(sliced_wasserstein(2), 1), Z[:, :1], OTHER[:, :1], WEIGHT)
-    np.testing.assert_allclose(slope[:, 0], 2 / N * (Z[:, 0] - OTHER[partner, 0]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        slope[:, 0], 2 / N * (Z[:, 0] - OTHER[partner, 0]), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("d, tolerance", [(20, 0.06), (100, 0.012)])
@@ -435,7 +496,9 @@ def test_cramer_wold_of_two_samples_tends_to_that_of_the_normal():
     z, other = np.random.default_rng(3).normal(size=(2, 800, 20))
     args = 0.5 * z, other, np.full(800, 1 / 800)
     to_normal = once(DIVERGENCES["cramer_wold"], *args)
-    np.testing.assert_allclose(once(DIVERGENCES["cramer_wold_two_sample"], *args), to_normal, rtol=0.03)
+    np.testing.assert_allclose(
+        once(DIVERGENCES["cramer_wold_two_sample"], *args), to_normal, rtol=0.03
+    )
 
 
 # The table and refusals
@@ -467,7 +530,10 @@ REFUSED = {
     "imq": (lambda: imq(-1.0), "scale"),
     "imq_sum": (lambda: imq_sum(()), "multiples"),
     "imq_sum_negative": (lambda: imq_sum((1.0, -2.0)), "multiples"),
-    "line": (lambda: DIVERGENCES["cramer_wold"](KEY, *jnp.ones((2, 4, 1)), jnp.full(4, 0.25)), "two dimensions"),
+    "line": (
+        lambda: DIVERGENCES["cramer_wold"](KEY, *jnp.ones((2, 4, 1)), jnp.full(4, 0.25)),
+        "two dimensions",
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""What data parallelism costs: the estimate's closed forms, the bytes of the compiled step, the script as it is run."""
+"""What data parallelism costs: the estimate's closed forms, the bytes of the compiled step, the
+script as it is run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,18 @@ from PIL import Image
 from jaxvae import costs, networks
 
 # The larger model is the tiny one, so that what one has compiled serves the other.
-QUICK = ["--hidden", "16", "--pixels", "64", "--latent", "2", "--global-batch", "8", "--per-device-batch", "4"]
+QUICK = [
+    "--hidden",
+    "16",
+    "--pixels",
+    "64",
+    "--latent",
+    "2",
+    "--global-batch",
+    "8",
+    "--per-device-batch",
+    "4",
+]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> dict[str, Any]:
@@ -38,8 +51,12 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> dict[str, 
         (1e12, 4e6, 1e9, 0.0, 8e-3),  # twice the whole, however many devices
     ],
 )
-def test_ring_all_reduce(devices: float, size: float, bandwidth: float, latency: float, seconds: float) -> None:
-    assert scaling.all_reduce_seconds(devices, size, bandwidth, latency) == pytest.approx(seconds, rel=1e-9)
+def test_ring_all_reduce(
+    devices: float, size: float, bandwidth: float, latency: float, seconds: float
+) -> None:
+    assert scaling.all_reduce_seconds(devices, size, bandwidth, latency) == pytest.approx(
+        seconds, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,13 +69,19 @@ def test_ring_all_reduce(devices: float, size: float, bandwidth: float, latency:
         (1e6, 1.0, 0.0, 1 + 5e5),  # without latency 1 + C / 2v
     ],
 )
-def test_break_even_devices_by_hand(compute: float, passage: float, latency: float, devices: float) -> None:
-    assert scaling.break_even_devices(10 * compute, 7 * passage, 10, 7, latency) == pytest.approx(devices, rel=1e-9)
+def test_break_even_devices_by_hand(
+    compute: float, passage: float, latency: float, devices: float
+) -> None:
+    assert scaling.break_even_devices(10 * compute, 7 * passage, 10, 7, latency) == pytest.approx(
+        devices, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("latency", [0.0, 1e-6, 1e-3])
 @pytest.mark.parametrize("flops", [1e6, 1e10, 1e15])
-def test_at_break_even_computing_takes_as_long_as_the_all_reduce(flops: float, latency: float) -> None:
+def test_at_break_even_computing_takes_as_long_as_the_all_reduce(
+    flops: float, latency: float
+) -> None:
     size, speed, bandwidth, batch = 4e7, 1e14, 2e11, 512
     n = scaling.break_even_devices(flops, size, speed, bandwidth, latency)
     reduce = scaling.all_reduce_seconds(n, size, bandwidth, latency)
@@ -68,7 +91,9 @@ def test_at_break_even_computing_takes_as_long_as_the_all_reduce(flops: float, l
 
 
 @pytest.mark.parametrize("parameters", [1e3, 1e9])
-def test_break_even_batch_of_fully_connected_layers_does_not_depend_on_the_model(parameters: float) -> None:
+def test_break_even_batch_of_fully_connected_layers_does_not_depend_on_the_model(
+    parameters: float,
+) -> None:
     speed, bandwidth = 1e14, 2e11
     batch = scaling.break_even_batch(1e9, 6 * parameters, 4 * parameters, speed, bandwidth)
     assert batch == pytest.approx(4 * speed / (3 * bandwidth), rel=1e-6)
@@ -77,7 +102,9 @@ def test_break_even_batch_of_fully_connected_layers_does_not_depend_on_the_model
 @pytest.mark.parametrize("precision", networks.PRECISIONS)
 def test_every_link_is_of_a_known_device(precision: str) -> None:
     settings = scaling.Settings(precision=precision)
-    for row, link in zip(scaling.estimates(settings, 1e10, 10**7), scaling.LINKS.values(), strict=True):
+    for row, link in zip(
+        scaling.estimates(settings, 1e10, 10**7), scaling.LINKS.values(), strict=True
+    ):
         assert row["peak_flops"] == costs.PEAK_FLOPS[link.kind][precision]
         assert 1 < row["break_even_devices"] < math.inf
         assert (row["break_even_batch_256"] is None) == (link.most == 8)
@@ -101,7 +128,9 @@ def tiny() -> scaling.Model:
 
 
 def test_a_step_sends_gradients_and_metrics(tiny: scaling.Model) -> None:
-    """Once a step: gradients, loss and its two terms in one all-reduce, and a constant that psum's transpose leaves."""
+    """Once a step: gradients, loss and its two terms in one all-reduce, and a constant that
+    psum's transpose leaves.
+    """
     assert tiny.parameters == (64 * 16 + 16) + (16 * 4 + 4) + (2 * 16 + 16) + (16 * 64 + 64)
     program = scaling.step_program(tiny, jax.devices()[:4], 8)
     assert sorted(scaling.all_reduces(program)) == [4, 4 * (tiny.parameters + 3)]
@@ -111,18 +140,37 @@ def test_pmap_sends_the_same(tiny: scaling.Model) -> None:
     step = lambda state, batch: tiny.algorithm.step(state, batch, scaling.AXIS)
     state, batch = tiny.shapes(8)
     halves = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2, 4, *s.shape[1:]), s.dtype), batch)
-    mapped = jax.pmap(step, scaling.AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:2])
+    mapped = jax.pmap(
+        step, scaling.AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:2]
+    )
     program = mapped.lower(state, halves).compile().as_text()
     assert sorted(scaling.all_reduces(program)) == [4, 4 * (tiny.parameters + 3)]
 
 
 @pytest.mark.slow
-def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run(monkeypatch, tmp_path, "--devices", "2", "1", "--rounds", "3", "--steps", "2", "--mappings", "pmap")
+def test_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(
+        monkeypatch,
+        tmp_path,
+        "--devices",
+        "2",
+        "1",
+        "--rounds",
+        "3",
+        "--steps",
+        "2",
+        "--mappings",
+        "pmap",
+    )
     assert result["settings"]["devices"] == [1, 2]
-    assert {"platform", "device_kind", "simulated", "cpus", "processes", "versions"} <= result["machine"].keys()
+    assert {"platform", "device_kind", "simulated", "cpus", "processes", "versions"} <= result[
+        "machine"
+    ].keys()
     places = {
-        (row["model"], row["scaling"], row["mapping"], row["devices"], row["batch"]) for row in result["measurements"]
+        (row["model"], row["scaling"], row["mapping"], row["devices"], row["batch"])
+        for row in result["measurements"]
     }
     strong = {("strong", "jit", 1, 8), ("strong", "pmap", 2, 8)}
     weak = {("weak", "jit", 1, 4), ("weak", "pmap", 2, 8)}
@@ -130,7 +178,10 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     for row in result["measurements"]:
         assert len(row["rounds_ms"]) == 3
         assert row["step_ms"]["median"] == pytest.approx(np.median(row["rounds_ms"]))
-        assert row["devices"] > 1 or (row["throughput"]["min"], row["added_ms"]["max"]) == (1.0, 0.0)
+        assert row["devices"] > 1 or (row["throughput"]["min"], row["added_ms"]["max"]) == (
+            1.0,
+            0.0,
+        )
     for far in result["invariance"].values():
         assert far["loss"] < 1e-5 and far["parameters"] < 1e-4 and far["steps"] == 8
     for name, sent in result["communication"].items():
@@ -140,7 +191,10 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with Image.open(tmp_path / "scaling.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
     printed = capsys.readouterr().out
-    assert "What simulation can say, exactly" in printed and "What it cannot say: how fast a pod is" in printed
+    assert (
+        "What simulation can say, exactly" in printed
+        and "What it cannot say: how fast a pod is" in printed
+    )
     assert all(sentence in printed for sentence in result["statement"])
 
 
@@ -164,7 +218,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_answered_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mistake: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mistake: str,
 ) -> None:
     arguments, answer = MISTAKES[mistake]
     with pytest.raises(SystemExit) as ended:

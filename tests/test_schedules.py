@@ -10,7 +10,11 @@ from scipy.special import expit
 
 from jaxvae import schedules
 
-MAKERS = {"linear": schedules.linear_warmup, "sigmoid": schedules.sigmoid_warmup, "cyclical": schedules.cyclical}
+MAKERS = {
+    "linear": schedules.linear_warmup,
+    "sigmoid": schedules.sigmoid_warmup,
+    "cyclical": schedules.cyclical,
+}
 
 # schedule, step, weight
 POINTS = [
@@ -73,12 +77,16 @@ def test_weight_of_a_python_step(schedule, step, expected):
 @pytest.mark.parametrize(("num_steps", "num_cycles", "ratio"), CYCLES)
 def test_cyclical_follows_its_definition_at_every_step(num_steps, num_cycles, ratio):
     steps = range(num_steps + 3)
-    weights = jax.jit(schedules.cyclical(num_steps, num_cycles, float(ratio)))(jnp.arange(len(steps)))
+    weights = jax.jit(schedules.cyclical(num_steps, num_cycles, float(ratio)))(
+        jnp.arange(len(steps))
+    )
     expected = [fraction_of_cycle(step, num_steps, num_cycles, ratio) for step in steps]
     np.testing.assert_allclose(weights, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("num_steps", "num_cycles", "ratio"), [(100, 4, 0.5), (60, 3, 0.25), (12, 1, 1.0)])
+@pytest.mark.parametrize(
+    ("num_steps", "num_cycles", "ratio"), [(100, 4, 0.5), (60, 3, 0.25), (12, 1, 1.0)]
+)
 def test_cyclical_is_the_paper_with_steps_counted_from_zero(num_steps, num_cycles, ratio):
     weights = jax.vmap(schedules.cyclical(num_steps, num_cycles, ratio))(jnp.arange(num_steps))
     expected = [fu_et_al(step + 1, num_steps, num_cycles, ratio) for step in range(num_steps)]

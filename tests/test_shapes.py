@@ -1,4 +1,6 @@
-"""Rendered shapes against geometry in float64, and their way through data sets, training and evaluation."""
+"""Rendered shapes against geometry in float64, and their way through data sets, training and
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def central():
 
 
 def polygon(shape):
-    """The outline of a shape at scale 1 and rotation 0 about its centroid, y upwards, [V, 2], and its centroid."""
+    """The outline of a shape at scale 1 and rotation 0 about its centroid, y upwards, [V, 2],
+    and its centroid.
+    """
     t = np.linspace(0, 2 * np.pi, 20_001)[:-1]
     if shape == SQUARE:
         outline = np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
@@ -49,7 +53,9 @@ def moments(outline):
     """Area and centroid of a polygon, by the shoelace formula."""
     (x, y), (x2, y2) = outline.T, np.roll(outline, -1, 0).T
     cross = x * y2 - x2 * y
-    return cross.sum() / 2, np.array([((x + x2) * cross).sum(), ((y + y2) * cross).sum()]) / (3 * cross.sum())
+    return cross.sum() / 2, np.array([((x + x2) * cross).sum(), ((y + y2) * cross).sum()]) / (
+        3 * cross.sum()
+    )
 
 
 def inside(outline, points):
@@ -58,13 +64,17 @@ def inside(outline, points):
     result = np.zeros(len(points), bool)
     for i, (px, py) in enumerate(points):
         crosses = (y > py) != (y2 > py)
-        result[i] = (px < x[crosses] + (py - y[crosses]) / (y2 - y)[crosses] * (x2 - x)[crosses]).sum() % 2
+        result[i] = (
+            px < x[crosses] + (py - y[crosses]) / (y2 - y)[crosses] * (x2 - x)[crosses]
+        ).sum() % 2
     return result
 
 
 @pytest.mark.parametrize("shape", range(3), ids=shapes.SHAPES)
 def test_pixels_are_inside_the_outline(shape, central):
-    """Every pixel, by counting how often a ray crosses a polygon that turns counter-clockwise about its centroid."""
+    """Every pixel, by counting how often a ray crosses a polygon that turns counter-clockwise
+    about its centroid.
+    """
     place = np.arange(64) + 0.5 - 32
     points = np.stack(np.meshgrid(place, -place), -1)  # [H, W, 2], y upwards
     near = np.abs(points).max(-1) < 18
@@ -77,7 +87,9 @@ def test_pixels_are_inside_the_outline(shape, central):
 
 
 def test_areas_are_those_of_the_squares(central):
-    """A pixel is inside or not: a shape with an outline of length L is off by a fraction of L, and less on the mean."""
+    """A pixel is inside or not: a shape with an outline of length L is off by a fraction of L,
+    and less on the mean.
+    """
     areas = central.sum((-2, -1))  # [3, 6, 40]
     exact = (shapes.SIDE * SCALES) ** 2
     np.testing.assert_allclose(areas.mean(-1), np.tile(exact, (3, 1)), rtol=0.02, atol=3.0)
@@ -106,7 +118,9 @@ def test_symmetries(central):
 
 
 def test_all_images_differ_but_for_the_symmetries(central):
-    kinds = [len({image.tobytes() for image in central[shape].reshape(-1, 64, 64)}) for shape in range(3)]
+    kinds = [
+        len({image.tobytes() for image in central[shape].reshape(-1, 64, 64)}) for shape in range(3)
+    ]
     assert kinds == [6 * 10, 6 * 20, 6 * 40]
     assert len({image.tobytes() for image in central.reshape(-1, 64, 64)}) == sum(kinds)
 
@@ -119,13 +133,24 @@ def test_centres_are_where_x_and_y_say(shape):
     moved = [np.roll(rendered[0], (y, x), (0, 1)) for x, y in factors[:, 3:]]
     np.testing.assert_array_equal(rendered, moved)
     place = np.arange(64) + 0.5
-    centres = np.stack([rendered.sum(1) @ place, rendered.sum(2) @ place], 1) / rendered.sum((1, 2))[:, None]
+    centres = (
+        np.stack([rendered.sum(1) @ place, rendered.sum(2) @ place], 1)
+        / rendered.sum((1, 2))[:, None]
+    )
     np.testing.assert_allclose(centres, factors[:, 3:] + shapes.FIRST, atol=0.2)
 
 
 def test_every_shape_is_inside_the_canvas():
-    """At the corners, so for all: the largest scale contains the smaller ones, and positions translate."""
-    corners = [[shape, 5, r, x, y] for shape in range(3) for r in range(TURN) for x in (0, 31) for y in (0, 31)]
+    """At the corners, so for all: the largest scale contains the smaller ones, and positions
+    translate.
+    """
+    corners = [
+        [shape, 5, r, x, y]
+        for shape in range(3)
+        for r in range(TURN)
+        for x in (0, 31)
+        for y in (0, 31)
+    ]
     rendered = images(np.array(corners))
     edges = [rendered[:, 0], rendered[:, -1], rendered[:, :, 0], rendered[:, :, -1]]
     assert not np.any(edges)
@@ -139,8 +164,12 @@ def test_index_and_factors_are_a_bijection():
     np.testing.assert_array_equal(shapes.index_of(everything.factors), np.arange(COUNT))
     rows = np.random.default_rng(0).integers(COUNT, size=1000)
     np.testing.assert_array_equal(shapes.factors_of(rows), everything.factors[rows])
-    np.testing.assert_array_equal(shapes.factors_of(rows), np.stack(np.unravel_index(rows, shapes.SIZES), -1))
-    np.testing.assert_array_equal(shapes.factors_of(1), [0, 0, 0, 0, 1])  # the last factor changes fastest
+    np.testing.assert_array_equal(
+        shapes.factors_of(rows), np.stack(np.unravel_index(rows, shapes.SIZES), -1)
+    )
+    np.testing.assert_array_equal(
+        shapes.factors_of(1), [0, 0, 0, 0, 1]
+    )  # the last factor changes fastest
     index = jax.jit(lambda i: shapes.index_of(shapes.factors_of(i)))
     np.testing.assert_array_equal(index(rows), rows)
 
@@ -150,7 +179,9 @@ def test_attributes_are_the_factors_as_numbers():
     found = shapes.attributes(jnp.array([2, 3, 10, 31, 0]))
     np.testing.assert_allclose(found, [0, 0, 1, 0.6, 0, 1, 1, 0], atol=1e-6)
     few = datasets.Split(shapes.Images(np.array([[2, 3, 10, 31, 0], [0, 0, 0, 0, 31]], np.uint8)))
-    np.testing.assert_allclose(datasets.attributes(few), [found, [1, 0, 0, 0, 1, 0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(
+        datasets.attributes(few), [found, [1, 0, 0, 0, 1, 0, 0, 1]], atol=1e-6
+    )
 
 
 def test_render_is_one_example():
@@ -185,7 +216,10 @@ def test_images_are_an_array_that_is_rendered_late():
         (lambda: shapes.factors_of(COUNT), "below 737280; it was 737280"),
         (lambda: shapes.factors_of(-1), "at least 0"),
         (lambda: shapes.index_of([0, 0, 0, 0]), r"these have shape \(4,\)"),
-        (lambda: shapes.index_of([3, 0, 0, 0, 0]), "shape, scale, rotation, x, y must be at least 0"),
+        (
+            lambda: shapes.index_of([3, 0, 0, 0, 0]),
+            "shape, scale, rotation, x, y must be at least 0",
+        ),
     ],
 )
 def test_bad_input_is_met_at_the_door(call, words):
@@ -205,32 +239,46 @@ def test_the_set_has_two_splits_of_all_images(dataset):
     rows = np.concatenate([shapes.index_of(split.images.factors) for split in (train, test)])
     np.testing.assert_array_equal(np.sort(rows), np.arange(COUNT))
     np.testing.assert_array_equal(test.labels, test.images.factors[:, 0])
-    assert np.abs(np.bincount(test.labels[:900]) - 300).max() < 75  # five standard deviations: in random order
+    assert (
+        np.abs(np.bincount(test.labels[:900]) - 300).max() < 75
+    )  # five standard deviations: in random order
     part = datasets.select(dataset, "train[:100]")
-    assert part.shape == (64, 64, 1) and part.dtype == np.uint8 and datasets.num_examples(part) == 100
+    assert (
+        part.shape == (64, 64, 1) and part.dtype == np.uint8 and datasets.num_examples(part) == 100
+    )
     for name in ("dynamic", "static", "scale", "counts"):
         assert datasets.prepared(test, name, dataset.levels) is test
 
 
 def test_treatments_render(dataset):
     some = dataset.splits["test"].images[:4]
-    each = {name: datasets.treatment(name, 2) for name in datasets.TREATMENTS}
-    treat = jax.jit(lambda keys, stored: {name: jax.vmap(treat)(keys, stored) for name, treat in each.items()})
+    each = {name: datasets.preprocessing(name, 2) for name in datasets.PREPROCESSING}
+    preprocess = jax.jit(
+        lambda keys, raw: {
+            name: jax.vmap(preprocess)(keys, raw) for name, preprocess in each.items()
+        }
+    )
     keys = jax.random.split(jax.random.key(0), 4)
-    jax.tree.map(np.testing.assert_array_equal, treat(keys, some), treat(keys, np.asarray(some)))
+    jax.tree.map(
+        np.testing.assert_array_equal, preprocess(keys, some), preprocess(keys, np.asarray(some))
+    )
 
 
 @pytest.fixture(scope="module")
 def small():
     posterior = posteriors.normal(3)
     encoder, decoder = networks.mlp((), posterior.size), networks.mlp((), (64, 64, 1))
-    return models.vae(encoder, decoder, posterior, likelihoods.bernoulli(), priors.standard_normal(3))
+    return models.vae(
+        encoder, decoder, posterior, likelihoods.bernoulli(), priors.standard_normal(3)
+    )
 
 
 def fitted(small, examples):
-    treat = datasets.treatment("dynamic", 2)
-    loss = training.treated(treat, training.batch_mean(models.negative_elbo(small)))
-    algorithm = training.gradient_descent(lambda key, x: small.init(key, treat(key, x)), loss, optax.adam(1e-3))
+    preprocess = datasets.preprocessing("dynamic", 2)
+    loss = training.preprocessed(preprocess, training.batch_mean(models.negative_elbo(small)))
+    algorithm = training.gradient_descent(
+        lambda key, x: small.init(key, preprocess(key, x)), loss, optax.adam(1e-3)
+    )
     return training.trained(training.fit(algorithm, examples, num_steps=6, batch_size=8))
 
 
@@ -238,11 +286,11 @@ def test_training_and_evaluation_render_what_they_use(small, dataset):
     """As if the pixels had been held: the same parameters and the same codes."""
     train, key = datasets.select(dataset, "train[:60]").images, jax.random.key(1)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(train)) == 60 * 5
-    treat = datasets.treatment("dynamic", 2)
+    preprocess = datasets.preprocessing("dynamic", 2)
     params, of_pixels = fitted(small, train), fitted(small, np.asarray(train))
     jax.tree.map(np.testing.assert_array_equal, params, of_pixels)
-    codes = evaluation.encode_split(small, params, train, key, treat=treat)
-    held = evaluation.encode_split(small, params, np.asarray(train), key, treat=treat)
+    codes = evaluation.encode_split(small, params, train, key, preprocess=preprocess)
+    held = evaluation.encode_split(small, params, np.asarray(train), key, preprocess=preprocess)
     np.testing.assert_allclose(codes, held, atol=1e-6)
     assert codes.shape == (60, 3)
 
@@ -254,4 +302,6 @@ def test_streamed_shapes_are_the_same():
     read = lambda: jnp.asarray(stream.splits["test"][0]).sum()
     assert jax.eval_shape(read).shape == ()  # as a training does that counts its operations
     for name in ("train", "test"):
-        np.testing.assert_array_equal(stream.splits[name][[5, 9]], np.asarray(held.splits[name].images[[5, 9]]))
+        np.testing.assert_array_equal(
+            stream.splits[name][[5, 9]], np.asarray(held.splits[name].images[[5, 9]])
+        )

@@ -1,4 +1,6 @@
-"""Spike and slab: its measure, its gradients, and the exact posterior of linear models by enumeration of supports."""
+"""Spike and slab: its measure, its gradients, and the exact posterior of linear models by
+enumeration of supports.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,18 @@ Z_BOUND = 5.0
 DRAWS = 20_000
 A = jnp.array
 quick = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
 
-LOGITS, LOC, SCALE = np.array([-3.0, 0.4, 2.0]), np.array([0.5, -1.2, 0.0]), np.array([0.3, 1.5, 0.8])
+LOGITS, LOC, SCALE = (
+    np.array([-3.0, 0.4, 2.0]),
+    np.array([0.5, -1.2, 0.0]),
+    np.array([0.3, 1.5, 0.8]),
+)
 GATES = special.expit(LOGITS)
 # a linear Gaussian decoder x = W z + noise, with orthogonal and with any columns [D, H]
 NOISE = 0.6
@@ -56,7 +66,9 @@ def test_density_is_a_mass_at_zero_and_a_slab_elsewhere():
     got, gradients = each(spike_and_slab(), A(x, jnp.float32))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     np.testing.assert_allclose(gradients.logits, np.where(x == 0, -GATES, 1 - GATES), rtol=1e-5)
-    np.testing.assert_allclose(gradients.loc, np.where(x == 0, 0, (x - LOC) / SCALE**2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        gradients.loc, np.where(x == 0, 0, (x - LOC) / SCALE**2), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_density_normalizes():
@@ -84,7 +96,9 @@ def expectation(f: Any, d: SpikeAndSlab) -> jax.Array:
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     gate = jax.nn.sigmoid(d.logits)
     slab = f(d.loc + d.scale * A(nodes, jnp.float32)[:, None])
-    return (1 - gate) * f(jnp.zeros(3)) + gate * jnp.tensordot(A(weights / weights.sum(), jnp.float32), slab, 1)
+    return (1 - gate) * f(jnp.zeros(3)) + gate * jnp.tensordot(
+        A(weights / weights.sum(), jnp.float32), slab, 1
+    )
 
 
 QUADRATIC = lambda z: 0.7 * z - 0.4 * z**2 + 2.0
@@ -98,9 +112,15 @@ def gradients(f: Any) -> tuple[Any, Any, Any]:
     @quick
     def all_of(d: SpikeAndSlab) -> Any:
         keys = jax.random.split(KEY, DRAWS)
-        each = lambda sample: jax.vmap(jax.grad(lambda d, key: f(sample(d, key)).sum()), (None, 0))(d, keys)
+        each = lambda sample: jax.vmap(jax.grad(lambda d, key: f(sample(d, key)).sum()), (None, 0))(
+            d, keys
+        )
         relaxed = each(lambda d, key: d.relaxed(key, slope=200.0))
-        return each(lambda d, key: d.sample(key)), relaxed, jax.grad(lambda d: expectation(f, d).sum())(d)
+        return (
+            each(lambda d, key: d.sample(key)),
+            relaxed,
+            jax.grad(lambda d: expectation(f, d).sum())(d),
+        )
 
     return all_of(spike_and_slab())
 
@@ -112,7 +132,9 @@ def test_gradients_of_samples_are_unbiased_for_a_quadratic():
 
 
 def test_gradients_of_other_functions_are_those_of_the_trapezoidal_rule():
-    """Biased in the logits alone: E slab (f'(0) + f'(slab)) / 2 in the place of E f(slab) - f(0), times g (1 - g)."""
+    """Biased in the logits alone: E slab (f'(0) + f'(slab)) / 2 in the place of E f(slab) -
+    f(0), times g (1 - g).
+    """
     sampled, _, exact = gradients(CURVED)
     assert largest_z(sampled.loc, exact.loc) < Z_BOUND
     assert largest_z(sampled.scale, exact.scale) < Z_BOUND
@@ -124,7 +146,9 @@ def test_gradients_of_other_functions_are_those_of_the_trapezoidal_rule():
 
 
 def test_relaxed_samples_have_nearly_unbiased_gradients_of_any_function():
-    """A steep sigmoid: its own law differs from the spike and slab's by terms of 1 / slope, more where g is small."""
+    """A steep sigmoid: its own law differs from the spike and slab's by terms of 1 / slope, more
+    where g is small.
+    """
     _, relaxed, exact = gradients(CURVED)
     for estimates, expected in zip(jax.tree.leaves(relaxed), jax.tree.leaves(exact), strict=True):
         error = np.asarray(estimates, np.float64).std(0) / np.sqrt(DRAWS)
@@ -206,11 +230,15 @@ def test_density_agrees_with_the_posterior_by_enumeration():
     """log p(x, z) - log p(z|x) is log p(x) at every z, of every support, whatever the decoder."""
     z = np.stack([on * np.random.default_rng(3).normal(size=3) for on in supports()])
     joint, _ = log_weights(spike_and_slab(), A(ANY, jnp.float32), A(z, jnp.float32))
-    np.testing.assert_allclose(joint - np.array([exact_posterior(ANY, row) for row in z]), evidence(ANY), rtol=1e-5)
+    np.testing.assert_allclose(
+        joint - np.array([exact_posterior(ANY, row) for row in z]), evidence(ANY), rtol=1e-5
+    )
 
 
 def expected_log_likelihood(q: SpikeAndSlab, w: np.ndarray) -> float:
-    gate, loc, scale = (np.asarray(v, np.float64) for v in (special.expit(q.logits), q.loc, q.scale))
+    gate, loc, scale = (
+        np.asarray(v, np.float64) for v in (special.expit(q.logits), q.loc, q.scale)
+    )
     mean, variance = gate * loc, gate * (loc**2 + scale**2) - (gate * loc) ** 2
     square = ((X - w @ mean) ** 2).sum() + (w**2 @ variance).sum()
     return -0.5 * square / NOISE**2 - 2.5 * np.log(2 * np.pi * NOISE**2)
@@ -238,14 +266,16 @@ def test_gradient_descent_finds_the_exact_posterior():
 
     def loss(raw: jax.Array, key: jax.Array) -> jax.Array:
         q = family.make({}, raw)
-        fit = jax.vmap(lambda z: Normal(w @ z, jnp.full(5, NOISE)).log_prob(A(X)))(q.sample(key, (64,))).mean()
+        fit = jax.vmap(lambda z: Normal(w @ z, jnp.full(5, NOISE)).log_prob(A(X)))(
+            q.sample(key, (64,))
+        ).mean()
         return kl(q, p) - fit
 
     @quick
     def descend(raw: jax.Array) -> jax.Array:
         step = lambda raw, inputs: (raw - inputs[1] * jax.grad(loss)(raw, inputs[0]), None)
-        rates = 0.1 * jnp.linspace(1.0, 0.01, 600)
-        return jax.lax.scan(step, raw, (jax.random.split(KEY, 600), rates))[0]
+        kl_costs = 0.1 * jnp.linspace(1.0, 0.01, 600)
+        return jax.lax.scan(step, raw, (jax.random.split(KEY, 600), kl_costs))[0]
 
     q, exact = family.make({}, descend(jnp.zeros(family.size))), factorized_posterior(ORTHOGONAL)
     assert float(kl(q, exact)) < 2e-3
@@ -262,5 +292,5 @@ def test_prior_needs_a_probability(alpha):
 
 
 def test_prior_has_its_gates():
-    prior = priors.NATURAL["spike_and_slab"](4).make({})
+    prior = priors.DEFAULT_PRIOR["spike_and_slab"](4).make({})
     np.testing.assert_allclose(prior.log_prob(jnp.zeros(4)), 4 * np.log(0.8), rtol=1e-5)

@@ -1,4 +1,6 @@
-"""Distributions on the sphere: SciPy's Bessel functions and von Mises-Fisher, and quadrature, as the oracles."""
+"""Distributions on the sphere: SciPy's Bessel functions and von Mises-Fisher, and quadrature, as
+the oracles.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import pytest
 from scipy import integrate, special, stats
 
 from jaxvae import posteriors, priors
-from jaxvae.distributions import Distribution, Independent, PowerSpherical, SphericalUniform, VonMisesFisher
+from jaxvae.distributions import (
+    Distribution,
+    Independent,
+    PowerSpherical,
+    SphericalUniform,
+    VonMisesFisher,
+)
 from jaxvae.distributions.spherical import log_area, log_bessel_partition
 from jaxvae.divergences import has_closed_form, kl, kl_per_latent
 
@@ -22,7 +30,11 @@ Z_BOUND = 5.0
 DRAWS = 4000
 A = jnp.array
 quick = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
 
 CONCENTRATIONS = np.float32(np.logspace(-3, 4, 15))
@@ -48,13 +60,20 @@ def log_density(family: type, size: int, t: Any, concentration: float) -> Any:
     if family is VonMisesFisher:
         order = size / 2 - 1
         bessel = np.log(special.ive(order, concentration)) + concentration
-        return order * np.log(concentration) - size / 2 * np.log(2 * np.pi) - bessel + concentration * t
+        return (
+            order * np.log(concentration)
+            - size / 2 * np.log(2 * np.pi)
+            - bessel
+            + concentration * t
+        )
     a, b = (size - 1) / 2 + concentration, (size - 1) / 2
     constant = (a + b) * np.log(2) + b * np.log(np.pi) + special.gammaln(a) - special.gammaln(a + b)
     return concentration * np.log1p(t) - constant
 
 
-def along(family: type, size: int, concentration: float, of: Any, ends: tuple[float, float] = (0.0, np.pi)) -> float:
+def along(
+    family: type, size: int, concentration: float, of: Any, ends: tuple[float, float] = (0.0, np.pi)
+) -> float:
     """The integral over the sphere of p(x) of(t), between two angles from loc."""
     width = 1 / np.sqrt(concentration + size)
     peak = np.arctan2(np.sqrt(size - 1), np.sqrt(concentration))
@@ -63,9 +82,17 @@ def along(family: type, size: int, concentration: float, of: Any, ends: tuple[fl
     def integrand(angle: float) -> float:
         t = np.cos(angle)
         ring = log_area(size - 1) if size > 2 else np.log(2)
-        return np.exp(ring + log_density(family, size, t, concentration)) * np.sin(angle) ** (size - 2) * of(t)
+        return (
+            np.exp(ring + log_density(family, size, t, concentration))
+            * np.sin(angle) ** (size - 2)
+            * of(t)
+        )
 
-    return sum(integrate.quad(integrand, a, b, epsabs=1e-12, epsrel=1e-9)[0] for a, b in pairwise(cuts) if b > a)
+    return sum(
+        integrate.quad(integrand, a, b, epsabs=1e-12, epsrel=1e-9)[0]
+        for a, b in pairwise(cuts)
+        if b > a
+    )
 
 
 class Draws(NamedTuple):
@@ -111,7 +138,9 @@ def partitions(k: jax.Array) -> list:
 
     def each(size: int) -> Any:
         function = partial(log_bessel_partition, dimensions=size)
-        return jax.vmap(lambda k: (function(k), jax.grad(function)(k), jax.grad(jax.grad(function))(k)))(k)
+        return jax.vmap(
+            lambda k: (function(k), jax.grad(function)(k), jax.grad(jax.grad(function))(k))
+        )(k)
 
     return [each(size) for size in SIZES]
 
@@ -133,7 +162,9 @@ def test_partition_agrees_with_bessel_functions(x64):
 
 def test_partition_at_its_ends():
     """A(0) = 0, A'(0) = -1 and A''(0) = 1/D; at k = 1e8 it is -(D-1)/2 log k and a constant."""
-    for size, (value, slope, curvature) in zip(SIZES, partitions(A(np.repeat([0.0, 1e8], [14, 1]))), strict=True):
+    for size, (value, slope, curvature) in zip(
+        SIZES, partitions(A(np.repeat([0.0, 1e8], [14, 1]))), strict=True
+    ):
         np.testing.assert_allclose(value[0], 0.0, atol=2e-6)
         np.testing.assert_allclose(slope[0], -1.0, rtol=1e-6)
         np.testing.assert_allclose(curvature[0], 1 / size, rtol=1e-5)
@@ -153,9 +184,15 @@ def test_von_mises_fisher_agrees_with_scipy(size):
         x = oracle.rvs(4, random_state=1).reshape(4, size)
         for x64 in (True, False):
             with jax.enable_x64(x64):
-                log_prob, _, entropy, _ = facts(VonMisesFisher(A(unit(size)), A(concentration)), A(x))
-            np.testing.assert_allclose(log_prob, oracle.logpdf(x), rtol=1e-5, atol=1e-6 if x64 else 1e-4)
-            np.testing.assert_allclose(entropy, oracle.entropy(), rtol=1e-5, atol=1e-6 if x64 else 1e-4)
+                log_prob, _, entropy, _ = facts(
+                    VonMisesFisher(A(unit(size)), A(concentration)), A(x)
+                )
+            np.testing.assert_allclose(
+                log_prob, oracle.logpdf(x), rtol=1e-5, atol=1e-6 if x64 else 1e-4
+            )
+            np.testing.assert_allclose(
+                entropy, oracle.entropy(), rtol=1e-5, atol=1e-6 if x64 else 1e-4
+            )
 
 
 @tilted
@@ -165,12 +202,18 @@ def test_density_mean_and_entropy(family, size, concentration):
         loc, across = unit(size), unit(size, 1)
         across = across - loc * (loc @ across)
         angles = np.array([0.0, 0.01, 0.5, 2.0, 3.1])
-        x = np.cos(angles)[:, None] * loc + np.sin(angles)[:, None] * across / np.linalg.norm(across)
+        x = np.cos(angles)[:, None] * loc + np.sin(angles)[:, None] * across / np.linalg.norm(
+            across
+        )
         got, mean, entropy, divergence = facts(family(A(loc), A(concentration)), A(x))
-    np.testing.assert_allclose(got, log_density(family, size, np.cos(angles), concentration), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        got, log_density(family, size, np.cos(angles), concentration), rtol=1e-6, atol=1e-6
+    )
     log_p = lambda t: log_density(family, size, t, concentration)
     np.testing.assert_allclose(along(family, size, concentration, lambda t: 1.0), 1.0, rtol=1e-7)
-    np.testing.assert_allclose(mean, along(family, size, concentration, lambda t: t) * loc, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        mean, along(family, size, concentration, lambda t: t) * loc, rtol=1e-6, atol=1e-9
+    )
     expected = -along(family, size, concentration, lambda t: log_p(t))
     np.testing.assert_allclose(entropy, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(divergence, log_area(size) - expected, rtol=1e-5, atol=1e-6)
@@ -221,7 +264,9 @@ def test_samples_follow_their_density(family, size, cell):
     x, loc = draws(family, size).x[cell], unit(size)
     angles = np.sort(np.arccos(np.clip(x @ loc, -1, 1)))
     at = angles[DRAWS // 20 :: DRAWS // 10]
-    below = np.cumsum([along(family, size, GRID[cell], lambda t: 1.0, pair) for pair in pairwise([0.0, *at])])
+    below = np.cumsum(
+        [along(family, size, GRID[cell], lambda t: 1.0, pair) for pair in pairwise([0.0, *at])]
+    )
     observed = np.searchsorted(angles, at, side="right") / DRAWS
     assert np.max(np.abs(observed - below) / np.sqrt(below * (1 - below) / DRAWS)) < Z_BOUND
 
@@ -229,7 +274,9 @@ def test_samples_follow_their_density(family, size, cell):
 @sampled
 @cells
 def test_samples_and_their_gradients_have_their_moments(family, size, cell):
-    """E x, E x x^T, and the derivatives of E a^T x and E (a^T x)^2 in direction and concentration."""
+    """E x, E x x^T, and the derivatives of E a^T x and E (a^T x)^2 in direction and
+    concentration.
+    """
     got, loc, step = draws(family, size), unit(size), 1e-4
     x, a = got.x[cell], np.random.default_rng(2).normal(size=size)
 
@@ -248,7 +295,10 @@ def test_samples_and_their_gradients_have_their_moments(family, size, cell):
         (got.by_turn[cell], directions, step),
         (got.by_concentration[cell], concentrations, step * GRID[cell]),
     ):
-        linear, quadratic = a @ (above[0] - under[0]) / (2 * by), a @ (above[1] - under[1]) @ a / (2 * by)
+        linear, quadratic = (
+            a @ (above[0] - under[0]) / (2 * by),
+            a @ (above[1] - under[1]) @ a / (2 * by),
+        )
         assert largest_z(motion @ a, linear) < Z_BOUND
         assert largest_z(2 * (x @ a) * (motion @ a), quadratic) < Z_BOUND
 
@@ -260,10 +310,14 @@ def test_von_mises_fisher_samples_move_with_their_distribution_function(size, ce
     got, k, loc = draws(VonMisesFisher, size), GRID[cell], unit(size)
     ring, step = np.exp(log_area(size - 1)) if size > 2 else 2.0, 1e-3 * k
     x, slopes = got.x[cell, :6], got.by_concentration[cell, :6] @ loc
-    for angle, slope in zip(2 * np.arcsin(np.linalg.norm(x - loc, axis=-1) / 2), slopes, strict=True):
+    for angle, slope in zip(
+        2 * np.arcsin(np.linalg.norm(x - loc, axis=-1) / 2), slopes, strict=True
+    ):
         t = np.cos(angle)
         below = lambda k, angle=angle: along(VonMisesFisher, size, k, lambda t: 1.0, (angle, np.pi))
-        density = ring * np.sin(angle) ** (size - 3) * np.exp(log_density(VonMisesFisher, size, t, k))
+        density = (
+            ring * np.sin(angle) ** (size - 3) * np.exp(log_density(VonMisesFisher, size, t, k))
+        )
         expected = -(below(k + step) - below(k - step)) / (2 * step) / density
         np.testing.assert_allclose(slope, expected, rtol=5e-3)
 
@@ -312,7 +366,7 @@ def test_what_is_no_sphere_is_refused(name):
 
 @pytest.mark.parametrize("name", TILTED)
 def test_posterior_and_its_prior(name):
-    family, prior = posteriors.POSTERIORS[name](4), priors.NATURAL[name](4)
+    family, prior = posteriors.POSTERIORS[name](4), priors.DEFAULT_PRIOR[name](4)
     assert family.size == 5
     raw = np.random.default_rng(0).normal(size=5)
     q, p = family.make({}, A(raw)), prior.make(prior.init(KEY))
@@ -328,7 +382,9 @@ def test_posterior_of_any_length_has_a_direction(name):
     family = posteriors.POSTERIORS[name](3)
     raw = np.append(np.array([[0.0], [1e-12], [1e-8], [1e8]]) * unit(3), np.zeros((4, 1)), -1)
     direction = lambda raw: family.make({}, raw).loc
-    locs, jacobians = quick(jax.vmap(lambda raw: (direction(raw), jax.jacrev(direction)(raw))))(A(raw, jnp.float32))
+    locs, jacobians = quick(jax.vmap(lambda raw: (direction(raw), jax.jacrev(direction)(raw))))(
+        A(raw, jnp.float32)
+    )
     np.testing.assert_allclose(np.linalg.norm(locs, axis=-1), 1.0, rtol=1e-6)
     assert np.isfinite(jacobians).all()
     assert np.abs(jacobians).max((1, 2)).min() > 0

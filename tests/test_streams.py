@@ -1,4 +1,5 @@
-"""Streams: every source gives the examples that it gives in memory, to whoever asks for them, at any step.
+"""Streams: every source gives the examples that it gives in memory, to whoever asks for them, at
+any step.
 
 The oracle is the same set in memory, indexed by NumPy.
 """
@@ -16,7 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvae.datasets import TREATMENTS, DataError, Stream, batch_rows, load, num_examples, prepared, select, stream
+from jaxvae.datasets import (
+    PREPROCESSING,
+    DataError,
+    Stream,
+    batch_rows,
+    load,
+    num_examples,
+    prepared,
+    select,
+    stream,
+)
 from jaxvae.datasets.streams import AHEAD
 
 RNG = np.random.default_rng(0)
@@ -61,7 +72,8 @@ def single(images, **options):
     return stream({"train": records, "test": images}, levels=256).splits["train"], records
 
 
-# ------------------------------------------------------------------------------------------------ the same as in memory
+# ------------------------------------------------------------------------------------------------
+# the same as in memory
 
 
 def png(folder, images, names="{:02}.png"):
@@ -100,8 +112,14 @@ SOURCES = {  # folder -> (what is streamed, what is loaded)
     "list": same(lambda folder: list(GREY)),
     "one example": same(lambda folder: COLOUR[:1]),
     "object": lambda folder: (Records(COLOUR), COLOUR),
-    "objects": lambda folder: ({"train": Records(GREY), "test": Together(GREY)}, {"train": GREY, "test": GREY}),
-    "pipeline": lambda folder: (grain.MapDataset.source(GREY).map(lambda image: 255 - image)[::2], 255 - GREY[::2]),
+    "objects": lambda folder: (
+        {"train": Records(GREY), "test": Together(GREY)},
+        {"train": GREY, "test": GREY},
+    ),
+    "pipeline": lambda folder: (
+        grain.MapDataset.source(GREY).map(lambda image: 255 - image)[::2],
+        255 - GREY[::2],
+    ),
 }
 
 
@@ -121,7 +139,10 @@ def test_a_streamed_set_holds_what_a_loaded_one_holds(sets):
     for name, split in streamed.splits.items():
         images = held.splits[name].images
         assert isinstance(split, Stream) and len(split) == num_examples(split) == len(images)
-        assert split.shape == held.splits[name].shape == images.shape[1:] and split.dtype == images.dtype
+        assert (
+            split.shape == held.splits[name].shape == images.shape[1:]
+            and split.dtype == images.dtype
+        )
         assert split[:].dtype == images.dtype and np.array_equal(split[:], images)
 
 
@@ -136,7 +157,9 @@ def test_batches_are_the_rows_of_the_set_in_memory(sets):
         assert batch.dtype == streamed.dtype and np.array_equal(batch, held.images[rows_of(step)])
 
 
-@pytest.mark.parametrize("part", ["train", "test", "train[:80%]", "train[5:]", "train[-3:-1]", "train[50%:60%]"])
+@pytest.mark.parametrize(
+    "part", ["train", "test", "train[:80%]", "train[5:]", "train[-3:-1]", "train[50%:60%]"]
+)
 def test_parts_of_a_set_are_selected_as_in_memory(sets, part):
     if len(sets[1].splits["train"].images) < 20:
         part = part.split("[")[0]
@@ -166,7 +189,8 @@ def test_a_stream_is_indexed_as_an_array(rows, view):
     assert part[rows].shape == expected.shape and np.array_equal(part[rows], expected)
 
 
-# ------------------------------------------------------------------------------------------------ the state is the step
+# ------------------------------------------------------------------------------------------------
+# the state is the step
 
 
 @pytest.mark.parametrize("start, stop", [(0, 14), (1, 14), (5, 9), (13, 14), (14, 14), (200, 203)])
@@ -176,8 +200,12 @@ def test_a_run_goes_on_at_any_step_and_reads_nothing_of_the_steps_before(start, 
     rows_of = lambda step: batch_rows(0, step, len(COLOUR), 7)[0]
     batches = list(split.batches(rows_of, start, stop))
     assert len(batches) == stop - start
-    assert all(np.array_equal(batch, COLOUR[rows_of(step)]) for step, batch in enumerate(batches, start))
-    assert records.read == Counter(row for step in range(start, stop) for row in set(rows_of(step).tolist()))
+    assert all(
+        np.array_equal(batch, COLOUR[rows_of(step)]) for step, batch in enumerate(batches, start)
+    )
+    assert records.read == Counter(
+        row for step in range(start, stop) for row in set(rows_of(step).tolist())
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -201,17 +229,24 @@ def test_a_row_that_pads_a_batch_is_read_once(kind):
     records.read.clear()
     rows, mask = batch_rows(0, 5, 43, 8, padded=16)
     assert mask.sum() == 3 and np.array_equal(split[rows], COLOUR[rows])
-    assert sorted(records.read if kind is Records else records.together) == sorted(set(rows.tolist()))
+    assert sorted(records.read if kind is Records else records.together) == sorted(
+        set(rows.tolist())
+    )
 
 
-@pytest.mark.parametrize("levels, most", [(256, 1), (None, 40)])  # the first one's shape, and a few for the levels
+@pytest.mark.parametrize(
+    "levels, most", [(256, 1), (None, 40)]
+)  # the first one's shape, and a few for the levels
 def test_opening_a_set_and_its_parts_reads_next_to_nothing(levels, most):
     records = Records(pixels(9000, 4, 5, 1))
     dataset = stream(records, levels=levels)
-    assert prepared(select(dataset, "train[10%:20%]"), "dynamic", 256) and records.read.total() <= most
+    assert (
+        prepared(select(dataset, "train[10%:20%]"), "dynamic", 256) and records.read.total() <= most
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- pixels
+# ---------------------------------------------------------------------------------------------------------------
+# pixels
 
 
 def spot(n, *places):
@@ -230,9 +265,21 @@ def spot(n, *places):
         (BINARY, 256, 256),
         (GREY / 255, None, 2),
         (spot(40, 17), None, 256),
-        (spot(3000, *range(1500, 3000)), None, 256),  # a thousand examples are looked at, all over the set
+        (
+            spot(3000, *range(1500, 3000)),
+            None,
+            256,
+        ),  # a thousand examples are looked at, all over the set
     ],
-    ids=["binary", "pixels", "given", "given binary", "unit interval", "one in forty", "the second half"],
+    ids=[
+        "binary",
+        "pixels",
+        "given",
+        "given binary",
+        "unit interval",
+        "one in forty",
+        "the second half",
+    ],
 )
 def test_levels_are_inferred_or_given(images, given, levels):
     assert stream(images, levels=given).levels == levels
@@ -249,7 +296,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("name", [name for name in TREATMENTS if name != "static"])
+@pytest.mark.parametrize("name", [name for name in PREPROCESSING if name != "static"])
 def test_a_treatment_refuses_streamed_values_where_it_refuses_them_in_memory(name, values):
     images, levels = VALUES[values]
 
@@ -268,7 +315,8 @@ def test_a_stream_cannot_be_binarized_once_for_all():
         prepared(stream(COLOUR).splits["train"], "static", 256)
 
 
-# ---------------------------------------------------------------------------------------------- what cannot be streamed
+# ----------------------------------------------------------------------------------------------
+# what cannot be streamed
 
 
 def saved(name, write):
@@ -290,22 +338,42 @@ def cut(folder):
     "make, words",
     [
         (lambda folder: folder / "none.npy", ["there is no", "none.npy"]),
-        (saved("x.npz", lambda file: np.savez(file, x_train=COLOUR)), ["x.npz", "in parts", ".npy"]),
-        (saved("x.npy", lambda file: file.write(b"no numbers")), ["x.npy", "NumPy file of numbers"]),
-        (saved("x.npy", lambda file: np.save(file, np.array([{}]), allow_pickle=True)), ["x.npy", "of numbers"]),
+        (
+            saved("x.npz", lambda file: np.savez(file, x_train=COLOUR)),
+            ["x.npz", "in parts", ".npy"],
+        ),
+        (
+            saved("x.npy", lambda file: file.write(b"no numbers")),
+            ["x.npy", "NumPy file of numbers"],
+        ),
+        (
+            saved("x.npy", lambda file: np.save(file, np.array([{}]), allow_pickle=True)),
+            ["x.npy", "of numbers"],
+        ),
         (saved("x.npy", lambda file: np.save(file, np.float32(1))), ["x.npy", "of numbers"]),
         (saved("x.npy", lambda file: np.save(file, np.zeros(9))), ["x.npy", "[N, H, W, C]"]),
         (saved("x.npy", lambda file: np.save(file, COLOUR[:0])), ["x.npy", "0 examples"]),
-        (saved("x.npy", lambda file: np.save(file, np.full((3, 2, 2), 300))), ["x.npy", "300", "0..255"]),
-        (saved("x.npy", lambda file: np.save(file, np.zeros((3, 2, 2), complex))), ["x.npy", "complex"]),
+        (
+            saved("x.npy", lambda file: np.save(file, np.full((3, 2, 2), 300))),
+            ["x.npy", "300", "0..255"],
+        ),
+        (
+            saved("x.npy", lambda file: np.save(file, np.zeros((3, 2, 2), complex))),
+            ["x.npy", "complex"],
+        ),
         (cut, ["images.npy", "of numbers"]),
         (lambda folder: folder, ["holds no images"]),
         (
-            lambda folder: saved("deep.png", lambda file: Image.new("I;16", (4, 4)).save(file))(folder).parent,
+            lambda folder: (
+                saved("deep.png", lambda file: Image.new("I;16", (4, 4)).save(file))(folder).parent
+            ),
             ["deep.png"],
         ),
         (lambda folder: (image for image in COLOUR), ["generator", "__getitem__"]),
-        (lambda folder: grain.MapDataset.source(COLOUR).to_iter_dataset(), ["IterDataset", "__getitem__"]),
+        (
+            lambda folder: grain.MapDataset.source(COLOUR).to_iter_dataset(),
+            ["IterDataset", "__getitem__"],
+        ),
         (lambda folder: grain.MapDataset.source(COLOUR).repeat(), ["examples", "must not repeat"]),
         (lambda folder: {"train": (COLOUR, np.zeros(43))}, ["'train'", "no labels"]),
         (lambda folder: {"train": COLOUR, "test": []}, ["'test'", "0 examples"]),
@@ -334,7 +402,8 @@ def test_missing_grain_is_told_with_its_installation(monkeypatch):
             ask()
 
 
-# --------------------------------------------------------------------------------------------------- failures mid-epoch
+# ---------------------------------------------------------------------------------------------------
+# failures mid-epoch
 
 
 def with_row(row, value):
@@ -348,9 +417,17 @@ def with_row(row, value):
     "images, bad, words",
     [
         (COLOUR, [20], r"example 20 of split 'train' cannot be read \(OSError: the disk\)"),
-        (with_row(20, COLOUR[0, :3]), [], r"example 20 of split 'train' is uint8 \(3, 5, 3\), the first .*\(4, 5, 3\)"),
+        (
+            with_row(20, COLOUR[0, :3]),
+            [],
+            r"example 20 of split 'train' is uint8 \(3, 5, 3\), the first .*\(4, 5, 3\)",
+        ),
         (with_row(20, COLOUR[0] / 255), [], "example 20 of split 'train' is float32"),
-        (with_row(20, COLOUR[0].astype(int) + 300), [], "example 20 of split 'train' holds integers .*0..255"),
+        (
+            with_row(20, COLOUR[0].astype(int) + 300),
+            [],
+            "example 20 of split 'train' holds integers .*0..255",
+        ),
         (with_row(20, None), [], "example 20 of split 'train' holds object"),
     ],
     ids=["unreadable", "shape", "kind of number", "range", "nothing"],
@@ -376,16 +453,26 @@ def test_records_that_fail_together_are_read_alone():
         def __getitems__(self, rows):
             raise OSError("not together")
 
-    assert np.array_equal(stream(Apart(COLOUR)).splits["train"][:], load(COLOUR).splits["train"].images)
+    assert np.array_equal(
+        stream(Apart(COLOUR)).splits["train"][:], load(COLOUR).splits["train"].images
+    )
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda file: file.write_bytes(b"no image"), lambda file: Image.fromarray(GREY[0, :2]).save(file)]
+    "harm",
+    [
+        lambda file: file.write_bytes(b"no image"),
+        lambda file: Image.fromarray(GREY[0, :2]).save(file),
+    ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path, harm):
     harm(png(tmp_path, GREY) / "20.png")
     with pytest.raises(DataError, match=r"20\.png"):
-        list(stream(tmp_path).splits["train"].batches(lambda step: np.arange(4 * step, 4 * step + 4), 0, 5))
+        list(
+            stream(tmp_path)
+            .splits["train"]
+            .batches(lambda step: np.arange(4 * step, 4 * step + 4), 0, 5)
+        )
 
 
 def test_a_damaged_record_of_a_prepared_set_is_named(data_dir, tmp_path):
@@ -403,7 +490,8 @@ def test_a_damaged_record_of_a_prepared_set_is_named(data_dir, tmp_path):
     assert np.array_equal(split[:row], load("digits", data_dir).splits["train"].images[:row])
 
 
-# -------------------------------------------------------------------------------------------------------------- threads
+# --------------------------------------------------------------------------------------------------------------
+# threads
 
 
 def readers():
@@ -438,7 +526,9 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_readers_end_with_the_iterator(end):
     assert until(lambda: not readers())
-    batches = single(COLOUR, bad=[42] if end == "failed" else ())[0].batches(lambda step: [step], 0, 43)
+    batches = single(COLOUR, bad=[42] if end == "failed" else ())[0].batches(
+        lambda step: [step], 0, 43
+    )
     assert not readers()
     next(batches)
     assert readers()
@@ -474,5 +564,7 @@ def test_an_abandoned_iterator_does_not_keep_the_interpreter():
         "next(batches)\n"
         "raise KeyError('on the way')\n"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "KeyError: 'on the way'"

@@ -18,7 +18,11 @@ KEY = jax.random.key(0)
 Z_BOUND = 5.0
 A = jnp.array
 quick = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
 EVENTS = {"vector": (6,), "image": (2, 3, 2), "wide": (3,)}
 WIDTHS = {"vector": 2, "image": 4, "wide": 5}
@@ -61,7 +65,7 @@ def test_samples_solve_for_their_noise(name):
     loc, factor = parameters(name)
     d = BandedNormal(A(loc), A(factor))
     noise = d.noise(KEY, (2, 5))
-    x = quick(lambda d, noise: d.at(noise))(d, noise)
+    x = quick(lambda d, noise: d.from_noise(noise))(d, noise)
     assert x.shape == (2, 5, *loc.shape)
     white = (np.asarray(x) - loc).reshape(10, -1) @ dense(factor)
     np.testing.assert_allclose(white, np.reshape(noise, (10, -1)), rtol=1e-3, atol=1e-4)
@@ -89,14 +93,18 @@ def test_likelihood_without_off_diagonals_is_a_diagonal_gaussian():
     rng = np.random.default_rng(0)
     raw, x = rng.normal(size=(3, 2, 2, 2)), rng.normal(size=(3, 2, 2))
     banded = normal_banded(2).make({}, A(np.concatenate([raw, np.zeros((3, 2, 2, 2))], -1)))
-    np.testing.assert_allclose(log_prob(banded, A(x)), normal_decoded().make({}, A(raw)).log_prob(A(x)), rtol=1e-5)
+    np.testing.assert_allclose(
+        log_prob(banded, A(x)), normal_decoded().make({}, A(raw)).log_prob(A(x)), rtol=1e-5
+    )
 
 
 def test_likelihood_keeps_its_correlations_when_scales_change():
     """Off-diagonals are in tenths of the diagonal."""
     raw = np.random.default_rng(0).normal(size=(6, 4))
     raw[:, 1] = 0.0
-    covariance = lambda raw: np.linalg.inv((l := dense(np.asarray(normal_banded(2).make({}, A(raw)).factor))) @ l.T)
+    covariance = lambda raw: np.linalg.inv(
+        (l := dense(np.asarray(normal_banded(2).make({}, A(raw)).factor))) @ l.T
+    )
     wider = raw + np.array([0.0, 1.5, 0.0, 0.0])
     np.testing.assert_allclose(covariance(wider), np.exp(3.0) * covariance(raw), rtol=1e-3)
 
@@ -107,7 +115,9 @@ def test_likelihood_needs_a_width():
 
 
 def regressions(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each coordinate on the next one: coefficients and residual scales, which maximize the likelihood."""
+    """Of each coordinate on the next one: coefficients and residual scales, which maximize the
+    likelihood.
+    """
     x = x - x.mean(0)
     coefficients = np.append((x[:, :-1] * x[:, 1:]).mean(0) / (x[:, 1:] ** 2).mean(0), 0.0)
     residuals = x - coefficients * np.append(x[:, 1:], np.zeros((len(x), 1)), 1)
@@ -150,5 +160,7 @@ def test_maximum_likelihood_recovers_an_autoregressive_precision():
     best = stats.multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(x).mean()
     assert -float(nll) > best - 0.01
     diagonal = float(fitted(normal_decoded())[1])
-    np.testing.assert_allclose(diagonal, (0.5 * np.log(2 * np.pi * np.e * x.var(0))).sum(), rtol=1e-3)
+    np.testing.assert_allclose(
+        diagonal, (0.5 * np.log(2 * np.pi * np.e * x.var(0))).sum(), rtol=1e-3
+    )
     assert float(nll) < diagonal - 2.0

@@ -1,4 +1,6 @@
-"""The benchmark: installed peers do the work, a missing one is a blank cell, and ratios are those within rounds."""
+"""The benchmark: installed peers do the work, a missing one is a blank cell, and ratios are
+those within rounds.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ CONVOLUTIONS = ("conv", "residual")
 
 
 @pytest.mark.filterwarnings("ignore")  # of other libraries
-@pytest.mark.parametrize("work", [pytest.param(n, marks=pytest.mark.slow) if n in CONVOLUTIONS else n for n in SMALL])
+@pytest.mark.parametrize(
+    "work", [pytest.param(n, marks=pytest.mark.slow) if n in CONVOLUTIONS else n for n in SMALL]
+)
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_a_peer_does_the_work(peer: str, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SAMPLES", 200)
@@ -47,15 +51,24 @@ def test_the_images_are_of_the_kind_that_the_likelihood_takes() -> None:
 def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
     """A round on a busy machine is slow for all and does not count."""
     row = {"jaxvae": [10.0, 1.0, 12.0], "torch": [5.0, 0.5, 4.0], "flax": None}
-    cells = {peer: {"images_per_second": speed} if speed else {"missing": "no"} for peer, speed in row.items()}
+    cells = {
+        peer: {"images_per_second": speed} if speed else {"missing": "no"}
+        for peer, speed in row.items()
+    }
     assert throughput.ratios(cells) == {"torch": 2.0}
     assert throughput.ratios({"torch": cells["torch"]}) == {}
 
 
 def test_the_roofline_is_the_nearer_wall() -> None:
-    """100 images/s, of 2 ms of products and 5 ms of memory each: a fifth of the peak, half of the roofline."""
+    """100 images/s, of 2 ms of products and 5 ms of memory each: a fifth of the peak, half of
+    the roofline.
+    """
     said = throughput.share({"flops": 1e9, "bytes": 1e6, "products": 2e-3, "memory": 5e-3}, 100.0)
-    assert "1 GFLOP, 1 MB" in said and "20.0% of the peak" in said and "50.0% of the roofline (memory)" in said
+    assert (
+        "1 GFLOP, 1 MB" in said
+        and "20.0% of the peak" in said
+        and "50.0% of the roofline (memory)" in said
+    )
 
 
 def test_what_a_step_costs_is_what_its_layers_do() -> None:
@@ -63,14 +76,29 @@ def test_what_a_step_costs_is_what_its_layers_do() -> None:
     sizes = 784 * 500, 500 * 40, 20 * 500, 500 * 784
     cost = peers.cost(SMALL["mlp"])
     assert cost["flops"] == 2 * (3 * sum(sizes) - sizes[0])
-    assert cost["bytes"] > 4 * 6 * sum(sizes) / SMALL["mlp"].batch  # parameters and two moments, read and written
+    assert (
+        cost["bytes"] > 4 * 6 * sum(sizes) / SMALL["mlp"].batch
+    )  # parameters and two moments, read and written
 
 
 @pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
-    chosen = ["--works", "mlp, batch 2048", "--peers", "jaxvae", "scan", "torch", "--rounds", 2, "--seconds", 0.1]
+    chosen = [
+        "--works",
+        "mlp, batch 2048",
+        "--peers",
+        "jaxvae",
+        "scan",
+        "torch",
+        "--rounds",
+        2,
+        "--seconds",
+        0.1,
+    ]
     files = ["--json", tmp_path / "t.json", "--plot", tmp_path / "t.png"]
-    said = script("throughput.py", *chosen, *files, "--precisions", "float32", "bfloat16", "--together", 2).stdout
+    said = script(
+        "throughput.py", *chosen, *files, "--precisions", "float32", "bfloat16", "--together", 2
+    ).stdout
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert list(rows) == ["mlp, batch 2048", "mlp, batch 2048, bfloat16"]
     for row in rows.values():

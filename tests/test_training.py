@@ -14,7 +14,7 @@ import optax
 import pytest
 from harness import equations
 
-from jaxvae import datasets, models, rates, training
+from jaxvae import datasets, kl_costs, models, training
 from jaxvae.training import loop
 
 CENTERS = np.random.default_rng(0).normal(size=(23, 3)).astype(np.float32)
@@ -26,15 +26,21 @@ def squared(params: Any, key: jax.Array, x: jax.Array, step: jax.Array) -> tuple
     return error, {"error": error}
 
 
-def quadratic(optimizer: optax.GradientTransformation, loss: Any = squared, **settings: Any) -> training.Algorithm:
+def quadratic(
+    optimizer: optax.GradientTransformation, loss: Any = squared, **settings: Any
+) -> training.Algorithm:
     init = lambda key, x: {"w": jnp.zeros(3)}
     return training.gradient_descent(init, training.batch_mean(loss), optimizer, **settings)
 
 
-def digits_vae(vae: models.VAE, optimizer: optax.GradientTransformation, **settings: Any) -> training.Algorithm:
-    treat = datasets.treatment("dynamic", 17)
-    loss = training.treated(treat, training.batch_mean(models.negative_elbo(vae)))
-    return training.gradient_descent(lambda key, x: vae.init(key, treat(key, x)), loss, optimizer, **settings)
+def digits_vae(
+    vae: models.VAE, optimizer: optax.GradientTransformation, **settings: Any
+) -> training.Algorithm:
+    preprocess = datasets.preprocessing("dynamic", 17)
+    loss = training.preprocessed(preprocess, training.batch_mean(models.negative_elbo(vae)))
+    return training.gradient_descent(
+        lambda key, x: vae.init(key, preprocess(key, x)), loss, optimizer, **settings
+    )
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -49,7 +55,9 @@ def assert_same(a: Any, b: Any) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 23, 50])
 def test_one_epoch_of_reports_is_the_exact_mean_over_all_examples(batch_size: int) -> None:
-    """With a learning rate of zero the mean loss of every batch, ragged ones included, is that of its examples."""
+    """With a learning rate of zero the mean loss of every batch, ragged ones included, is that
+    of its examples.
+    """
     means, sizes = [], []
     steps = -(-len(CENTERS) // batch_size)
     training.fit(
@@ -60,7 +68,9 @@ def test_one_epoch_of_reports_is_the_exact_mean_over_all_examples(batch_size: in
         report=lambda step, report: means.append(report["loss"]),
         report_every=1,
     )
-    sizes = [datasets.batch_rows(0, step, len(CENTERS), batch_size)[1].sum() for step in range(steps)]
+    sizes = [
+        datasets.batch_rows(0, step, len(CENTERS), batch_size)[1].sum() for step in range(steps)
+    ]
     exact = 0.5 * (CENTERS**2).sum(1).mean()
     assert np.average(means, weights=sizes) == pytest.approx(exact, rel=1e-6)
 
@@ -76,16 +86,21 @@ def test_fewer_examples_than_a_batch(n: int) -> None:
     np.testing.assert_allclose(training.trained(state)["w"], CENTERS[:n].mean(0), atol=1e-6)
 
 
-DEVICES = {16: [("pmap", 2), ("shard_map", 8)], 30: [("pmap", 8), ("shard_map", 4)]}  # batch size: mapping, devices
+DEVICES = {
+    16: [("pmap", 2), ("shard_map", 8)],
+    30: [("pmap", 8), ("shard_map", 4)],
+}  # batch size: mapping, devices
 
 
 @pytest.mark.parametrize("batch_size", DEVICES)
 def test_the_result_does_not_depend_on_the_devices(
     small_vae: models.VAE, digits: datasets.Dataset, batch_size: int
 ) -> None:
-    """A set of 100 has ragged last batches of both sizes; SGD with momentum and clipping shows a gradient's scale.
+    """A set of 100 has ragged last batches of both sizes; SGD with momentum and clipping shows a
+    gradient's scale.
 
-    Under shard_map's own default, ``check_vma=True``, gradients would be as many times too large as there are devices.
+    Under shard_map's own default, ``check_vma=True``, gradients would be as many times too large as
+    there are devices.
     """
     one, reports = fitted(small_vae, digits, 1, batch_size)
     for mapping, devices in DEVICES[batch_size]:
@@ -95,9 +110,16 @@ def test_the_result_does_not_depend_on_the_devices(
 
 
 def fitted(
-    vae: models.VAE, digits: datasets.Dataset, devices: int, batch_size: int, mapping: str = "pmap", **settings: Any
+    vae: models.VAE,
+    digits: datasets.Dataset,
+    devices: int,
+    batch_size: int,
+    mapping: str = "pmap",
+    **settings: Any,
 ) -> tuple[Any, list]:
-    """Parameters, which must be the same on all devices, and every step's loss and norm of the gradient."""
+    """Parameters, which must be the same on all devices, and every step's loss and norm of the
+    gradient.
+    """
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-2, momentum=0.9))
     reports: list = []
     state = training.fit(
@@ -142,33 +164,60 @@ def test_virtual_shards_give_the_gradient_of_the_whole_batch(mapping: str) -> No
     ("devices", "batch_size", "message"),
     [(3, 24, "8 do not divide over 3 devices"), (1, 23, "batch of 23 .* 8 parts .virtual_shards")],
 )
-def test_virtual_shards_that_do_not_divide_are_refused(devices: int, batch_size: int, message: str) -> None:
+def test_virtual_shards_that_do_not_divide_are_refused(
+    devices: int, batch_size: int, message: str
+) -> None:
     algorithm = quadratic(optax.sgd(0.1), virtual_shards=8)
     with pytest.raises(ValueError, match=message):
-        training.fit(algorithm, CENTERS, num_steps=1, batch_size=batch_size, devices=jax.local_devices()[:devices])
+        training.fit(
+            algorithm,
+            CENTERS,
+            num_steps=1,
+            batch_size=batch_size,
+            devices=jax.local_devices()[:devices],
+        )
 
 
 @pytest.mark.parametrize("mapping", training.MAPPINGS)
 def test_a_model_may_loop_from_constants_on_many_devices(mapping: str) -> None:
-    """Under shard_map's own default, ``check_vma=True``, a scan whose carry starts as a constant raises."""
+    """Under shard_map's own default, ``check_vma=True``, a scan whose carry starts as a constant
+    raises.
+    """
 
-    def looped(params: Any, key: jax.Array, x: jax.Array, step: jax.Array) -> tuple[jax.Array, dict]:
-        total, _ = jax.lax.scan(lambda sum, pair: (sum + (pair[0] - pair[1]) ** 2, None), 0.0, (params["w"], x))
+    def looped(
+        params: Any, key: jax.Array, x: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        total, _ = jax.lax.scan(
+            lambda sum, pair: (sum + (pair[0] - pair[1]) ** 2, None), 0.0, (params["w"], x)
+        )
         return 0.5 * total, {}
 
     settings: dict[str, Any] = {"num_steps": 5, "batch_size": 8}
     one = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
     many = training.fit(
-        quadratic(optax.sgd(0.1), looped), CENTERS, devices=jax.local_devices()[:4], mapping=mapping, **settings
+        quadratic(optax.sgd(0.1), looped),
+        CENTERS,
+        devices=jax.local_devices()[:4],
+        mapping=mapping,
+        **settings,
     )
     chex.assert_trees_all_close(one.params, jax.tree.map(np.asarray, many.params), atol=1e-6)
 
 
 @pytest.mark.parametrize("mapping", training.MAPPINGS)
 def test_many_dispatches_on_simulated_devices_do_not_deadlock(mapping: str) -> None:
-    """XLA's simulated devices hang when more than about 32 collectives are queued: the loop reads as it goes."""
-    settings: dict[str, Any] = {"batch_size": 8, "steps_per_call": 1, "report_every": 200, "mapping": mapping}
-    state = training.fit(quadratic(optax.sgd(0.1)), CENTERS, num_steps=200, devices=jax.local_devices(), **settings)
+    """XLA's simulated devices hang when more than about 32 collectives are queued: the loop
+    reads as it goes.
+    """
+    settings: dict[str, Any] = {
+        "batch_size": 8,
+        "steps_per_call": 1,
+        "report_every": 200,
+        "mapping": mapping,
+    }
+    state = training.fit(
+        quadratic(optax.sgd(0.1)), CENTERS, num_steps=200, devices=jax.local_devices(), **settings
+    )
     assert int(state.step) == 200
 
 
@@ -183,37 +232,51 @@ def loops_beside_collectives(jaxpr: Any) -> list[str]:
     for i, equation in enumerate(jaxpr.eqns):
         inner = [value for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
         found += [pair for each in inner for pair in loops_beside_collectives(each)]
-        before = frozenset().union(*(behind.get(v, ()) for v in equation.invars if not hasattr(v, "val")))
+        before = frozenset().union(
+            *(behind.get(v, ()) for v in equation.invars if not hasattr(v, "val"))
+        )
         name = equation.primitive.name
-        if any(each.primitive.name.startswith(COLLECTIVES) for each in equations(SimpleNamespace(eqns=[equation]))):
+        if any(
+            each.primitive.name.startswith(COLLECTIVES)
+            for each in equations(SimpleNamespace(eqns=[equation]))
+        ):
             beside = [talking[j] for j in talking.keys() - before]
-            found += [f"{name} beside {other}" for other in beside if {name, other} & {"while", "scan"}]
+            found += [
+                f"{name} beside {other}" for other in beside if {name, other} & {"while", "scan"}
+            ]
             talking[i], before = name, before | {i}
         behind |= dict.fromkeys(equation.outvars, before)
     return found
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"virtual_shards": 4}], ids=str)
-def test_collectives_and_loops_of_them_have_one_order(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By data: on a CPU XLA knows no other in programs from the compilation cache, and devices that begin with
-    different ones wait for each other for ever."""
+def test_collectives_and_loops_of_them_have_one_order(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By data: on a CPU XLA knows no other in programs from the compilation cache, and devices that
+    begin with different ones wait for each other for ever."""
     programs, run_steps = [], loop.run_steps
 
     def noted(*settings: Any) -> Callable:
         run = run_steps(*settings)
 
         def dispatch(state: Any, examples: Any, *host: Any) -> Any:
-            programs.append(jax.make_jaxpr(lambda state, examples: run(state, examples, *host))(state, examples))
+            programs.append(
+                jax.make_jaxpr(lambda state, examples: run(state, examples, *host))(state, examples)
+            )
             return run(state, examples, *host)
 
         return dispatch
 
     monkeypatch.setattr(loop, "run_steps", noted)
     member = lambda name: training.Player(
-        lambda params, *args: training.batch_mean(squared)(params[name], *args), optax.sgd(0.1), **options
+        lambda params, *args: training.batch_mean(squared)(params[name], *args),
+        optax.sgd(0.1),
+        **options,
     )
     both = training.players(
-        lambda key, x: {name: {"w": jnp.zeros(3)} for name in "ab"}, {name: member(name) for name in "ab"}
+        lambda key, x: {name: {"w": jnp.zeros(3)} for name in "ab"},
+        {name: member(name) for name in "ab"},
     )
     training.fit(both, CENTERS, num_steps=1, batch_size=16, devices=jax.local_devices()[:4])
     (program,) = programs
@@ -249,14 +312,16 @@ def test_asked_to_stop_it_saves_everything_and_goes_on_bit_for_bit(devices: int)
     settings: dict[str, Any] = {"num_steps": 90, "batch_size": 8, "report_every": 30}
     settings |= {"steps_per_call": 4, "devices": jax.local_devices()[:devices]}
     reports: dict[str, dict] = {"whole": {}, "parts": {}}
-    moments: list[training.Moment] = []
+    moments: list[training.HookState] = []
 
     def fit(name: str, **more: Any) -> Any:
         report = lambda step, r: reports[name].update({step: r | {"images_per_second": None}})
         return training.fit(quadratic(optax.adam(0.1)), CENTERS, report=report, **settings, **more)
 
     whole = fit("whole")
-    keep = lambda moment: moments.append(moment._replace(state=jax.tree.map(jnp.copy, moment.state)))
+    keep = lambda moment: moments.append(
+        moment._replace(state=jax.tree.map(jnp.copy, moment.state))
+    )
     asked = iter(range(10**6))
     stopped = fit("parts", hooks=[training.Hook(1000, keep)], stop=lambda: next(asked) >= 5)
     (moment,) = moments
@@ -268,11 +333,17 @@ def test_asked_to_stop_it_saves_everything_and_goes_on_bit_for_bit(devices: int)
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_stream_trains_as_the_same_set_in_memory(devices: int) -> None:
-    """Bit for bit, in blocks of any number of batches, ragged ones included, and from the middle on."""
+    """Bit for bit, in blocks of any number of batches, ragged ones included, and from the middle
+    on.
+    """
     images = CENTERS[:, None, None]
     stream = datasets.stream({"train": images, "test": images}).splits["train"]
     algorithm = quadratic(optax.adam(0.1))
-    settings: dict[str, Any] = {"num_steps": 20, "batch_size": 8, "devices": jax.local_devices()[:devices]}
+    settings: dict[str, Any] = {
+        "num_steps": 20,
+        "batch_size": 8,
+        "devices": jax.local_devices()[:devices],
+    }
     whole = training.fit(algorithm, images, **settings)
     half = training.fit(algorithm, stream, **settings | {"num_steps": 10}, steps_per_call=4)
     assert_same(whole, training.fit(algorithm, stream, state=half, **settings))
@@ -281,7 +352,11 @@ def test_a_stream_trains_as_the_same_set_in_memory(devices: int) -> None:
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(parts: int, devices: int) -> None:
-    settings: dict[str, Any] = {"num_steps": 7, "batch_size": 16, "devices": jax.local_devices()[:devices]}
+    settings: dict[str, Any] = {
+        "num_steps": 7,
+        "batch_size": 16,
+        "devices": jax.local_devices()[:devices],
+    }
     whole = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
     cut = training.fit(quadratic(optax.sgd(0.1), accumulate=parts), CENTERS, **settings)
     chex.assert_trees_all_close(whole.params, cut.params, rtol=1e-6)
@@ -294,28 +369,40 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("cut", [1, 7, 50, 99])
-def test_a_run_that_stopped_goes_on_bit_for_bit(small_vae: models.VAE, digits: datasets.Dataset, cut: int) -> None:
+def test_a_run_that_stopped_goes_on_bit_for_bit(
+    small_vae: models.VAE, digits: datasets.Dataset, cut: int
+) -> None:
     algorithm = digits_vae(small_vae, optax.adam(1e-3), ema_decay=0.9)
     examples = digits.splits["train"].images[:300]
     reports: dict[str, dict] = {"whole": {}, "parts": {}}
     kept: dict[str, Any] = {}
 
-    def keep(moment: training.Moment) -> None:
+    def keep(moment: training.HookState) -> None:
         if moment.step == cut:
             kept.update(state=jax.tree.map(jnp.copy, moment.state), totals=moment.totals)
 
     def fit(name: str, **more: Any) -> Any:
-        # The loop keeps one grid of dispatches, whose boundaries include those at which the state is saved.
+        # The loop keeps one grid of dispatches, whose boundaries include those at which the state
+        # is saved.
         report = lambda step, r: reports[name].update({step: r | {"images_per_second": None}})
         hooks = [training.Hook(cut, keep)]
         return training.fit(
-            algorithm, examples, num_steps=100, batch_size=64, report=report, report_every=20, hooks=hooks, **more
+            algorithm,
+            examples,
+            num_steps=100,
+            batch_size=64,
+            report=report,
+            report_every=20,
+            hooks=hooks,
+            **more,
         )
 
     whole = fit("whole")
     resumed = fit("parts", **kept)
     assert_same(whole, resumed)
-    assert reports["parts"] == {step: report for step, report in reports["whole"].items() if step > cut}
+    assert reports["parts"] == {
+        step: report for step, report in reports["whole"].items() if step > cut
+    }
 
 
 @pytest.mark.parametrize("mapping", training.MAPPINGS)
@@ -323,10 +410,18 @@ def test_a_state_that_is_passed_in_is_not_consumed(mapping: str) -> None:
     """device_put aliases its source on the first device, and donating the copy would delete it."""
     algorithm = quadratic(optax.sgd(0.1))
     first = algorithm.init(jax.random.key(0), CENTERS[0])
-    for state in (first, training.everywhere(first, jax.local_devices())):
+    for state in (first, training.replicate(first, jax.local_devices())):
         for devices in (1, 8):
             own = jax.local_devices()[:devices]
-            training.fit(algorithm, CENTERS, num_steps=3, batch_size=8, state=state, devices=own, mapping=mapping)
+            training.fit(
+                algorithm,
+                CENTERS,
+                num_steps=3,
+                batch_size=8,
+                state=state,
+                devices=own,
+                mapping=mapping,
+            )
         np.testing.assert_array_equal(state.params["model"]["w"], np.zeros(3))
 
 
@@ -363,26 +458,39 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(
         report_every=10,
         devices=jax.local_devices()[:devices],
     )
-    clean = training.fit(quadratic(optax.adam(0.1), ema_decay=0.5), CENTERS, num_steps=17, batch_size=len(CENTERS))
+    clean = training.fit(
+        quadratic(optax.adam(0.1), ema_decay=0.5), CENTERS, num_steps=17, batch_size=len(CENTERS)
+    )
     chex.assert_tree_all_finite((state.params, state.average, state.opt_state))
     chex.assert_trees_all_close(state.params, clean.params, atol=1e-6)
     assert [report["skipped"] for report in reports] == [3, 0]
-    assert all(np.isfinite(report["loss"]) and ("gradient_norm" in report) == norm for report in reports)
+    assert all(
+        np.isfinite(report["loss"]) and ("gradient_norm" in report) == norm for report in reports
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_accelerators_run_does_the_same(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Selections in place of branches, whole dispatches of a program of their own, and one queued behind another."""
+    """Selections in place of branches, whole dispatches of a program of their own, and one
+    queued behind another.
+    """
 
     def trained() -> Any:
         algorithm = quadratic(optax.adam(0.1), poisoned({3, 4, 25}, "term"), ema_decay=0.5)
-        counts = {"num_steps": 45, "batch_size": 4, "steps_per_call": 20, "seconds_per_call": float("inf")}
+        counts = {
+            "num_steps": 45,
+            "batch_size": 4,
+            "steps_per_call": 20,
+            "seconds_per_call": float("inf"),
+        }
         state = training.fit(algorithm, CENTERS, devices=jax.local_devices()[:devices], **counts)
         return state.params, state.average, state.opt_state, state.skipped
 
     on_cpu = trained()
-    monkeypatch.setattr(training.devices.Layout, "on_cpu", False)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **others: default(*args))
+    monkeypatch.setattr(training.devices.Placement, "on_cpu", False)
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, default, **others: default(*args)
+    )
     chex.assert_trees_all_close(on_cpu, trained(), rtol=1e-5)
 
 
@@ -392,17 +500,31 @@ RATES = {"constant": 0.1, "schedule": optax.linear_schedule(0.3, 0.1, 5)}
 @pytest.mark.parametrize("decays", [(0.9, 0.999), (0.5, 0.9)], ids=str)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_adam_is_that_of_optax_and_skips_what_is_not_finite(rate: str, decays: tuple, dtype: Any) -> None:
-    """States too, so that one goes on where the other stopped; skipped updates leave every bit as it was."""
+def test_adam_is_that_of_optax_and_skips_what_is_not_finite(
+    rate: str, decays: tuple, dtype: Any
+) -> None:
+    """States too, so that one goes on where the other stopped; skipped updates leave every bit
+    as it was.
+    """
     ours, theirs = (module.adam(RATES[rate], *decays) for module in (training, optax))
     rng = np.random.default_rng(0)
     shapes = {"w": (3, 4), "b": (4,), "c": (), "none": (0,)}
-    params = mine = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+    params = mine = {
+        name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()
+    }
     own, state = ours.init(params), theirs.init(params)
     descend = jax.jit(lambda *args: training.optimizers.descend(ours, *args))
     for step in range(8):
-        size = {"w": 1e-3, "b": 1e-7, "c": 1.0, "none": 1.0}  # beside those of b epsilon is not small
-        grads = {name: jnp.asarray(size[name] * rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+        size = {
+            "w": 1e-3,
+            "b": 1e-7,
+            "c": 1.0,
+            "none": 1.0,
+        }  # beside those of b epsilon is not small
+        grads = {
+            name: jnp.asarray(size[name] * rng.normal(size=shape), dtype)
+            for name, shape in shapes.items()
+        }
         if step in (0, 3):
             broken = jax.tree.map(lambda g, step=step: g * (np.nan if step else np.inf), grads)
             skipped = descend(broken, own, mine, jnp.bool_(False))
@@ -413,26 +535,42 @@ def test_adam_is_that_of_optax_and_skips_what_is_not_finite(rate: str, decays: t
     chex.assert_trees_all_equal_shapes_and_dtypes((mine, own), (params, state))
     half = dtype == jnp.bfloat16
     chex.assert_trees_all_close(own, state, rtol=0.05 if half else 1e-5, atol=0)
-    chex.assert_trees_all_close(mine, params, rtol=0.01 if half else 1e-5, atol=0.005 if half else 0)
+    chex.assert_trees_all_close(
+        mine, params, rtol=0.01 if half else 1e-5, atol=0.005 if half else 0
+    )
 
 
 @pytest.mark.parametrize("adam", [optax.adam, training.adam], ids=["from outside", "by itself"])
 def test_a_gradient_that_nobody_looks_at_stops_the_run_too(adam: Callable) -> None:
-    """Without the norm the loss alone is looked at: it is not finite some steps after the gradient was not."""
+    """Without the norm the loss alone is looked at: it is not finite some steps after the
+    gradient was not.
+    """
     algorithm = quadratic(adam(0.1), poisoned({20}, "gradient"), gradient_norm=False)
-    with pytest.raises(training.NotFiniteError, match=r"step 2[12]: error and loss .* 5 updates in a row"):
-        training.fit(algorithm, CENTERS, num_steps=100, batch_size=4, steps_per_call=8, max_skipped=5)
+    with pytest.raises(
+        training.NotFiniteError, match=r"step 2[12]: error and loss .* 5 updates in a row"
+    ):
+        training.fit(
+            algorithm, CENTERS, num_steps=100, batch_size=4, steps_per_call=8, max_skipped=5
+        )
 
 
 def test_a_row_of_them_stops_the_run_and_names_step_and_term() -> None:
     algorithm = quadratic(optax.adam(0.1), poisoned({2, *range(30, 60)}, "term"))
-    with pytest.raises(training.NotFiniteError, match=r"step 31: error and loss .* 5 updates in a row"):
-        training.fit(algorithm, CENTERS, num_steps=100, batch_size=4, steps_per_call=8, max_skipped=5)
+    with pytest.raises(
+        training.NotFiniteError, match=r"step 31: error and loss .* 5 updates in a row"
+    ):
+        training.fit(
+            algorithm, CENTERS, num_steps=100, batch_size=4, steps_per_call=8, max_skipped=5
+        )
 
 
 def test_players_descend_their_own_losses_in_their_own_parameters() -> None:
-    """min_a (a - b)^2, min_b (b - 3)^2: the first follows the second, which does not see the first."""
-    own = lambda f: training.batch_mean(lambda params, key, x, step: (f(params["a"], params["b"]), {}))
+    """min_a (a - b)^2, min_b (b - 3)^2: the first follows the second, which does not see the
+    first.
+    """
+    own = lambda f: training.batch_mean(
+        lambda params, key, x, step: (f(params["a"], params["b"]), {})
+    )
     members = {
         "a": training.Player(own(lambda a, b: (a - b) ** 2), optax.sgd(0.1)),
         "b": training.Player(own(lambda a, b: (b - 3.0) ** 2), optax.sgd(0.1)),
@@ -440,7 +578,12 @@ def test_players_descend_their_own_losses_in_their_own_parameters() -> None:
     algorithm = training.players(lambda key, x: {"a": jnp.zeros(()), "b": jnp.ones(())}, members)
     reports: list[dict] = []
     state = training.fit(
-        algorithm, CENTERS, num_steps=200, batch_size=4, report=lambda step, r: reports.append(r), report_every=200
+        algorithm,
+        CENTERS,
+        num_steps=200,
+        batch_size=4,
+        report=lambda step, r: reports.append(r),
+        report_every=200,
     )
     assert float(state.params["a"]) == pytest.approx(3.0, abs=1e-4)
     assert float(state.params["b"]) == pytest.approx(3.0, abs=1e-4)
@@ -451,19 +594,30 @@ def test_players_descend_their_own_losses_in_their_own_parameters() -> None:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_sweep_is_its_members_trained_alone(devices: int) -> None:
-    """Learning rates of gradient descent, and as many seeds of a loss whose noise is the member's own."""
-    noisy = lambda params, key, x, step: (0.5 * jnp.sum((params["w"] - x - jax.random.normal(key, (3,))) ** 2), {})
-    rates = jnp.array([0.1, 0.4, 0.7])
+    """Learning rates of gradient descent, and as many seeds of a loss whose noise is the
+    member's own.
+    """
+    noisy = lambda params, key, x, step: (
+        0.5 * jnp.sum((params["w"] - x - jax.random.normal(key, (3,))) ** 2),
+        {},
+    )
+    kl_costs = jnp.array([0.1, 0.4, 0.7])
     make = lambda rate: quadratic(optax.sgd(rate), noisy)
     settings = {"num_steps": 7, "batch_size": 6, "devices": jax.local_devices()[:devices]}
     reports: list[dict] = []
-    swept = training.fit(
-        training.swept(make, rates), CENTERS, report=lambda step, r: reports.append(r), report_every=7, **settings
+    vmapped = training.fit(
+        training.vmapped(make, kl_costs),
+        CENTERS,
+        report=lambda step, r: reports.append(r),
+        report_every=7,
+        **settings,
     )
     keys = jax.random.split(jax.random.key(0), 3)
-    for s, rate in enumerate(rates):
-        alone = training.fit(make(rate), CENTERS, state=make(rate).init(keys[s], CENTERS[0]), **settings)
-        found = training.trained(training.member(swept, s))["w"]
+    for s, rate in enumerate(kl_costs):
+        alone = training.fit(
+            make(rate), CENTERS, state=make(rate).init(keys[s], CENTERS[0]), **settings
+        )
+        found = training.trained(training.member(vmapped, s))["w"]
         np.testing.assert_allclose(found, training.trained(alone)["w"], rtol=1e-5)
     each = [reports[0][f"loss[{s}]"] for s in range(3)]
     assert reports[0]["loss"] == pytest.approx(np.mean(each), rel=1e-6) and len(set(each)) == 3
@@ -486,7 +640,9 @@ def test_noise_depends_on_step_and_place_alone() -> None:
     seen = lambda params, key, x, step: (jax.random.normal(key) + 0.0 * params["w"].sum(), {})
     algorithm = quadratic(optax.sgd(0.1), seen)
     state = algorithm.init(jax.random.key(0), CENTERS[0])
-    batch = training.Batch(jnp.asarray(CENTERS[:4]), jnp.array([0, 1, 2, 3]), jnp.array([0.0, 0.0, 1.0, 0.0]))
+    batch = training.Batch(
+        jnp.asarray(CENTERS[:4]), jnp.array([0, 1, 2, 3]), jnp.array([0.0, 0.0, 1.0, 0.0])
+    )
     state = state._replace(step=jnp.int32(7))
     _, metrics = algorithm.step(state, batch, None)
     key = jax.random.fold_in(jax.random.fold_in(state.key, 7), 2)
@@ -496,12 +652,14 @@ def test_noise_depends_on_step_and_place_alone() -> None:
 def test_free_bits_take_the_maximum_after_the_mean_over_all_devices(
     small_vae: models.VAE, digits: datasets.Dataset
 ) -> None:
-    treat = datasets.treatment("dynamic", 17)
+    preprocess = datasets.preprocessing("dynamic", 17)
     examples = digits.splits["train"].images[:37]
     losses = {}
     for devices in (1, 4):
-        loss = training.treated(treat, models.rated(small_vae, rates.free_bits(0.02, groups=2)))
-        init = lambda key, x: small_vae.init(key, treat(key, x))
+        loss = training.preprocessed(
+            preprocess, models.with_kl_cost(small_vae, kl_costs.free_bits(0.02, groups=2))
+        )
+        init = lambda key, x: small_vae.init(key, preprocess(key, x))
         algorithm = training.gradient_descent(init, loss, optax.sgd(1e-2))
         reports: list[dict] = []
         training.fit(
@@ -531,7 +689,9 @@ def test_free_bits_take_the_maximum_after_the_mean_over_all_devices(
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        training.fit(quadratic(optax.sgd(0.1)), CENTERS, **({"num_steps": 1, "batch_size": 4} | settings))
+        training.fit(
+            quadratic(optax.sgd(0.1)), CENTERS, **({"num_steps": 1, "batch_size": 4} | settings)
+        )
 
 
 def test_an_empty_set_is_refused() -> None:
@@ -547,7 +707,11 @@ class VariantsTest(chex.TestCase):
         algorithm = quadratic(optax.sgd(0.1))
         state = algorithm.init(jax.random.key(0), CENTERS[0])
         batch = training.Batch(jnp.asarray(CENTERS), jnp.arange(23), jnp.full(23, 1 / 23))
-        step = self.variant(lambda w: algorithm.step(state._replace(params={"model": {"w": w}}), batch, None)[0].params)
+        step = self.variant(
+            lambda w: (
+                algorithm.step(state._replace(params={"model": {"w": w}}), batch, None)[0].params
+            )
+        )
         w = step(jnp.ones(3))["model"]["w"]
         np.testing.assert_allclose(w, 0.9 + 0.1 * CENTERS.mean(0), rtol=1e-5)
 
@@ -566,8 +730,9 @@ class Read:
 def test_a_longer_training_is_traced_no_more_and_meets_the_host_once_in_a_hundred_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What keeps it fast, without a clock: one trace for dispatches of any length, also in the next training; for each
-    dispatch the rows, weights and votes go to the device, and each metric comes back once.
+    """What keeps it fast, without a clock: one trace for dispatches of any length, also in the next
+    training; for each dispatch the rows, weights and votes go to the device, and each metric comes
+    back once.
     """
     traces, dispatches, sent, copies, run_steps = [], [], [], [], loop.run_steps
 
@@ -579,7 +744,11 @@ def test_a_longer_training_is_traced_no_more_and_meets_the_host_once_in_a_hundre
             held = jax.tree.leaves((state, examples))
             sent.append(len(rest) + sum(not isinstance(leaf, jax.Array) for leaf in held))
             state, metrics, votes = run(state, examples, count, *rest)
-            return state, {term: Read(values, copies) for term, values in metrics.items()}, Read(votes, copies)
+            return (
+                state,
+                {term: Read(values, copies) for term, values in metrics.items()},
+                Read(votes, copies),
+            )
 
         return counting
 
@@ -590,7 +759,12 @@ def test_a_longer_training_is_traced_no_more_and_meets_the_host_once_in_a_hundre
     monkeypatch.setattr(loop, "run_steps", counted)
     algorithm = quadratic(optax.sgd(0.1), loss)
     fit = lambda steps: training.fit(
-        algorithm, CENTERS, num_steps=steps, batch_size=4, report_every=100, seconds_per_call=float("inf")
+        algorithm,
+        CENTERS,
+        num_steps=steps,
+        batch_size=4,
+        report_every=100,
+        seconds_per_call=float("inf"),
     )
     fit(7)
     once = len(traces)
@@ -598,4 +772,6 @@ def test_a_longer_training_is_traced_no_more_and_meets_the_host_once_in_a_hundre
     assert len(traces) == once
     assert dispatches == [7, *[100] * 10]
     assert set(sent) == {3}
-    assert len(copies) == len(dispatches) * len(("error", "loss", "gradient_norm", "skipped", "votes"))
+    assert len(copies) == len(dispatches) * len(
+        ("error", "loss", "gradient_norm", "skipped", "votes")
+    )

@@ -1,14 +1,16 @@
 """What penalties and distances make of the codes, all else equal.
 
-``python experiments/papers/codes.py penalties|distances [--dataset mnist] [--data-dir DIR] [--json OUT]``
+``python experiments/papers/codes.py penalties|distances [--dataset mnist] [--data-dir DIR] [--json
+OUT]``
 
-*penalties* (nats, on the test split): reconstruction, KL and its three parts. Published for MNIST after 400 epochs of a
-convolutional network, -reconstruction + KL: VAE 118.79 + 19.69, beta-VAE (4) 138.85 + 10.99, capacity 25
-179.03 + 24.97, FactorVAE (6) 123.47 + 18.84, beta-TCVAE (6) 147.10 + 9.37 (github.com/YannDubs/disentangling-vae).
+*penalties* (nats, on the test split): reconstruction, KL and its three parts. Published for MNIST
+after 400 epochs of a convolutional network, -reconstruction + KL: VAE 118.79 + 19.69, beta-VAE (4)
+138.85 + 10.99, capacity 25 179.03 + 24.97, FactorVAE (6) 123.47 + 18.84, beta-TCVAE (6) 147.10 +
+9.37 (github.com/YannDubs/disentangling-vae).
 
-*distances*: reconstruction beside the distance of q(z) to p(z), by three measures, of an autoencoder, a VAE and what
-has a distance in KL's place. Every one of the latter should be far below the autoencoder at about its reconstruction
-(Tolstikhin et al. 2018; Kolouri et al. 2018).
+*distances*: reconstruction beside the distance of q(z) to p(z), by three measures, of an
+autoencoder, a VAE and what has a distance in KL's place. Every one of the latter should be far
+below the autoencoder at about its reconstruction (Tolstikhin et al. 2018; Kolouri et al. 2018).
 """
 
 from __future__ import annotations
@@ -71,11 +73,18 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 
     def measure(run: wiring.Run, params: Any) -> dict[str, float]:
         split = run.test.take(slice(options.examples))
-        judged = evaluation.evaluate(run.vae, params, run.stored(split), run.key, treat=run.treat)
-        rest = (
-            judgements.decomposed(run, params, split) if options.table == "penalties" else distances(run, params, split)
+        judged = evaluation.evaluate(
+            run.vae, params, run.raw(split), run.key, preprocess=run.preprocess
         )
-        return {"reconstruction": judged.reconstruction, "kl": np.nan if judged.kl is None else judged.kl} | rest
+        rest = (
+            judgements.decomposed(run, params, split)
+            if options.table == "penalties"
+            else distances(run, params, split)
+        )
+        return {
+            "reconstruction": judged.reconstruction,
+            "kl": np.nan if judged.kl is None else judged.kl,
+        } | rest
 
     table = options.chosen(TABLES[options.table])
     rows = {name: [*own, *options.arguments()] for name, own in table.items()}
@@ -98,7 +107,9 @@ def distances(run: wiring.Run, params: Any, split: Any, rows: int = 1000) -> dic
         "energy": divergences.energy_distance,
     }
     weight = jnp.full(min(rows, count), 1 / min(rows, count))
-    of = lambda member: jax.lax.map(lambda pair: member(run.key, *pair, weight), (cut(z), cut(other))).mean()
+    of = lambda member: jax.lax.map(
+        lambda pair: member(run.key, *pair, weight), (cut(z), cut(other))
+    ).mean()
     return {name: float(jax.jit(of, static_argnums=0)(member)) for name, member in measures.items()}
 
 

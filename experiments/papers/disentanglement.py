@@ -2,10 +2,10 @@
 
 ``python experiments/papers/disentanglement.py [--rows vae beta-vae ...] [--seeds 3] [--json OUT]``
 
-Networks 4096-HIDDEN-10 on 64x64 images after dSprites' recipe, 727,280 of them. UDR compares the seeds of a member with
-each other. Published for dSprites itself, with convolutional networks and 300,000 steps, FactorVAE score / MIG / DCI:
-VAE 0.63 / 0.10 / 0.30, beta-VAE 0.63 / 0.21 / 0.41, FactorVAE 0.82 / 0.43 / 0.74, beta-TCVAE 0.62 / 0.45 / 0.29 (as
-later papers quote them).
+Networks 4096-HIDDEN-10 on 64x64 images after dSprites' recipe, 727,280 of them. UDR compares the
+seeds of a member with each other. Published for dSprites itself, with convolutional networks and
+300,000 steps, FactorVAE score / MIG / DCI: VAE 0.63 / 0.10 / 0.30, beta-VAE 0.63 / 0.21 / 0.41,
+FactorVAE 0.82 / 0.43 / 0.74, beta-TCVAE 0.62 / 0.45 / 0.29 (as later papers quote them).
 """
 
 from __future__ import annotations
@@ -57,17 +57,27 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         codes: list[np.ndarray] = []
         kl: list[list[float]] = []
 
-        def measure(run: wiring.Run, params: Any, codes: list = codes, kl: list = kl) -> dict[str, float]:
+        def measure(
+            run: wiring.Run, params: Any, codes: list = codes, kl: list = kl
+        ) -> dict[str, float]:
             split = run.test.take(slice(options.examples))
-            judged = evaluation.evaluate(run.vae, params, split.images, run.key, treat=run.treat)
-            codes.append(evaluation.encode_split(run.vae, params, split.images, run.key, treat=run.treat))
+            judged = evaluation.evaluate(
+                run.vae, params, split.images, run.key, preprocess=run.preprocess
+            )
+            codes.append(
+                evaluation.encode_split(
+                    run.vae, params, split.images, run.key, preprocess=run.preprocess
+                )
+            )
             kl.append(judged.kl_per_latent)
             base = {"reconstruction": judged.reconstruction, "kl": judged.kl}
             return base | judgements.disentangled(run, params, split)
 
         found |= cells.measured({name: [*own, *options.arguments()]}, options.seeds, measure)
         if options.seeds > 1:
-            for cell, score in zip(found[name], evaluation.disentanglement.udr(codes, kl), strict=True):
+            for cell, score in zip(
+                found[name], evaluation.disentanglement.udr(codes, kl), strict=True
+            ):
                 cell["udr"] = float(score)
     cells.show(found, "factor_vae_score")
     cells.save(options.json, dataclasses.asdict(options), found)

@@ -1,10 +1,12 @@
-"""What members of the family must give exactly: closed forms and theorems beside what the code computes or learns.
+"""What members of the family must give exactly: closed forms and theorems beside what the code
+computes or learns.
 
 ``python experiments/papers/exact.py [--rows sylvester structured-residuals ...] [--json OUT]``
 
-Every row names the member, what is compared, the exact value, what was obtained and how far apart the two may be: the
-rounding of float32 where nothing is sampled, the noise of the draws where something is, and the optimizer's last steps
-where something is learned. Ends with exit code 2 if a row is out of its tolerance.
+Every row names the member, what is compared, the exact value, what was obtained and how far apart
+the two may be: the rounding of float32 where nothing is sampled, the noise of the draws where
+something is, and the optimizer's last steps where something is learned. Ends with exit code 2 if a
+row is out of its tolerance.
 """
 
 from __future__ import annotations
@@ -75,18 +77,26 @@ def row(member: str, what: str, tolerance: float) -> Callable:
     return add
 
 
-def learned(model: Any, loss: Any, x: np.ndarray, steps: int, treat: Callable = evaluation.same) -> Any:
+def learned(
+    model: Any, loss: Any, x: np.ndarray, steps: int, preprocess: Callable = evaluation.same
+) -> Any:
     """Parameters after ``steps`` of Adam on batches of 200."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
-    whole = training.treated(treat, training.batch_mean(loss))
-    algorithm = training.gradient_descent(lambda key, x: model.init(key, treat(key, x)), whole, optimizer)
+    whole = training.preprocessed(preprocess, training.batch_mean(loss))
+    algorithm = training.gradient_descent(
+        lambda key, x: model.init(key, preprocess(key, x)), whole, optimizer
+    )
     return training.trained(training.fit(algorithm, x, num_steps=steps, batch_size=200))
 
 
-def linear_vae(latent: int, size: int, likelihood: likelihoods.Likelihood, family: str = "normal") -> models.VAE:
-    """x = W z + mean + noise, with a posterior whose mean is linear in x and whose other numbers are the same for all.
+def linear_vae(
+    latent: int, size: int, likelihood: likelihoods.Likelihood, family: str = "normal"
+) -> models.VAE:
+    """x = W z + mean + noise, with a posterior whose mean is linear in x and whose other numbers
+    are the same for all.
 
-    A log-scale that is linear in x would be no nearer to the optimum, and may diverge on the way there.
+    A log-scale that is linear in x would be no nearer to the optimum, and may diverge on the way
+    there.
     """
     posterior = posteriors.POSTERIORS[family](latent)
     mean = networks.mlp((), latent)
@@ -95,7 +105,9 @@ def linear_vae(latent: int, size: int, likelihood: likelihoods.Likelihood, famil
         lambda key, x: {"mean": mean.init(key, x), "rest": jnp.zeros(rest)},
         lambda params, x: jnp.concatenate([mean.apply(params["mean"], x), params["rest"]]),
     )
-    return models.vae(encoder, networks.mlp((), size), posterior, likelihood, priors.NATURAL[family](latent))
+    return models.vae(
+        encoder, networks.mlp((), size), posterior, likelihood, priors.DEFAULT_PRIOR[family](latent)
+    )
 
 
 # Linear models
@@ -108,7 +120,11 @@ def digits() -> np.ndarray:
     return (load_digits().data / 16).astype(np.float32)
 
 
-@row("vae", "ELBO of a linear VAE on digits / 16, 10 latents: probabilistic PCA's likelihood, nats", 2e-2)
+@row(
+    "vae",
+    "ELBO of a linear VAE on digits / 16, 10 latents: probabilistic PCA's likelihood, nats",
+    2e-2,
+)
 def probabilistic_pca() -> tuple[float, float]:
     x = digits()
     values = np.sort(np.linalg.eigvalsh(np.cov(x.T.astype(np.float64), bias=True)))[::-1]
@@ -121,12 +137,18 @@ def probabilistic_pca() -> tuple[float, float]:
     return exact, evaluation.evaluate(vae, params, x, KEY, num_samples=100).elbo
 
 
-@row("vae, noise of each pixel", "ELBO of a linear VAE, 2 latents: likelihood of factor analysis, nats", 2e-2)
+@row(
+    "vae, noise of each pixel",
+    "ELBO of a linear VAE, 2 latents: likelihood of factor analysis, nats",
+    2e-2,
+)
 def factor_analysis() -> tuple[float, float]:
     from sklearn.decomposition import FactorAnalysis
 
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(1000, 2)) @ rng.normal(size=(2, 8)) + rng.normal(size=(1000, 8)) * np.linspace(0.3, 1.5, 8)
+    x = rng.normal(size=(1000, 2)) @ rng.normal(size=(2, 8)) + rng.normal(
+        size=(1000, 8)
+    ) * np.linspace(0.3, 1.5, 8)
     x = x.astype(np.float32)
     exact = FactorAnalysis(2, tol=1e-10, max_iter=10_000, svd_method="lapack").fit(x).score(x)
     each = likelihoods.Likelihood(
@@ -141,26 +163,47 @@ def factor_analysis() -> tuple[float, float]:
     return exact, evaluation.evaluate(vae, params, x, KEY, num_samples=100).elbo
 
 
-@row("spike-and-slab", "log p(x) of a linear model from draws of its prior: sum over its 16 supports, nats", 1e-2)
+@row(
+    "spike-and-slab",
+    "log p(x) of a linear model from draws of its prior: sum over its 16 supports, nats",
+    1e-2,
+)
 def sparse_linear() -> tuple[float, float]:
     rng = np.random.default_rng(0)
     w, rate = rng.normal(size=(6, 4)), 0.2
-    x = (rng.normal(size=(50, 4)) * (rng.uniform(size=(50, 4)) < rate)) @ w.T + rng.normal(size=(50, 6))
+    x = (rng.normal(size=(50, 4)) * (rng.uniform(size=(50, 4)) < rate)) @ w.T + rng.normal(
+        size=(50, 6)
+    )
     supports = [np.array(list(f"{s:04b}"), int) for s in range(16)]
     weight = lambda s: s.sum() * math.log(rate) + (4 - s.sum()) * math.log(1 - rate)
-    terms = [stats.multivariate_normal(np.zeros(6), (w * s) @ w.T + np.eye(6)).logpdf(x) + weight(s) for s in supports]
+    terms = [
+        stats.multivariate_normal(np.zeros(6), (w * s) @ w.T + np.eye(6)).logpdf(x) + weight(s)
+        for s in supports
+    ]
     z = priors.spike_and_slab(4, rate).make({}).sample(KEY, (200_000,))
-    draws = jax.jit(lambda x: jax.vmap(lambda z: distributions.Normal(w @ z, jnp.ones(6)).log_prob(x))(z))
-    return logsumexp(terms, 0).mean(), np.mean([logsumexp(draws(one)) - math.log(len(z)) for one in x])
+    draws = jax.jit(
+        lambda x: jax.vmap(lambda z: distributions.Normal(w @ z, jnp.ones(6)).log_prob(x))(z)
+    )
+    return logsumexp(terms, 0).mean(), np.mean(
+        [logsumexp(draws(one)) - math.log(len(z)) for one in x]
+    )
 
 
-@row("spike-and-slab, KL", "KL of a spike and slab from another by 200,000 draws: its closed form, nats", 2e-2)
+@row(
+    "spike-and-slab, KL",
+    "KL of a spike and slab from another by 200,000 draws: its closed form, nats",
+    2e-2,
+)
 def sparse_kl() -> tuple[float, float]:
     g, m, s = np.array([0.9, 0.3]), np.array([0.5, -1.0]), np.array([0.4, 1.2])
     slab = -np.log(s) - 0.5 + (m**2 + s**2) / 2
     exact = g * slab + g * np.log(g / 0.2) + (1 - g) * np.log((1 - g) / 0.8)
-    q = distributions.SpikeAndSlab(*(jnp.asarray(a, jnp.float32) for a in (np.log(g / (1 - g)), m, s)))
-    return exact.sum(), divergences.sampled_kl(KEY, q, priors.spike_and_slab(2, 0.2).make({}), 200_000)
+    q = distributions.SpikeAndSlab(
+        *(jnp.asarray(a, jnp.float32) for a in (np.log(g / (1 - g)), m, s))
+    )
+    return exact.sum(), divergences.sampled_kl(
+        KEY, q, priors.spike_and_slab(2, 0.2).make({}), 200_000
+    )
 
 
 class LinearModel(NamedTuple):
@@ -176,12 +219,16 @@ class LinearModel(NamedTuple):
 
     def evidence(self) -> float:
         """log p(x), nats."""
-        return stats.multivariate_normal(np.zeros(6), self.w @ self.w.T + self.scale**2 * np.eye(6)).logpdf(self.x)
+        return stats.multivariate_normal(
+            np.zeros(6), self.w @ self.w.T + self.scale**2 * np.eye(6)
+        ).logpdf(self.x)
 
     def log_joint(self, z: jax.Array) -> jax.Array:
         """log p(x, z)."""
         prior = distributions.Normal(jnp.zeros(3), jnp.ones(3))
-        return distributions.Normal(self.w @ z, jnp.full(6, self.scale)).log_prob(self.x) + prior.log_prob(z)
+        return distributions.Normal(self.w @ z, jnp.full(6, self.scale)).log_prob(
+            self.x
+        ) + prior.log_prob(z)
 
 
 def linear_model() -> LinearModel:
@@ -201,7 +248,9 @@ def tight(num_samples: int) -> tuple[float, float]:
     return model.evidence(), bounds.iwae(KEY, q, model.log_joint, num_samples)
 
 
-row("full-covariance", "ELBO of one draw at the exact posterior: log p(x), nats", 1e-4)(lambda: tight(1))
+row("full-covariance", "ELBO of one draw at the exact posterior: log p(x), nats", 1e-4)(
+    lambda: tight(1)
+)
 row("iwae", "bound of five draws at the exact posterior: log p(x), nats", 1e-4)(lambda: tight(5))
 
 
@@ -211,11 +260,15 @@ def best_elbo(family: str, steps: int = 3000) -> float:
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
     def elbo(params: Any, key: jax.Array, num_samples: int = 64) -> jax.Array:
-        return bounds.elbo(key, posterior.make(params["own"], params["raw"]), model.log_joint, num_samples)
+        return bounds.elbo(
+            key, posterior.make(params["own"], params["raw"]), model.log_joint, num_samples
+        )
 
     def step(state: tuple, key: jax.Array) -> tuple[tuple, None]:
         params, moments = state
-        updates, moments = optimizer.update(jax.grad(lambda params: -elbo(params, key))(params), moments)
+        updates, moments = optimizer.update(
+            jax.grad(lambda params: -elbo(params, key))(params), moments
+        )
         return (optax.apply_updates(params, updates), moments), None
 
     params = {"own": posterior.init(KEY), "raw": 0.1 * jax.random.normal(KEY, (posterior.size,))}
@@ -224,7 +277,11 @@ def best_elbo(family: str, steps: int = 3000) -> float:
     return float(jax.jit(functools.partial(elbo, num_samples=100_000))(params, jax.random.key(1)))
 
 
-@row("vae, correlated posterior", "ELBO of a linear model: log p(x) - (sum_i log P_ii - log |P|) / 2, nats", 0.03)
+@row(
+    "vae, correlated posterior",
+    "ELBO of a linear model: log p(x) - (sum_i log P_ii - log |P|) / 2, nats",
+    0.03,
+)
 def diagonal_gap() -> tuple[float, float]:
     precision = linear_model().precision()
     gap = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
@@ -237,13 +294,19 @@ def no_gap(family: str) -> tuple[float, float]:
 
 # Radial flows, which are about one point, come near but not there.
 for _name in ("multivariate_normal", *(name for name in posteriors.FLOWS if name != "radial")):
-    _member = {"multivariate_normal": "full-covariance", "inverse_autoregressive": "iaf"}.get(_name, _name)
-    row(f"{_member.replace('_', '-')}, correlated posterior", "ELBO of the same: log p(x), nats", 0.01)(
-        functools.partial(no_gap, _name)
+    _member = {"multivariate_normal": "full-covariance", "inverse_autoregressive": "iaf"}.get(
+        _name, _name
     )
+    row(
+        f"{_member.replace('_', '-')}, correlated posterior",
+        "ELBO of the same: log p(x), nats",
+        0.01,
+    )(functools.partial(no_gap, _name))
 
 
-@row("denoising-autoencoder", "linear: largest entry of g f - S (S + s^2 I)^-1, the Wiener map", 0.03)
+@row(
+    "denoising-autoencoder", "linear: largest entry of g f - S (S + s^2 I)^-1, the Wiener map", 0.03
+)
 def wiener() -> tuple[float, float]:
     rng = np.random.default_rng(2)
     root, level = rng.normal(size=(4, 4)), 0.8
@@ -252,21 +315,34 @@ def wiener() -> tuple[float, float]:
     model = models.Denoising(linear_vae(4, 4, likelihoods.normal(1.0), "point"))
     corrupted = lambda key, x: models.Corrupted(x, datasets.CORRUPTIONS["gaussian"](key, x, level))
     params = learned(model, models.negative_reconstruction(model), x, 4000, corrupted)
-    encode, decode = params["encoder"]["mean"]["Dense_0"]["kernel"], params["decoder"]["Dense_0"]["kernel"]
+    encode, decode = (
+        params["encoder"]["mean"]["Dense_0"]["kernel"],
+        params["decoder"]["Dense_0"]["kernel"],
+    )
     map_ = covariance @ np.linalg.inv(covariance + level**2 * np.eye(4))
     return 0.0, np.abs(np.asarray(encode @ decode).T - map_).max()
 
 
 def manifold() -> tuple[np.ndarray, evaluation.Summary, float]:
-    """Data on three dimensions in ten, what a linear VAE of six latents makes of them, and its learned noise."""
+    """Data on three dimensions in ten, what a linear VAE of six latents makes of them, and its
+    learned noise.
+    """
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(500, 3)) @ rng.normal(size=(3, 10))).astype(np.float32)
     vae = linear_vae(6, 10, likelihoods.normal_learned())
     params = learned(vae, models.negative_elbo(vae), x, 8000)
-    return x, evaluation.evaluate(vae, params, x, KEY), float(jnp.exp(params["likelihood"]["log_scale"]))
+    return (
+        x,
+        evaluation.evaluate(vae, params, x, KEY),
+        float(jnp.exp(params["likelihood"]["log_scale"])),
+    )
 
 
-@row("learned-variance", "data on 3 dimensions of 10: learned noise, as a share of their deviation", 0.02)
+@row(
+    "learned-variance",
+    "data on 3 dimensions of 10: learned noise, as a share of their deviation",
+    0.02,
+)
 def noise_falls() -> tuple[float, float]:
     x, _, scale = manifold()
     return 0.0, scale / x.std()
@@ -284,7 +360,9 @@ def latents_count() -> tuple[float, float]:
 def preset(name: str) -> evaluation.Summary:
     """A member as it comes, trained on the digits."""
     run, params, _ = cells.trained([name])
-    return evaluation.evaluate(run.vae, params, run.stored(run.test), run.key, treat=run.treat)
+    return evaluation.evaluate(
+        run.vae, params, run.raw(run.test), run.key, preprocess=run.preprocess
+    )
 
 
 @row("annealed-vae", "KL after training on the digits with C = 10, nats", 0.3)
@@ -292,7 +370,11 @@ def locks() -> tuple[float, float]:
     return 10.0, preset("annealed-vae").kl
 
 
-@row("joint-vae", "KL of the Gaussians after training on the digits with C = 5 for them and 2.3 for a class, nats", 0.3)
+@row(
+    "joint-vae",
+    "KL of the Gaussians after training on the digits with C = 5 for them and 2.3 for a class, nats",
+    0.3,
+)
 def locks_gaussians() -> tuple[float, float]:
     return 5.0, sum(preset("joint-vae").kl_per_latent[:-1])
 
@@ -307,7 +389,9 @@ CORRELATED = np.linalg.cholesky([[1.0, RHO], [RHO, 1.0]])
 ROWS_OF_CODES = 1000
 
 
-def criticized(adversary: models.Adversary, draw: Callable[[jax.Array], models.Codes], steps: int = 2000) -> Any:
+def criticized(
+    adversary: models.Adversary, draw: Callable[[jax.Array], models.Codes], steps: int = 2000
+) -> Any:
     """The critic's parameters after training on fresh codes."""
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, steps))
 
@@ -321,12 +405,22 @@ def criticized(adversary: models.Adversary, draw: Callable[[jax.Array], models.C
     return scan((params, optimizer.init(params)), jax.random.split(KEY, steps))[0]
 
 
-def over_fresh(of: Callable[[models.Codes], jax.Array], draw: Callable[[jax.Array], models.Codes]) -> float:
+def over_fresh(
+    of: Callable[[models.Codes], jax.Array], draw: Callable[[jax.Array], models.Codes]
+) -> float:
     """The mean over a hundred batches."""
-    return float(jax.jit(jax.vmap(lambda key: of(draw(key))))(jax.random.split(jax.random.key(1), 100)).mean())
+    return float(
+        jax.jit(jax.vmap(lambda key: of(draw(key))))(
+            jax.random.split(jax.random.key(1), 100)
+        ).mean()
+    )
 
 
-@row("factor-vae", "TC that the critic learns of a Gaussian with correlation 0.6: -log(1 - 0.6^2) / 2, nats", 0.012)
+@row(
+    "factor-vae",
+    "TC that the critic learns of a Gaussian with correlation 0.6: -log(1 - 0.6^2) / 2, nats",
+    0.012,
+)
 def critic_of_correlation() -> tuple[float, float]:
     adversary = models.density_ratio(networks.mlp((32, 32), 1), 1.0)
 
@@ -335,10 +429,14 @@ def critic_of_correlation() -> tuple[float, float]:
         return models.Codes(key, None, z, z, jnp.full(ROWS_OF_CODES, 1 / ROWS_OF_CODES))
 
     params = criticized(adversary, draw)
-    return -0.5 * math.log(1 - RHO**2), over_fresh(lambda codes: adversary.penalty(params, codes), draw)
+    return -0.5 * math.log(1 - RHO**2), over_fresh(
+        lambda codes: adversary.penalty(params, codes), draw
+    )
 
 
-@row("wae-gan", "critic's loss between N(1, 1) and N(0, 1): 2 log 2 - 2 JS by quadrature, nats", 0.01)
+@row(
+    "wae-gan", "critic's loss between N(1, 1) and N(0, 1): 2 log 2 - 2 JS by quadrature, nats", 0.01
+)
 def critic_of_shift() -> tuple[float, float]:
     adversary = models.adversarial(networks.mlp((), 1), 1.0)
 
@@ -364,7 +462,9 @@ def correlation_of_codes() -> tuple[float, float]:
     )
     q = distributions.Normal(jnp.asarray(grid, jnp.float32), jnp.full((n, 2), scale))
     prior = distributions.Normal(jnp.zeros(2), jnp.ones(2))
-    return -0.5 * math.log(1 - RHO**2), evaluation.decompositions.decomposition(q, prior, KEY).total_correlation.value
+    return -0.5 * math.log(1 - RHO**2), evaluation.decompositions.decomposition(
+        q, prior, KEY
+    ).total_correlation.value
 
 
 def codes_with_covariance(covariance: np.ndarray) -> jax.Array:
@@ -377,13 +477,21 @@ def codes_with_covariance(covariance: np.ndarray) -> jax.Array:
 COVARIANCE = np.array([[1.5, 0.4], [0.4, 0.5]])
 
 
-@row("dip-vae-i", "penalty of means with covariance [[1.5, 0.4], [0.4, 0.5]]: 5 * 2 * 0.4^2 + 50 (0.5^2 + 0.5^2)", 1e-3)
+@row(
+    "dip-vae-i",
+    "penalty of means with covariance [[1.5, 0.4], [0.4, 0.5]]: 5 * 2 * 0.4^2 + 50 (0.5^2 + 0.5^2)",
+    1e-3,
+)
 def penalty_of_means() -> tuple[float, float]:
     means = codes_with_covariance(COVARIANCE)
     return 5 * 2 * 0.16 + 50 * 0.5, divergences.dip_i(means, jnp.full(100, 0.01), 5.0, 50.0)
 
 
-@row("dip-vae-ii", "the same with posterior variances of 0.1: 5 * 2 * 0.4^2 + 5 (0.6^2 + 0.4^2)", 1e-3)
+@row(
+    "dip-vae-ii",
+    "the same with posterior variances of 0.1: 5 * 2 * 0.4^2 + 5 (0.6^2 + 0.4^2)",
+    1e-3,
+)
 def penalty_of_codes() -> tuple[float, float]:
     means = codes_with_covariance(COVARIANCE)
     found = divergences.dip_ii(means, jnp.full((100, 2), 0.1), jnp.full(100, 0.01), 5.0, 5.0)
@@ -408,7 +516,11 @@ def between(member: Callable, mean: np.ndarray, rows: int = 1000, batches: int =
 SHIFT = np.full(8, math.sqrt(0.5))  # |m| = 2
 
 
-@row("wae-mmd", "MMD^2 with its kernel between N(m, I) and N(0, I), d = 8, |m| = 2: an integral over r^2", 5e-3)
+@row(
+    "wae-mmd",
+    "MMD^2 with its kernel between N(m, I) and N(0, I), d = 8, |m| = 2: an integral over r^2",
+    5e-3,
+)
 def mmd_of_wae() -> tuple[float, float]:
     kernel = lambda square: sum(16 * m / (16 * m + square) for m in (0.1, 0.2, 0.5, 1, 2, 5, 10))
     # r^2 / 2 is chi-squared, noncentral by |m|^2 / 2.
@@ -433,23 +545,37 @@ def sliced() -> tuple[float, float]:
     return 0.5, between(divergences.sliced_wasserstein(200), SHIFT)
 
 
-@row("radon-sobolev", "distance of codes at 0 to N(0, I), d = 8: (sqrt 2 - 1) Gamma(9/2) / Gamma(4)", 1e-5)
+@row(
+    "radon-sobolev",
+    "distance of codes at 0 to N(0, I), d = 8: (sqrt 2 - 1) Gamma(9/2) / Gamma(4)",
+    1e-5,
+)
 def radon() -> tuple[float, float]:
     exact = (math.sqrt(2) - 1) * math.gamma(4.5) / math.gamma(4)
     z = jnp.zeros((10, 8))
     return exact, divergences.radon_sobolev(KEY, z, z, jnp.full(10, 0.1))
 
 
-@row("cramer-wold", "distance of N(m, I) to N(0, I), d = 256, |m| = 8: L2 of projections by quadrature", 5e-4)
+@row(
+    "cramer-wold",
+    "distance of N(m, I) to N(0, I), d = 256, |m| = 8: L2 of projections by quadrature",
+    5e-4,
+)
 def cramer_wold() -> tuple[float, float]:
     mean, rows = np.full(256, 0.5), 1000
     smoothing = (4 / (3 * rows)) ** 0.4
 
-    across = stats.norm(0, math.sqrt(2 * (1 + smoothing)))  # of the difference of two rows, both smoothed
-    squares = lambda cosine: 2 * (across.pdf(0) - across.pdf(8 * cosine))  # of densities around 8 cosine and 0
+    across = stats.norm(
+        0, math.sqrt(2 * (1 + smoothing))
+    )  # of the difference of two rows, both smoothed
+    squares = lambda cosine: (
+        2 * (across.pdf(0) - across.pdf(8 * cosine))
+    )  # of densities around 8 cosine and 0
     cosines = stats.beta(127.5, 127.5, loc=-1, scale=2)  # of a direction and m
     exact = integrate.quad(lambda t: cosines.pdf(t) * squares(t), -1, 1, points=[0])[0]
-    pairs = (smoothing**-0.5 - (smoothing + 1) ** -0.5) / rows / (2 * math.sqrt(math.pi))  # of a row with itself
+    pairs = (
+        (smoothing**-0.5 - (smoothing + 1) ** -0.5) / rows / (2 * math.sqrt(math.pi))
+    )  # of a row with itself
     return exact, between(divergences.cramer_wold, mean, rows) - pairs
 
 
@@ -474,7 +600,9 @@ def one_pseudo_input() -> tuple[float, float]:
 
 
 def log_det_error(distribution: distributions.Transformed, latent: int = 6) -> tuple[float, float]:
-    """The largest difference between a flow's log-determinant and that of its Jacobian by autodiff, at 100 points."""
+    """The largest difference between a flow's log-determinant and that of its Jacobian by
+    autodiff, at 100 points.
+    """
 
     def error(z: jax.Array) -> jax.Array:
         forward = lambda z: distribution.flow.forward(distribution.params, distribution.raw, z)
@@ -488,13 +616,18 @@ def noisy(params: Any) -> Any:
     """Parameters away from their first values, where a flow is close to the identity."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(KEY, len(leaves))
-    moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    moved = [
+        leaf + 0.05 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(tree, moved)
 
 
 def of_posterior(name: str) -> tuple[float, float]:
     posterior = posteriors.POSTERIORS[name](6)
-    return log_det_error(posterior.make(noisy(posterior.init(KEY)), jax.random.normal(KEY, (posterior.size,))))
+    return log_det_error(
+        posterior.make(noisy(posterior.init(KEY)), jax.random.normal(KEY, (posterior.size,)))
+    )
 
 
 def of_prior(name: str) -> tuple[float, float]:
@@ -503,22 +636,39 @@ def of_prior(name: str) -> tuple[float, float]:
 
 
 JACOBIAN = "log-determinant less that of the Jacobian by autodiff, largest of 100 points"
-for _name in ("planar", "radial", "householder", "sylvester", "triangular_sylvester", "inverse_autoregressive"):
+for _name in (
+    "planar",
+    "radial",
+    "householder",
+    "sylvester",
+    "triangular_sylvester",
+    "inverse_autoregressive",
+):
     _member = {"inverse_autoregressive": "iaf"}.get(_name, _name.replace("_", "-"))
     row(_member, JACOBIAN, 1e-4)(lambda name=_name: of_posterior(name))
 for _name in ("coupling", "autoregressive"):
     row(f"{_name}-prior", JACOBIAN, 1e-4)(lambda name=_name: of_prior(name))
 
 
-@row("fitted prior", "log-likelihood of a Gaussian mixture of one component: the Gaussian's maximum, nats", 1e-4)
+@row(
+    "fitted prior",
+    "log-likelihood of a Gaussian mixture of one component: the Gaussian's maximum, nats",
+    1e-4,
+)
 def one_component() -> tuple[float, float]:
-    z = np.random.default_rng(0).normal(size=(500, 3)) @ np.random.default_rng(1).normal(size=(3, 3))
+    z = np.random.default_rng(0).normal(size=(500, 3)) @ np.random.default_rng(1).normal(
+        size=(3, 3)
+    )
     found = fitted.gaussian_mixture(z, 1, KEY)
-    return stats.multivariate_normal(z.mean(0), np.cov(z.T, bias=True)).logpdf(z).mean(), found.log_prob(z).mean()
+    return stats.multivariate_normal(z.mean(0), np.cov(z.T, bias=True)).logpdf(
+        z
+    ).mean(), found.log_prob(z).mean()
 
 
 @row(
-    "structured-residuals", "banded log-density of 12 numbers less that of the dense covariance (L L^T)^-1, nats", 1e-4
+    "structured-residuals",
+    "banded log-density of 12 numbers less that of the dense covariance (L L^T)^-1, nats",
+    1e-4,
 )
 def banded() -> tuple[float, float]:
     rng = np.random.default_rng(0)
@@ -558,7 +708,11 @@ def gradient_of_linear() -> tuple[float, float]:
     return exact, models.decoder_gradient(vae)(params, KEY, jnp.ones(5), 0)[0]
 
 
-@row("rae-l2", "|z|^2 / 2 of the codes [1, 2] and [3, 0], and 1/2 of a decoder's weights of [1, 2, 2]", 1e-5)
+@row(
+    "rae-l2",
+    "|z|^2 / 2 of the codes [1, 2] and [3, 0], and 1/2 of a decoder's weights of [1, 2, 2]",
+    1e-5,
+)
 def decay() -> tuple[float, float]:
     z = jnp.array([[1.0, 2.0], [3.0, 0.0]])
     codes = models.Codes(KEY, None, z, z, jnp.full(2, 0.5))
@@ -566,7 +720,11 @@ def decay() -> tuple[float, float]:
     return (5 + 9) / 4 + 9 / 2, models.code_penalty(1.0)(codes) + decayed / 2
 
 
-@row("gmvae", "log p(w, z) of 3 components: log N(w) + log 1/3 sum_k N(z; m_k(w), s_k(w)), nats", 1e-4)
+@row(
+    "gmvae",
+    "log p(w, z) of 3 components: log N(w) + log 1/3 sum_k N(z; m_k(w), s_k(w)), nats",
+    1e-4,
+)
 def components_of_w() -> tuple[float, float]:
     prior = priors.hierarchical_mixture(2, components=3, upper=1, hidden=4)
     p = prior.make(noisy(prior.init(KEY)))
@@ -583,9 +741,15 @@ def components_of_w() -> tuple[float, float]:
 IDENTITY = np.eye(5)
 
 
-@row("DCI", "completeness of five codes that serve ten factors, each two: 1 - log 2 / log 10 of disentanglement", 1e-6)
+@row(
+    "DCI",
+    "completeness of five codes that serve ten factors, each two: 1 - log 2 / log 10 of disentanglement",
+    1e-6,
+)
 def dci_of_two_factors_each() -> tuple[float, float]:
-    return 1 - math.log(2) / math.log(10), evaluation.disentanglement.disentanglement(np.hstack([IDENTITY, IDENTITY]))
+    return 1 - math.log(2) / math.log(10), evaluation.disentanglement.disentanglement(
+        np.hstack([IDENTITY, IDENTITY])
+    )
 
 
 @row("modularity", "of five codes that serve ten factors, each two: 8/9", 1e-6)
@@ -599,7 +763,11 @@ def mig_of_identity() -> tuple[float, float]:
     return 1.0, evaluation.disentanglement.mig(factors.astype(float), factors)
 
 
-@row("Fréchet distance", "of N(0, I) and samples that are moved by m and scaled by 2: |m|^2 + d", 1e-6)
+@row(
+    "Fréchet distance",
+    "of N(0, I) and samples that are moved by m and scaled by 2: |m|^2 + d",
+    1e-6,
+)
 def frechet_of_affine() -> tuple[float, float]:
     x = np.asarray(codes_with_covariance(np.eye(4)), np.float64)
     centred = x - x.mean(0)
@@ -627,7 +795,12 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     print(f"{'member':26s} {'exact':>11s} {'obtained':>11s} {'tolerance':>9s}  what")
     for name in options.rows or ROWS:
         own, (exact, obtained) = ROWS[name], ROWS[name].compare()
-        found[name] = {"exact": exact, "obtained": obtained, "tolerance": own.tolerance, "what": own.what}
+        found[name] = {
+            "exact": exact,
+            "obtained": obtained,
+            "tolerance": own.tolerance,
+            "what": own.what,
+        }
         within = abs(obtained - exact) <= own.tolerance
         out += [] if within else [name]
         print(

@@ -1,14 +1,16 @@
 """Test log-likelihoods of the family's priors, posteriors, bounds or noise, all else equal.
 
-``python experiments/papers/likelihoods.py priors|posteriors|bounds|noise [--dataset binarized_mnist] [--data-dir DIR]``
+``python experiments/papers/likelihoods.py priors|posteriors|bounds|noise [--dataset
+binarized_mnist] [--data-dir DIR]``
 
-Nets 784-300-300-40 (ReLU), batches of 100, Adam with a cosine; log p(x) by importance sampling with the encoder.
-Bounds other than the ELBO have no KL term to warm up: ``--warmup 0`` compares them with it. Posteriors on a sphere have
-one latent more, so that they have as many dimensions; they should be ahead with few (Davidson et al. 2018).
-Published, on statically binarized MNIST after far longer training: VampPrior 85.57 (Tomczak & Welling 2017); IWAE-5
-87.63 where the VAE has 88.71 (Burda et al. 2015); Sylvester flows ahead of the diagonal posterior, with an ELBO of
--83.32 (van den Berg et al. 2018). *noise* takes images of real values, such as frey_faces, on which residuals with a
-banded precision should be ahead of independent ones (Dorta et al. 2018).
+Nets 784-300-300-40 (ReLU), batches of 100, Adam with a cosine; log p(x) by importance sampling with
+the encoder. Bounds other than the ELBO have no KL term to warm up: ``--warmup 0`` compares them
+with it. Posteriors on a sphere have one latent more, so that they have as many dimensions; they
+should be ahead with few (Davidson et al. 2018). Published, on statically binarized MNIST after far
+longer training: VampPrior 85.57 (Tomczak & Welling 2017); IWAE-5 87.63 where the VAE has 88.71
+(Burda et al. 2015); Sylvester flows ahead of the diagonal posterior, with an ELBO of -83.32 (van
+den Berg et al. 2018). *noise* takes images of real values, such as frey_faces, on which residuals
+with a banded precision should be ahead of independent ones (Dorta et al. 2018).
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class Options(cells.Options):
     components: int = 500
     """Components of the priors that are mixtures."""
     moments: int = 1
-    """Moments of the training at which it is judged on the validation split; the best one counts."""
+    """Moments of the training at which it is judged on the validation split; the best one
+    counts.
+    """
     examples: int | None = 1000
     num_samples: int = 500
     """Importance samples for each."""
@@ -104,10 +108,15 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     }
 
     def measure(run: Any, params: Any) -> dict[str, float]:
-        test = run.stored(run.test.take(slice(options.examples)))
-        elbo = evaluation.evaluate(run.vae, params, test, run.key, treat=run.treat)
+        test = run.raw(run.test.take(slice(options.examples)))
+        elbo = evaluation.evaluate(run.vae, params, test, run.key, preprocess=run.preprocess)
         found = evaluation.estimate_log_likelihood(
-            run.vae, params, test, run.key, treat=run.treat, num_samples=options.num_samples
+            run.vae,
+            params,
+            test,
+            run.key,
+            preprocess=run.preprocess,
+            num_samples=options.num_samples,
         )
         bits = evaluation.bits_per_dim(found.log_likelihood, run.dimensions, run.bits_offset)
         return {

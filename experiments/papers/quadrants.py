@@ -1,11 +1,13 @@
-"""Conditional VAEs that complete images: a quarter, half or three quarters of a digit are given (Sohn et al. 2015).
+"""Conditional VAEs that complete images: a quarter, half or three quarters of a digit are given
+(Sohn et al. 2015).
 
 ``python experiments/papers/quadrants.py --data-dir DIR [--quadrants 1] [--json OUT]``
 
-Negative conditional log-likelihood of the pixels that are not given, in nats, on statically binarized MNIST: of a
-network that predicts every pixel (NN), of the Gaussian stochastic network, by importance sampling from p(z|y), and of
-the CVAE, by importance sampling from q(z|x, y) and as its bound. 784-500-500-200. Pyro's reproduction, of the bound:
-NN 100.4 / 61.9 / 25.4, CVAE 71.8 / 51.0 / 24.2 with 1 / 2 / 3 quadrants given.
+Negative conditional log-likelihood of the pixels that are not given, in nats, on statically
+binarized MNIST: of a network that predicts every pixel (NN), of the Gaussian stochastic network, by
+importance sampling from p(z|y), and of the CVAE, by importance sampling from q(z|x, y) and as its
+bound. 784-500-500-200. Pyro's reproduction, of the bound: NN 100.4 / 61.9 / 25.4, CVAE 71.8 / 51.0
+/ 24.2 with 1 / 2 / 3 quadrants given.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Options(cells.Options):
     hybrid: float = 0.5
     """Weight of the CVAE in the hybrid objective."""
     moments: int = 20
-    """Moments of the training at which it is judged on the validation split; the best one counts."""
+    """Moments of the training at which it is judged on the validation split; the best one
+    counts.
+    """
     examples: int | None = 1000
     num_samples: int = 100
     """Importance samples for each."""
@@ -49,8 +53,17 @@ def predictor(run: wiring.Run) -> models.CVAE:
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
-    """Conditional VAEs that complete images: a quarter, half or three quarters of a digit are given."""
-    shared = ["cvae", *options.arguments(), "--condition", "quadrants", "--quadrants", options.quadrants]
+    """Conditional VAEs that complete images: a quarter, half or three quarters of a digit are
+    given.
+    """
+    shared = [
+        "cvae",
+        *options.arguments(),
+        "--condition",
+        "quadrants",
+        "--quadrants",
+        options.quadrants,
+    ]
     rows: dict[str, list[Any]] = {
         "NN": [*shared, "--posterior", "point", "--kl-weight", 0, "--cvae-weight", 0],
         "GSNN": [*shared, "--cvae-weight", 0],
@@ -59,12 +72,12 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     }
 
     def measure(run: wiring.Run, params: Any) -> dict[str, float]:
-        test, model = run.stored(run.test.take(slice(options.examples))), predictor(run)
-        bound = evaluation.evaluate(model, params, test, run.key, treat=run.treat)
+        test, model = run.raw(run.test.take(slice(options.examples))), predictor(run)
+        bound = evaluation.evaluate(model, params, test, run.key, preprocess=run.preprocess)
         if bound.elbo is None:  # of a point: the likelihood of what it predicts
             return {"nll": -bound.reconstruction, "bound": -bound.reconstruction}
         found = evaluation.estimate_log_likelihood(
-            model, params, test, run.key, treat=run.treat, num_samples=options.num_samples
+            model, params, test, run.key, preprocess=run.preprocess, num_samples=options.num_samples
         )
         return {"nll": -found.log_likelihood, "bound": -bound.elbo}
 

@@ -1,12 +1,15 @@
-"""How far samples are from the data, by model and by what z is drawn from (Dai & Wipf 2019, table 1).
+"""How far samples are from the data, by model and by what z is drawn from (Dai & Wipf 2019, table
+1).
 
 ``python experiments/papers/samples.py [--dataset mnist] [--data-dir DIR] [--json OUT]``
 
-Fréchet distances, decoder means beside test images, in 64 features of a small classifier that is trained here: these
-are *not* FIDs, whose features are an Inception network's, and only their order can be compared. Published FIDs on
-MNIST: fixed noise 52.0, learned noise 54.5, the same with a flow as prior 54.8, WAE-MMD 115.0, a second stage 12.6; on
-CelebA a VAE 63, WAE-MMD 55, WAE-GAN 42 (Tolstikhin et al. 2018). *squared error* is that of reconstructions
-through the posterior's mean, for a pixel; learned noise should have less of it than fixed (Dai & Wipf 2019).
+Fréchet distances, decoder means beside test images, in 64 features of a small classifier that is
+trained here: these are *not* FIDs, whose features are an Inception network's, and only their order
+can be compared. Published FIDs on
+MNIST: fixed noise 52.0, learned noise 54.5, the same with a flow as prior 54.8, WAE-MMD 115.0, a
+second stage 12.6; on CelebA a VAE 63, WAE-MMD 55, WAE-GAN 42 (Tolstikhin et al. 2018). *squared
+error* is that of reconstructions through the posterior's mean, for a pixel; learned noise should
+have less of it than fixed (Dai & Wipf 2019).
 """
 
 from __future__ import annotations
@@ -57,31 +60,50 @@ class Options(cells.Options):
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """How far samples are from the data, by model and by what z is drawn from."""
     shared = [*options.arguments(), "--pixels", "scale"]
-    judge = functools.cache(lambda: judgements.Judge.of(cells.built(["digits", *shared, "--likelihood", "normal"])))
+    judge = functools.cache(
+        lambda: judgements.Judge.of(cells.built(["digits", *shared, "--likelihood", "normal"]))
+    )
 
     def measure(sources: tuple[str, ...], run: wiring.Run, params: Any) -> dict[str, float]:
         test = run.test.take(slice(options.examples))
-        x = judgements.treated(run, test.images)
+        x = judgements.preprocessed(run, test.images)
         real = judge().classifier.features(x)
         found = dict.fromkeys(judgements.SOURCES, float("nan"))
         decode = jax.jit(jax.vmap(lambda z: run.vae.decode(params, z).mean))
         for kind in sources:
             p = judgements.source(run, params, kind, options.components, options.encodings)
             z = p.sample(run.key, (len(real),))
-            drawn = np.concatenate([np.asarray(decode(part)) for part in np.array_split(z, max(len(z) // 500, 1))])
+            drawn = np.concatenate(
+                [np.asarray(decode(part)) for part in np.array_split(z, max(len(z) // 500, 1))]
+            )
             found[kind] = evaluation.samples.frechet(real, judge().classifier.features(drawn))
-        judged = evaluation.evaluate(run.vae, params, run.stored(test), run.key, treat=run.treat)
+        judged = evaluation.evaluate(
+            run.vae, params, run.raw(test), run.key, preprocess=run.preprocess
+        )
         error = float(np.mean(np.subtract(*figures.reconstructions(run.vae, params, x)) ** 2))
         scale = params["likelihood"].get("log_scale")
         noise = float(np.exp(scale)) if scale is not None else 0.1
-        return found | {"noise": noise, "squared error": error, "active units": float(judged.active_units)}
+        return found | {
+            "noise": noise,
+            "squared error": error,
+            "active units": float(judged.active_units),
+        }
 
     found: cells.Found = {}
     for name, (own, sources) in options.chosen(ROWS).items():
-        found |= cells.measured({name: [*own, *shared]}, options.seeds, functools.partial(measure, sources))
-    print(f"\naccuracy of the classifier on images that it had not seen: {judge().classifier.accuracy:.3f}")
+        found |= cells.measured(
+            {name: [*own, *shared]}, options.seeds, functools.partial(measure, sources)
+        )
+    print(
+        f"\naccuracy of the classifier on images that it had not seen: {judge().classifier.accuracy:.3f}"
+    )
     cells.show(found)
-    cells.save(options.json, dataclasses.asdict(options), found, classifier_accuracy=judge().classifier.accuracy)
+    cells.save(
+        options.json,
+        dataclasses.asdict(options),
+        found,
+        classifier_accuracy=judge().classifier.accuracy,
+    )
 
 
 if __name__ == "__main__":

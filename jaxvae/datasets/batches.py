@@ -22,8 +22,9 @@ def batch_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The examples of batch ``step``: rows [B] and mask [B], a pure function of (seed, step).
 
-    Every epoch is a permutation of all n examples of its own (Philox keyed by seed and epoch). The last batch of an
-    epoch is ragged: it is filled up to ``batch_size``, or to ``padded``, with row 0 at mask 0.
+    Every epoch is a permutation of all n examples of its own (Philox keyed by seed and epoch). The
+    last batch of an epoch is ragged: it is filled up to ``batch_size``, or to ``padded``, with row
+    0 at mask 0.
     """
     per_epoch = -(-n // batch_size)
     epoch, place = divmod(step, per_epoch)
@@ -34,10 +35,14 @@ def batch_rows(
 
 
 def num_examples(examples: Any) -> int:
-    """The length of a stream, or of the leading axis that all arrays share, which must not differ."""
+    """The length of a stream, or of the leading axis that all arrays share, which must not
+    differ.
+    """
     if isinstance(examples, Stream):
         return len(examples)
     lengths = {(np.shape(leaf) or (0,))[0] for leaf in jax.tree.leaves(examples)}
     if len(lengths) != 1 or 0 in lengths:
-        raise DataError(f"examples need one common leading axis [N, ...] with N >= 1; lengths were {sorted(lengths)}")
+        raise DataError(
+            f"examples need one common leading axis [N, ...] with N >= 1; lengths were {sorted(lengths)}"
+        )
     return lengths.pop()

@@ -1,4 +1,6 @@
-"""Sets of tensorflow-datasets, read without TensorFlow, and the digits, which are prepared without it too."""
+"""Sets of tensorflow-datasets, read without TensorFlow, and the digits, which are prepared
+without it too.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def _tfds() -> Any:
 def from_tfds(
     name: str, data_dir: str | os.PathLike | None, make: Callable[[Any, str, str | None, str], S]
 ) -> dict[str, S]:
-    """All splits of a set that is on disk, or is prepared first: ``make(records, image, label, name)`` of each.
+    """All splits of a set that is on disk, or is prepared first: ``make(records, image, label,
+    name)`` of each.
 
     A record holds the features of an example; ``image`` and ``label`` are the names of two of them.
     """
@@ -47,7 +50,9 @@ def from_tfds(
         raise DataError(
             f"{name!r} is no name of a data set (name, name/config or name:1.0.0) and no path.{_near(tfds, name)}"
         )
-    data_dir = Path(data_dir).expanduser() if data_dir is not None else Path(tfds.core.constants.DATA_DIR)
+    data_dir = (
+        Path(data_dir).expanduser() if data_dir is not None else Path(tfds.core.constants.DATA_DIR)
+    )
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
     except tfds.core.DatasetNotFoundError:
@@ -55,7 +60,14 @@ def from_tfds(
     except Exception as error:
         raise _damaged(name, data_dir, error) from error
     image = _image_feature(builder)
-    label = next((key for key, f in builder.info.features.items() if isinstance(f, tfds.features.ClassLabel)), None)
+    label = next(
+        (
+            key
+            for key, f in builder.info.features.items()
+            if isinstance(f, tfds.features.ClassLabel)
+        ),
+        None,
+    )
     try:
         return {
             str(split): make(builder.as_data_source(split), image, label, f"{name}[{split}]")
@@ -75,7 +87,9 @@ def from_tfds(
 
 
 def _damaged(name: str, data_dir: Path, error: Exception) -> DataError:
-    return DataError(f"{name} in {data_dir} cannot be read ({reason(error)}); delete its folder, prepare it again")
+    return DataError(
+        f"{name} in {data_dir} cannot be read ({reason(error)}); delete its folder, prepare it again"
+    )
 
 
 def _image_feature(builder: Any) -> str:
@@ -83,15 +97,21 @@ def _image_feature(builder: Any) -> str:
     images = [
         key
         for key, feature in features.items()
-        if isinstance(feature.shape, tuple) and len(feature.shape) == 3 and np.dtype(feature.np_dtype) == np.uint8
+        if isinstance(feature.shape, tuple)
+        and len(feature.shape) == 3
+        and np.dtype(feature.np_dtype) == np.uint8
     ]
     if not images:
-        raise DataError(f"{builder.info.name} holds no uint8 images [H, W, C]; its features are {sorted(features)}")
+        raise DataError(
+            f"{builder.info.name} holds no uint8 images [H, W, C]; its features are {sorted(features)}"
+        )
     return "image" if "image" in images else images[0]
 
 
 def held(records: Any, image: str, label: str | None, name: str, chunk: int = 4096) -> Split:
-    """All records of a split, held in memory; with ``attributes``, where that is a feature of numbers by name."""
+    """All records of a split, held in memory; with ``attributes``, where that is a feature of
+    numbers by name.
+    """
     n = len(records)
     images, labels = None, None if label is None else np.zeros(n, np.int32)
     attributes: list[list[float]] = []
@@ -101,7 +121,9 @@ def held(records: Any, image: str, label: str | None, name: str, chunk: int = 40
         if images is None:
             images = np.zeros((n, *min(shapes)), np.uint8)
         if shapes != {images.shape[1:]}:
-            raise DataError(f"the images of {name} differ in shape ({sorted(shapes | {images.shape[1:]})[:3]}, ...)")
+            raise DataError(
+                f"the images of {name} differ in shape ({sorted(shapes | {images.shape[1:]})[:3]}, ...)"
+            )
         images[start : start + len(examples)] = [example[image] for example in examples]
         if labels is not None:
             labels[start : start + len(examples)] = [example[label] for example in examples]
@@ -117,7 +139,9 @@ def _numbers(feature: Any) -> bool:
     if not isinstance(feature, dict):
         return False
     values = [np.asarray(value) for value in feature.values()]
-    return len(values) > 1 and all(value.ndim == 0 and value.dtype.kind in "biuf" for value in values)
+    return len(values) > 1 and all(
+        value.ndim == 0 and value.dtype.kind in "biuf" for value in values
+    )
 
 
 def _near(tfds: Any, name: str) -> str:
@@ -133,7 +157,9 @@ def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
     base = name.split("/")[0].split(":")[0]
     known = tfds.list_builders(with_community_datasets=False)
     if base not in known:
-        raise DataError(f"no data set {base!r} in {data_dir} nor in tensorflow-datasets.{_near(tfds, base)}")
+        raise DataError(
+            f"no data set {base!r} in {data_dir} nor in tensorflow-datasets.{_near(tfds, base)}"
+        )
     build = f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
     without = "" if importlib.util.find_spec("tensorflow") else "pip install tensorflow && "
     if not _online():
@@ -150,7 +176,9 @@ def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
             f"`{without}{build}`, or pass --data-dir with the folder that holds it."
         ) from error
     except Exception as error:
-        raise DataError(f"{name} could not be prepared ({reason(error)}); to see all run `{build}`") from error
+        raise DataError(
+            f"{name} could not be prepared ({reason(error)}); to see all run `{build}`"
+        ) from error
     return builder
 
 
@@ -160,7 +188,9 @@ def _online(seconds: float = 4.0) -> bool:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(PROBE, method="HEAD"), timeout=seconds).close()
+            urllib.request.urlopen(
+                urllib.request.Request(PROBE, method="HEAD"), timeout=seconds
+            ).close()
             answers.append(True)
         except urllib.error.HTTPError:
             answers.append(True)
@@ -174,14 +204,18 @@ def _online(seconds: float = 4.0) -> bool:
 
 
 def _prepare_digits(tfds: Any, data_dir: Path) -> Any:
-    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, as a tensorflow-datasets set of our own."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, as a tensorflow-datasets set
+    of our own.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("the digits come with scikit-learn: pip install scikit-learn") from error
 
     class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """Optical recognition of handwritten digits (Alpaydin & Kaynak 1998), the 1,797 images of scikit-learn."""
+        """Optical recognition of handwritten digits (Alpaydin & Kaynak 1998), the 1,797 images
+        of scikit-learn.
+        """
 
         name = "digits"
         VERSION = tfds.core.Version("1.0.0")
@@ -192,16 +226,27 @@ def _prepare_digits(tfds: Any, data_dir: Path) -> Any:
                 "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
                 "label": tfds.features.ClassLabel(num_classes=10),
             }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(1797)
-            return {"train": self._generate_examples(order[:1437]), "test": self._generate_examples(order[1437:])}
+            return {
+                "train": self._generate_examples(order[:1437]),
+                "test": self._generate_examples(order[1437:]),
+            }
 
         def _generate_examples(self, rows: np.ndarray) -> Any:
             digits = load_digits()
             for row in rows.tolist():
-                yield row, {"image": digits.images[row][..., None].astype(np.uint8), "label": int(digits.target[row])}
+                yield (
+                    row,
+                    {
+                        "image": digits.images[row][..., None].astype(np.uint8),
+                        "label": int(digits.target[row]),
+                    },
+                )
 
     try:
         builder = Digits(data_dir=str(data_dir), file_format="array_record")

@@ -16,7 +16,9 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 def from_arrays(source: Any) -> dict[str, Split]:
     if not isinstance(source, Mapping):
         return {"train": as_split(source)}
-    parts = {name: value if isinstance(value, tuple) else (value, None) for name, value in source.items()}
+    parts = {
+        name: value if isinstance(value, tuple) else (value, None) for name, value in source.items()
+    }
     return {
         name: as_split(images, labels, f"split {name!r}", *attributes)
         for name, (images, labels, *attributes) in parts.items()
@@ -25,7 +27,9 @@ def from_arrays(source: Any) -> dict[str, Split]:
 
 def load_path(path: Path) -> dict[str, Split]:
     """The splits of a file or folder, held in memory."""
-    return from_path(path, lambda images, name: as_split(images, where=name), _from_npz, _from_folder)
+    return from_path(
+        path, lambda images, name: as_split(images, where=name), _from_npz, _from_folder
+    )
 
 
 def from_path(
@@ -34,12 +38,20 @@ def from_path(
     of_archive: Callable[[Path], dict[str, S]],
     of_folder: Callable[[Path], S],
 ) -> dict[str, S]:
-    """The splits that a path holds, made of a memory-mapped array and its name, an ``.npz`` file, or a folder each."""
+    """The splits that a path holds, made of a memory-mapped array and its name, an ``.npz``
+    file, or a folder each.
+    """
     path = path.expanduser()
     if not path.exists():
-        raise DataError(f"there is no {path}: give a .npy or .npz file, a folder of images or the name of a set")
+        raise DataError(
+            f"there is no {path}: give a .npy or .npz file, a folder of images or the name of a set"
+        )
     if path.is_dir():
-        parts = {child.name: child for child in sorted(path.iterdir()) if child.name in ("train", "validation", "test")}
+        parts = {
+            child.name: child
+            for child in sorted(path.iterdir())
+            if child.name in ("train", "validation", "test")
+        }
         return {name: of_folder(folder) for name, folder in (parts or {"train": path}).items()}
     try:
         if path.suffix == ".npy":
@@ -54,13 +66,19 @@ def from_path(
 
 
 def _from_npz(path: Path) -> dict[str, Split]:
-    """A split per array of images: ``x_train`` with ``y_train``, ``train`` with ``train_labels``; or ``images``."""
+    """A split per array of images: ``x_train`` with ``y_train``, ``train`` with
+    ``train_labels``; or ``images``.
+    """
     with path.open("rb") as opened, np.load(opened) as file:  # NumPy leaves a damaged file open
         arrays = {key: file[key] for key in file.files}
     splits = {}
     for part in ("train", "validation", "test"):
-        images = next((arrays[key] for key in (f"x_{part}", f"{part}_images", part) if key in arrays), None)
-        labels = next((arrays[key] for key in (f"y_{part}", f"{part}_labels") if key in arrays), None)
+        images = next(
+            (arrays[key] for key in (f"x_{part}", f"{part}_images", part) if key in arrays), None
+        )
+        labels = next(
+            (arrays[key] for key in (f"y_{part}", f"{part}_labels") if key in arrays), None
+        )
         if images is not None:
             splits[part] = as_split(images, labels, f"{path}[{part}]")
     if not splits:
@@ -91,7 +109,9 @@ def read_image(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as opened:
             if opened.mode == "F" or opened.mode.startswith("I"):
-                raise DataError(f"{file} has more than 8 bits per pixel (mode {opened.mode}); convert it to 8 bits")
+                raise DataError(
+                    f"{file} has more than 8 bits per pixel (mode {opened.mode}); convert it to 8 bits"
+                )
             return np.asarray(opened.convert("L" if opened.mode in ("1", "L", "LA") else "RGB"))
     except OSError as error:
         raise DataError(f"{file} cannot be read as an image ({error})") from error

@@ -1,16 +1,21 @@
-"""Squares, ellipses and hearts after dSprites' recipe: 737,280 binary images of 64x64, rendered where they are used.
+"""Squares, ellipses and hearts after dSprites' recipe: 737,280 binary images of 64x64, rendered
+where they are used.
 
-Every combination of five factors is there once (Matthey et al. 2017, github.com/deepmind/dsprites-dataset):
+Every combination of five factors is there once (Matthey et al. 2017,
+github.com/deepmind/dsprites-dataset):
 
 * ``shape``: square, ellipse, heart;
 * ``scale``: 0.5, 0.6, ..., 1;
-* ``rotation``: 2 pi i / 40, counter-clockwise. dSprites ends at 2 pi, which repeats the first; here no value does;
-* ``x``, ``y``: the centre is (16 + x, 16 + y) pixels from the left and from the top, x and y from 0 to 31.
+* ``rotation``: 2 pi i / 40, counter-clockwise. dSprites ends at 2 pi, which repeats the first; here
+  no value does;
+* ``x``, ``y``: the centre is (16 + x, 16 + y) pixels from the left and from the top, x and y from 0
+  to 31.
 
-At rotation 0 the square stands on a side, the ellipse's long axis is horizontal and the heart's tip points down. The
-square is the same after a quarter of a turn and the ellipse after a half, as in dSprites, so that the rotation can be
-told of a heart, and of the others up to these symmetries. Shapes of one scale have one area, (17.6 scale)^2 square
-pixels, and the centre is their centroid. The sizes are ours: no image is one of dSprites'.
+At rotation 0 the square stands on a side, the ellipse's long axis is horizontal and the heart's tip
+points down. The square is the same after a quarter of a turn and the ellipse after a half, as in
+dSprites, so that the rotation can be told of a heart, and of the others up to these symmetries.
+Shapes of one scale have one area, (17.6 scale)^2 square pixels, and the centre is their centroid.
+The sizes are ours: no image is one of dSprites'.
 """
 
 from __future__ import annotations
@@ -37,9 +42,11 @@ CHUNK = 1024  # images that are rendered at once where pixels are held
 
 
 def render(factors: Array) -> Array:
-    """The image [64, 64, 1] of five factors, each an integer from 0: uint8, 1 inside the shape and 0 outside.
+    """The image [64, 64, 1] of five factors, each an integer from 0: uint8, 1 inside the shape and
+    0 outside.
 
-    A pixel is inside if its centre is. Factors are in the order of NAMES; there is no check that they are in range.
+    A pixel is inside if its centre is. Factors are in the order of NAMES; there is no check that
+    they are in range.
     """
     if factors.shape != (len(SIZES),):
         raise ValueError(
@@ -58,12 +65,18 @@ def render(factors: Array) -> Array:
 
 
 def attributes(factors: Array) -> Array:
-    """Five factors as eight numbers: the shape as one of three, scale, x and y from 0 to 1, and the rotation's angle a
-    as (cos a, sin a).
+    """Five factors as eight numbers: the shape as one of three, scale, x and y from 0 to 1, and the
+    rotation's angle a as (cos a, sin a).
     """
     shape, scale, rotation, x, y = factors.astype(jnp.int32)
     angle = rotation * (2 * math.pi / SIZES[2])
-    rest = [scale / (SIZES[1] - 1), jnp.cos(angle), jnp.sin(angle), x / (SIZES[3] - 1), y / (SIZES[4] - 1)]
+    rest = [
+        scale / (SIZES[1] - 1),
+        jnp.cos(angle),
+        jnp.sin(angle),
+        x / (SIZES[3] - 1),
+        y / (SIZES[4] - 1),
+    ]
     return jnp.concatenate([jax.nn.one_hot(shape, SIZES[0]), jnp.stack(rest)])
 
 
@@ -77,13 +90,17 @@ def _ellipse(u: Array, v: Array) -> Array:
 
 
 def _heart(u: Array, v: Array) -> Array:
-    """A square of side s on its tip with half-discs on its two upper sides, of area s^2 (1 + pi / 4) = SIDE^2.
+    """A square of side s on its tip with half-discs on its two upper sides, of area s^2 (1 + pi /
+    4) = SIDE^2.
 
-    Seen from the tip along the sides, the square is [0, s]^2 and the discs of radius s / 2 are at (s / 2, s) and
-    (s, s / 2). The half-discs' centroids are 2 s / (3 pi) beyond the sides that they stand on.
+    Seen from the tip along the sides, the square is [0, s]^2 and the discs of radius s / 2 are at
+    (s / 2, s) and (s, s / 2). The half-discs' centroids are 2 s / (3 pi) beyond the sides that they
+    stand on.
     """
     s = SIDE / math.sqrt(1 + math.pi / 4)
-    centroid = s * (1 / 2 + math.pi / 8 * (1 / 2 + 1 + 2 / (3 * math.pi))) / (1 + math.pi / 4)  # along either side
+    centroid = (
+        s * (1 / 2 + math.pi / 8 * (1 / 2 + 1 + 2 / (3 * math.pi))) / (1 + math.pi / 4)
+    )  # along either side
     p, q = (v + u) / math.sqrt(2) + centroid, (v - u) / math.sqrt(2) + centroid
     square = (jnp.minimum(p, q) >= 0) & (jnp.maximum(p, q) <= s)
     disc = lambda p, q: (p - s / 2) ** 2 + (q - s) ** 2 <= (s / 2) ** 2
@@ -91,7 +108,9 @@ def _heart(u: Array, v: Array) -> Array:
 
 
 def factors_of(index: Any) -> Array:
-    """The factors [..., 5] of the images of some indices, as integers from 0; the last factor changes fastest."""
+    """The factors [..., 5] of the images of some indices, as integers from 0; the last factor
+    changes fastest.
+    """
     _check(index, math.prod(SIZES), "an index")
     return jnp.stack(jnp.unravel_index(jnp.asarray(index), SIZES), -1).astype(jnp.int32)
 
@@ -100,7 +119,9 @@ def index_of(factors: Any) -> Array:
     """The indices [...] of the images of some factors [..., 5]."""
     factors = jnp.asarray(factors)
     if factors.shape[-1:] != (len(SIZES),):
-        raise ValueError(f"factors have {len(SIZES)} values, {', '.join(NAMES)}; these have shape {factors.shape}")
+        raise ValueError(
+            f"factors have {len(SIZES)} values, {', '.join(NAMES)}; these have shape {factors.shape}"
+        )
     _check(factors, np.array(SIZES), f"the factors {', '.join(NAMES)}")
     strides = np.cumprod((1, *SIZES[:0:-1]))[::-1]
     return (factors.astype(jnp.int32) * strides.astype(np.int32)).sum(-1)
@@ -108,18 +129,22 @@ def index_of(factors: Any) -> Array:
 
 def _check(values: Any, ends: Any, what: str) -> None:
     """Raises ValueError for values out of range, where they are known."""
-    if not isinstance(values, jax.core.Tracer) and not np.all((np.asarray(values) >= 0) & (np.asarray(values) < ends)):
+    if not isinstance(values, jax.core.Tracer) and not np.all(
+        (np.asarray(values) >= 0) & (np.asarray(values) < ends)
+    ):
         raise ValueError(f"{what} must be at least 0 and below {ends}; it was {np.asarray(values)}")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Images that are kept as their factors, five bytes each, and rendered where their pixels are used.
+    """Images that are kept as their factors, five bytes each, and rendered where their pixels are
+    used.
 
-    To who reads them they are an array ``[N, 64, 64, 1]`` of uint8: ``images[rows]`` are the images of some rows, still
-    as factors; ``astype`` and NumPy's ``asarray`` render. As a pytree they are their factors, so that a training holds
-    these on its devices, and ``datasets.treatment`` renders each example inside the step.
+    To who reads them they are an array ``[N, 64, 64, 1]`` of uint8: ``images[rows]`` are the images
+    of some rows, still as factors; ``astype`` and NumPy's ``asarray`` render. As a pytree they are
+    their factors, so that a training holds these on its devices, and ``datasets.treatment`` renders
+    each example inside the step.
     """
 
     factors: Any  # [..., 5] integers
@@ -150,7 +175,9 @@ class Images:
             raise ValueError("images are rendered anew: they cannot be had without a copy")
         flat = np.reshape(self.factors, (-1, len(SIZES)))
         pixels = np.empty((len(flat), CANVAS, CANVAS, 1), np.uint8)
-        with jax.ensure_compile_time_eval():  # also where a stream is read while a function is traced
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # also where a stream is read while a function is traced
             for start in range(0, len(flat), CHUNK):
                 pixels[start : start + CHUNK] = _rendered(flat[start : start + CHUNK])
         return pixels.reshape(self.shape).astype(dtype or np.uint8, copy=False)
@@ -170,9 +197,11 @@ def images() -> Images:
 
 
 def splits() -> dict[str, Split]:
-    """Training and test splits, both in the order of a fixed permutation, so that any part of one is a random choice.
+    """Training and test splits, both in the order of a fixed permutation, so that any part of one
+    is a random choice.
 
-    The test split has 10,000 images. The label is the shape; all factors are ``split.images.factors [N, 5]``.
+    The test split has 10,000 images. The label is the shape; all factors are ``split.images.factors
+    [N, 5]``.
     """
     everything: Any = images()
     order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(everything))

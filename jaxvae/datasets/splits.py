@@ -34,7 +34,9 @@ class Split(NamedTuple):
 
     def take(self, rows: Any) -> Split:
         """The examples of some rows, an index array or a slice."""
-        return Split(self.images[rows], *(None if field is None else field[rows] for field in self[1:]))
+        return Split(
+            self.images[rows], *(None if field is None else field[rows] for field in self[1:])
+        )
 
     def glimpse(self) -> Iterator[Split]:
         """Examples to judge the split by: all of them."""
@@ -52,7 +54,9 @@ class Dataset(NamedTuple, Generic[S]):
     levels: int = 256
 
 
-def as_split(images: Any, labels: Any = None, where: str = "the array", attributes: Any = None) -> Split:
+def as_split(
+    images: Any, labels: Any = None, where: str = "the array", attributes: Any = None
+) -> Split:
     """Checks what a user gave: [N, H, W, C], or [N, H, W], which gets C = 1, or vectors [N, D].
 
     Labels are [N], one for each image, or attributes [N, A]: several numbers for each.
@@ -71,7 +75,9 @@ def as_split(images: Any, labels: Any = None, where: str = "the array", attribut
             f"{where} has shape {images.shape}; images are [N, H, W, C], [N, H, W] or [N, D], none of them 0"
         )
     if integers and images.dtype != np.uint8 and (images.min() < 0 or images.max() > 255):
-        raise DataError(f"{where} holds integers from {images.min()} to {images.max()}; pixels are 0..255")
+        raise DataError(
+            f"{where} holds integers from {images.min()} to {images.max()}; pixels are 0..255"
+        )
     images = images.astype(np.uint8 if integers else np.float32)
     if labels is not None and np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
         labels, attributes = None, labels
@@ -83,7 +89,9 @@ def as_split(images: Any, labels: Any = None, where: str = "the array", attribut
             labels = labels.astype(np.int32)
     if attributes is not None:
         if len(attributes) != len(images):
-            raise DataError(f"{where} has {len(images)} images but {len(attributes)} rows of attributes")
+            raise DataError(
+                f"{where} has {len(images)} images but {len(attributes)} rows of attributes"
+            )
         try:
             attributes = np.asarray(attributes).astype(np.float32)
         except (TypeError, ValueError) as error:

@@ -22,9 +22,10 @@ MOST = 2**31 - 1  # examples of a stream, whose rows are int32
 class Stream:
     """A split whose examples are read when they are asked for, by row.
 
-    A stream has no state. Its batches are those of the rows that the caller names, a pure function of the step: the
-    same set streamed or held in memory trains on the same batches, on any number of processes, each of which reads its
-    own rows only, and a run goes on at any step without reading what came before it.
+    A stream has no state. Its batches are those of the rows that the caller names, a pure function
+    of the step: the same set streamed or held in memory trains on the same batches, on any number
+    of processes, each of which reads its own rows only, and a run goes on at any step without
+    reading what came before it.
     """
 
     shape: tuple[int, ...]  # of one stored example, [H, W, C]
@@ -40,9 +41,12 @@ class Stream:
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Reads some examples now, indexed as an array: [B, H, W, C], or [H, W, C] for one integer.
 
-        Raises DataError naming the set and the row, or the file, of an example that cannot be read or differs in shape.
+        Raises DataError naming the set and the row, or the file, of an example that cannot be read
+        or differs in shape.
         """
-        each, places = np.unique(self.rows[rows], return_inverse=True)  # padding repeats a row; it is read once
+        each, places = np.unique(
+            self.rows[rows], return_inverse=True
+        )  # padding repeats a row; it is read once
         images = np.empty((len(each), *self.shape), self.dtype)
         record_of = self._records(each.tolist())
         for place, row in enumerate(each.tolist()):
@@ -60,25 +64,35 @@ class Stream:
         return dataclasses.replace(self, rows=self.rows[rows])
 
     def glimpse(self, most: int = 1000, size: int = 32) -> Iterator[Split]:
-        """Examples to judge the stream by, evenly spaced over it: at most so many, read a few at a time."""
+        """Examples to judge the stream by, evenly spaced over it: at most so many, read a few at
+        a time.
+        """
         rows = np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)
         for start in range(0, len(rows), size):
             yield Split(self[rows[start : start + size]])
 
-    def batches(self, rows_of: Callable[[int], np.ndarray], start: int, stop: int) -> Generator[np.ndarray, None, None]:
-        """The batches ``self[rows_of(t)]`` for t = start, ..., stop - 1, read ahead of time by Grain's threads.
+    def batches(
+        self, rows_of: Callable[[int], np.ndarray], start: int, stop: int
+    ) -> Generator[np.ndarray, None, None]:
+        """The batches ``self[rows_of(t)]`` for t = start, ..., stop - 1, read ahead of time by
+        Grain's threads.
 
-        ``rows_of`` must be pure, since the threads call it in any order. Closing the iterator, or dropping it, ends
-        the threads as soon as they have finished the batches that they are reading.
+        ``rows_of`` must be pure, since the threads call it in any order. Closing the iterator, or
+        dropping it, ends the threads as soon as they have finished the batches that they are
+        reading.
         """
         grain = require_grain()
         steps = grain.MapDataset.range(start, stop).map(lambda step: self[rows_of(step)])
-        ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
+        ahead = steps.to_iter_dataset(
+            grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+        )
         with contextlib.closing(iter(ahead)) as iterator:
             yield from iterator
 
     def _records(self, rows: list[int]) -> Callable[[int], Any]:
-        """row -> record, read in one go where the records can be, as those of tensorflow-datasets can."""
+        """row -> record, read in one go where the records can be, as those of
+        tensorflow-datasets can.
+        """
         with contextlib.suppress(Exception):  # what fails is read again alone, which tells the row
             return dict(zip(rows, self.records.__getitems__(rows), strict=True)).__getitem__
         return lambda row: self.records[row]
@@ -108,13 +122,17 @@ def opened(
         )
     n = len(records)
     if not 1 <= n <= MOST:
-        raise DataError(f"{name} has {n} examples; a stream needs 1 to {MOST}, and a Grain pipeline must not repeat")
+        raise DataError(
+            f"{name} has {n} examples; a stream needs 1 to {MOST}, and a Grain pipeline must not repeat"
+        )
     where = where or (lambda row: f"example {row} of {name}")
     first = _image(read, lambda row: records[row], 0, where(0))
     return Stream(first.shape, first.dtype, np.arange(n), records, read, where)
 
 
-def _image(read: Callable[[Any], Any], record_of: Callable[[int], Any], row: int, where: str) -> np.ndarray:
+def _image(
+    read: Callable[[Any], Any], record_of: Callable[[int], Any], row: int, where: str
+) -> np.ndarray:
     """One example as a split holds it."""
     try:
         return as_split(np.asarray(read(record_of(row)))[None], where=where).images[0]
@@ -125,11 +143,15 @@ def _image(read: Callable[[Any], Any], record_of: Callable[[int], Any], row: int
 
 
 def of_objects(source: Any) -> dict[str, Stream]:
-    """Streams of objects with ``__len__`` and ``__getitem__``, which returns one image: arrays, Grain pipelines."""
+    """Streams of objects with ``__len__`` and ``__getitem__``, which returns one image: arrays,
+    Grain pipelines.
+    """
     splits = source if isinstance(source, Mapping) else {"train": source}
     for name, records in splits.items():
         if isinstance(records, tuple):
-            raise DataError(f"split {name!r} is a tuple; a stream has no labels, give its images alone")
+            raise DataError(
+                f"split {name!r} is a tuple; a stream has no labels, give its images alone"
+            )
     return {name: opened(records, f"split {name!r}") for name, records in splits.items()}
 
 
@@ -144,7 +166,9 @@ def of_records(records: Any, image: str, label: str | None, name: str) -> Stream
 
 
 def _of_archive(path: Path) -> dict[str, Stream]:
-    raise DataError(f"{path} cannot be read in parts: save its images as .npy with np.save, or load it whole")
+    raise DataError(
+        f"{path} cannot be read in parts: save its images as .npy with np.save, or load it whole"
+    )
 
 
 def _of_folder(folder: Path) -> Stream:

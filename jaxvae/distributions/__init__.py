@@ -1,12 +1,16 @@
-"""Distributions over one example: small frozen pytrees with ``sample(key, shape=())`` and ``log_prob(x)``.
+"""Distributions over one example: small frozen pytrees with ``sample(key, shape=())`` and
+``log_prob(x)``.
 
-Every axis of the parameters belongs to the event: a ``Normal`` with ``loc [H, W, C]`` is one density over one image,
-and ``log_prob`` is a single number in nats. Batches are made by ``jax.vmap``. ``sample(key, shape)`` puts ``shape`` in
-front of the event, and ``log_prob`` accepts what ``sample`` returns: ``x [*shape, *event] -> [*shape]``.
+Every axis of the parameters belongs to the event: a ``Normal`` with ``loc [H, W, C]`` is one
+density over one image, and ``log_prob`` is a single number in nats. Batches are made by
+``jax.vmap``. ``sample(key, shape)`` puts ``shape`` in front of the event, and ``log_prob`` accepts
+what ``sample`` returns: ``x [*shape, *event] -> [*shape]``.
 
-NumPyro's distributions satisfy the same contract (with ``to_event`` so that ``batch_shape`` is empty).
+NumPyro's distributions satisfy the same contract (with ``to_event`` so that ``batch_shape`` is
+empty).
 """
 
+from jaxvae.contracts import pytree
 from jaxvae.distributions.compositions import Hierarchy, Independent, Joint, Mixture, tempered
 from jaxvae.distributions.continuous import (
     Beta,
@@ -19,7 +23,14 @@ from jaxvae.distributions.continuous import (
     Point,
     StudentT,
 )
-from jaxvae.distributions.contract import LOG_2PI, Distribution, drawn, mean_of, noise_of, pytree, realized
+from jaxvae.distributions.contract import (
+    LOG_2PI,
+    Distribution,
+    mean_of,
+    reparameterize,
+    sample_and_log_prob_of,
+    sample_noise,
+)
 from jaxvae.distributions.discrete import (
     Bernoulli,
     Categorical,
@@ -65,12 +76,12 @@ __all__ = [
     "VonMisesFisher",
     "ZeroInflatedNegativeBinomial",
     "bernoulli_log_prob",
-    "drawn",
     "logistic",
     "mean_of",
-    "noise_of",
     "pytree",
-    "realized",
+    "reparameterize",
+    "sample_and_log_prob_of",
+    "sample_noise",
     "tempered",
     "uniform",
 ]

@@ -13,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from jaxvae.distributions.contract import Array, check_event, many, pytree, static
+from jaxvae.contracts import Array, pytree, static
+from jaxvae.distributions.contract import check_event, many
 
 
 @pytree
 class Independent:
     """A product of independent distributions stacked along the first ``ndim`` axes of every leaf.
 
-    log p(x) = sum_i log p_i(x_i): a mixture for every pixel is ``Independent(Mixture(...), ndim=3)``.
+    log p(x) = sum_i log p_i(x_i): a mixture for every pixel is ``Independent(Mixture(...),
+    ndim=3)``.
     """
 
     distribution: Any
@@ -58,8 +60,8 @@ class Independent:
 class Mixture:
     """A finite mixture, p(x) = sum_m softmax(``logits``)_m p_m(x), with ``logits [M]``.
 
-    ``components`` is one distribution with an axis M in front of every leaf, or a tuple of M distributions of any
-    families over the same event.
+    ``components`` is one distribution with an axis M in front of every leaf, or a tuple of M
+    distributions of any families over the same event.
     """
 
     logits: Array
@@ -77,7 +79,9 @@ class Mixture:
 
     @property
     def mean(self) -> Array:
-        return jnp.tensordot(jax.nn.softmax(self.logits), self._each(lambda d: d.mean), 1, precision="float32")
+        return jnp.tensordot(
+            jax.nn.softmax(self.logits), self._each(lambda d: d.mean), 1, precision="float32"
+        )
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         def one(key: Array) -> Array:
@@ -85,7 +89,9 @@ class Mixture:
             chosen = jax.random.categorical(key_component, self.logits)
             if isinstance(self.components, tuple):
                 return self._each(lambda d: d.sample(key_x))[chosen]
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], self.components).sample(key_x)
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], self.components).sample(
+                key_x
+            )
 
         return many(one, key, shape)
 
@@ -107,7 +113,9 @@ class Mixture:
 
 @pytree
 class Joint:
-    """Independent parts of any families over one vector x, which holds their flattened events one after the other."""
+    """Independent parts of any families over one vector x, which holds their flattened events
+    one after the other.
+    """
 
     parts: tuple[Any, ...]
 
@@ -168,7 +176,8 @@ class Hierarchy:
 
 
 def tempered(distribution: Any, temperature: float) -> Any:
-    """The same with standard deviations times ``temperature``, those of a mixture's components and of a flow's base.
+    """The same with standard deviations times ``temperature``, those of a mixture's components and
+    of a flow's base.
 
     Raises ValueError for a temperature that is not positive, and for families that have no scale.
     """
@@ -185,9 +194,16 @@ def tempered(distribution: Any, temperature: float) -> Any:
         return dataclasses.replace(distribution, base=inner(distribution.base))
     if isinstance(distribution, Mixture):
         parts = distribution.components
-        return Mixture(distribution.logits, tuple(map(inner, parts)) if isinstance(parts, tuple) else inner(parts))
+        return Mixture(
+            distribution.logits,
+            tuple(map(inner, parts)) if isinstance(parts, tuple) else inner(parts),
+        )
     if isinstance(distribution, Hierarchy):
         return Hierarchy(
-            inner(distribution.first), distribution.params, lambda params, w: inner(distribution.then(params, w))
+            inner(distribution.first),
+            distribution.params,
+            lambda params, w: inner(distribution.then(params, w)),
         )
-    raise ValueError(f"a {type(distribution).__name__} has no scale that a temperature could change")
+    raise ValueError(
+        f"a {type(distribution).__name__} has no scale that a temperature could change"
+    )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import betaln, gammaln, xlog1py, xlogy
 
-from jaxvae.distributions.contract import LOG_2PI, Array, Factorized, check_event, pytree
+from jaxvae.contracts import Array, pytree
+from jaxvae.distributions.contract import LOG_2PI, Factorized, check_event
 from jaxvae.distributions.discrete import bernoulli_log_prob
 
 
@@ -28,11 +29,11 @@ class Normal(Factorized):
         """What ``at`` makes a sample of: standard normal."""
         return jax.random.normal(key, shape + self.event_shape, jnp.result_type(self.loc))
 
-    def at(self, noise: Array) -> Array:
+    def from_noise(self, noise: Array) -> Array:
         return self.loc + self.scale * noise
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        return self.at(self.noise(key, shape))
+        return self.from_noise(self.noise(key, shape))
 
     def log_density(self, x: Array) -> Array:
         return -0.5 * ((x - self.loc) / self.scale) ** 2 - jnp.log(self.scale) - 0.5 * LOG_2PI
@@ -40,7 +41,9 @@ class Normal(Factorized):
 
 @pytree
 class Point:
-    """All mass at ``loc``: the posterior of a deterministic encoder, whose density there, and KL, is infinite."""
+    """All mass at ``loc``: the posterior of a deterministic encoder, whose density there, and
+    KL, is infinite.
+    """
 
     loc: Array
 
@@ -63,7 +66,9 @@ class Point:
 
 @pytree
 class MultivariateNormal:
-    """Gaussian with full covariance L L^T: ``loc [D]``, ``scale_tril`` L [D, D] lower triangular."""
+    """Gaussian with full covariance L L^T: ``loc [D]``, ``scale_tril`` L [D, D] lower
+    triangular.
+    """
 
     loc: Array
     scale_tril: Array
@@ -80,11 +85,11 @@ class MultivariateNormal:
         """What ``at`` makes a sample of: standard normal."""
         return jax.random.normal(key, shape + self.event_shape, jnp.result_type(self.loc))
 
-    def at(self, noise: Array) -> Array:
+    def from_noise(self, noise: Array) -> Array:
         return self.loc + jnp.matmul(noise, self.scale_tril.T, precision="float32")
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        return self.at(self.noise(key, shape))
+        return self.from_noise(self.noise(key, shape))
 
     def log_prob(self, x: Array) -> Array:
         lead = check_event(self, x)
@@ -106,7 +111,9 @@ class Laplace(Factorized):
         return self._full(self.loc)
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        return self.loc + self.scale * jax.random.laplace(key, shape + self.event_shape, jnp.result_type(self.loc))
+        return self.loc + self.scale * jax.random.laplace(
+            key, shape + self.event_shape, jnp.result_type(self.loc)
+        )
 
     def log_density(self, x: Array) -> Array:
         return -jnp.abs(x - self.loc) / self.scale - jnp.log(2 * self.scale)
@@ -116,7 +123,8 @@ class Laplace(Factorized):
 class ContinuousBernoulli(Factorized):
     """Continuous Bernoulli on [0, 1], p(x) = C(l) e^(x l) / (1 + e^l), C(l) = l / tanh(l / 2).
 
-    Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845, eq. 1 and 2, written in the log-odds l; C(0) = 2.
+    Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845, eq. 1 and 2, written in the log-odds l; C(0) =
+    2.
     """
 
     logits: Array
@@ -127,7 +135,9 @@ class ContinuousBernoulli(Factorized):
 
     @property
     def log_normalizer(self) -> Array:
-        """log C(l), by its series log 2 + l^2/12 - 7 l^4/1440 + 31 l^6/90720 - ... where l is small."""
+        """log C(l), by its series log 2 + l^2/12 - 7 l^4/1440 + 31 l^6/90720 - ... where l is
+        small.
+        """
         near, l = self._near_zero()
         magnitude = jnp.abs(l)
         far = jnp.log(magnitude) - jnp.log(jnp.tanh(magnitude / 2))
@@ -138,7 +148,9 @@ class ContinuousBernoulli(Factorized):
 
     @property
     def mean(self) -> Array:
-        """1 / (1 - e^-l) - 1 / l, by its series 1/2 + l/12 - l^3/720 + l^5/30240 where l is small."""
+        """1 / (1 - e^-l) - 1 / l, by its series 1/2 + l/12 - l^3/720 + l^5/30240 where l is
+        small.
+        """
         near, l = self._near_zero()
         small = jnp.where(near, self.logits, 0.0)
         series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30240
@@ -147,7 +159,9 @@ class ContinuousBernoulli(Factorized):
         return jnp.where(near, series, jnp.where(l > 0, upper, 1 - upper))
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """Inverse of the distribution function, x = log(1 + u (e^l - 1)) / l, from the side where e^l <= 1."""
+        """Inverse of the distribution function, x = log(1 + u (e^l - 1)) / l, from the side
+        where e^l <= 1.
+        """
         u = jax.random.uniform(key, shape + self.event_shape, jnp.result_type(self.logits))
         tiny = jnp.abs(self.logits) < 1e-3
         negative = -jnp.abs(jnp.where(tiny, 1.0, self.logits))
@@ -163,8 +177,8 @@ class ContinuousBernoulli(Factorized):
 class Gamma(Factorized):
     """Gamma, p(x) = rate^a x^(a-1) e^(-rate x) / Gamma(a) with ``concentration`` a.
 
-    Samples carry the implicit gradient -(dF/da) / p(x) (Figurnov et al. 2018, arXiv:1805.08498). Those of Beta,
-    Dirichlet and Student's t are functions of gammas.
+    Samples carry the implicit gradient -(dF/da) / p(x) (Figurnov et al. 2018, arXiv:1805.08498).
+    Those of Beta, Dirichlet and Student's t are functions of gammas.
     """
 
     concentration: Array
@@ -228,7 +242,9 @@ class Dirichlet:
 
 @pytree
 class StudentT(Factorized):
-    """Student's t with ``df`` degrees of freedom v, p(x) ~ (1 + ((x - loc) / scale)^2 / v)^(-(v+1)/2)."""
+    """Student's t with ``df`` degrees of freedom v, p(x) ~ (1 + ((x - loc) / scale)^2 /
+    v)^(-(v+1)/2).
+    """
 
     df: Array
     loc: Array
@@ -248,5 +264,7 @@ class StudentT(Factorized):
 
     def log_density(self, x: Array) -> Array:
         v = self.df
-        normalizer = betaln(v / 2, 0.5) + 0.5 * jnp.log(v) + jnp.log(self.scale)  # differences of gammaln cancel
+        normalizer = (
+            betaln(v / 2, 0.5) + 0.5 * jnp.log(v) + jnp.log(self.scale)
+        )  # differences of gammaln cancel
         return -0.5 * (v + 1) * jnp.log1p(((x - self.loc) / self.scale) ** 2 / v) - normalizer

@@ -1,55 +1,29 @@
-"""What every distribution is made of: the contract, pytrees of frozen fields, checks at the door."""
+"""What every distribution is made of: the contract, pytrees of frozen fields, checks at the
+door.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any, Protocol, dataclass_transform, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from jaxvae.contracts import Array
+
 LOG_2PI = math.log(2 * math.pi)
 
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What the library asks of a distribution: a pytree that can be sampled and has a log-density in nats."""
+    """What the library asks of a distribution: a pytree that can be sampled and has a
+    log-density in nats.
+    """
 
     def sample(self, key: Array, shape: tuple[int, ...] = (), /) -> Array: ...
 
     def log_prob(self, x: Any, /) -> Array: ...
-
-
-@dataclass_transform(frozen_default=True)
-def pytree(cls: type) -> type:
-    """A frozen dataclass registered with JAX; fields with ``metadata={"static": True}`` are not traced.
-
-    The class is part of the tree structure: with ``jax.tree_util.register_dataclass`` the structures of two families
-    with as many fields compare equal, and jit's cache may confuse them.
-    """
-    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    fields = dataclasses.fields(cls)
-    static = [field.name for field in fields if field.metadata.get("static")]
-    traced = [field.name for field in fields if field.name not in static]
-
-    def flatten(value: Any) -> tuple:
-        children = [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in traced]
-        return children, (cls, tuple(getattr(value, name) for name in static))
-
-    def unflatten(aux: tuple, children: Any) -> Any:
-        value: Any = object.__new__(cls)
-        for name, child in [*zip(traced, children, strict=True), *zip(static, aux[1], strict=True)]:
-            object.__setattr__(value, name, child)
-        return value
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
-
-
-def static(default: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"static": True})
 
 
 def check_event(distribution: Any, x: Array) -> tuple[int, ...]:
@@ -105,25 +79,33 @@ def mean_of(distribution: Any, draws: int = 64) -> Array:
     return distribution.sample(jax.random.key(0), (draws,)).mean(0) if known is None else known
 
 
-# What is drawn and what becomes of it: z is a function of noise where the family has ``noise`` and ``at``, and comes
-# with its log-density by one pass where it has ``at_and_log_prob``.
+# What is drawn and what becomes of it: z is a function of noise where the family has ``noise`` and
+# ``at``, and comes with its log-density by one pass where it has ``from_noise_and_log_prob``.
 
 
-def noise_of(distribution: Any, key: Array, shape: tuple[int, ...] = ()) -> Array:
-    """What ``realized`` makes samples of: the samples themselves where the family has no noise."""
+def sample_noise(distribution: Any, key: Array, shape: tuple[int, ...] = ()) -> Array:
+    """What ``reparameterize`` makes samples of: the samples themselves where the family has no
+    noise.
+    """
     return getattr(distribution, "noise", distribution.sample)(key, shape)
 
 
-def realized(distribution: Any, noise: Array) -> Array:
-    """Samples as differentiable functions of the parameters, where the family has them so; [*event] or [K, *event]."""
-    at = getattr(distribution, "at", None)
-    return noise if at is None else (jax.vmap(at) if noise.ndim > len(distribution.event_shape) else at)(noise)
+def reparameterize(distribution: Any, noise: Array) -> Array:
+    """Samples as differentiable functions of the parameters, where the family has them so;
+    [*event] or [K, *event].
+    """
+    at = getattr(distribution, "from_noise", None)
+    return (
+        noise
+        if at is None
+        else (jax.vmap(at) if noise.ndim > len(distribution.event_shape) else at)(noise)
+    )
 
 
-def drawn(distribution: Any, noise: Array) -> tuple[Array, Array]:
+def sample_and_log_prob_of(distribution: Any, noise: Array) -> tuple[Array, Array]:
     """Samples [K, *event] of noises [K, *event], and their log-densities [K]."""
-    both = getattr(distribution, "at_and_log_prob", None)
+    both = getattr(distribution, "from_noise_and_log_prob", None)
     if both is not None:
         return jax.vmap(both)(noise)
-    z = realized(distribution, noise)
+    z = reparameterize(distribution, noise)
     return z, jax.vmap(distribution.log_prob)(z)

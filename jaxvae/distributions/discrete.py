@@ -9,21 +9,26 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.special import betaln
 
-from jaxvae.distributions.contract import Array, Factorized, check_event, pytree, static
+from jaxvae.contracts import Array, pytree, static
+from jaxvae.distributions.contract import Factorized, check_event
 
 
 @jax.custom_jvp
 def bernoulli_log_prob(logits: Array, x: Array) -> Array:
-    """log Bernoulli(x; sigmoid(l)) = sum_d x l - max(l, 0) - log(1 + e^-|l|) over the last axis, for any finite logits.
+    """log Bernoulli(x; sigmoid(l)) = sum_d x l - max(l, 0) - log(1 + e^-|l|) over the last axis,
+    for any finite logits.
 
-    The logarithms are those of products of up to 16 factors, which lie between 1 and 2, because logarithms are slow on
-    a CPU, and the derivative takes the exponential again, which is less than to keep it.
+    The logarithms are those of products of up to 16 factors, which lie between 1 and 2, because
+    logarithms are slow on a CPU, and the derivative takes the exponential again, which is less than
+    to keep it.
     """
     factors = 1.0 + jnp.exp(-jnp.abs(logits))
     most = min(jnp.finfo(factors.dtype).maxexp // 2, 16)  # XLA cuts products of 32 in two
     count = max(n for n in range(1, most + 1) if factors.shape[-1] % n == 0)
     factors = factors.reshape(*factors.shape[:-1], count, factors.shape[-1] // count)
-    positive = jnp.maximum(logits, -0.0)  # +0.0, which sums begin with, XLA would write out as an array
+    positive = jnp.maximum(
+        logits, -0.0
+    )  # +0.0, which sums begin with, XLA would write out as an array
     return (x * logits - positive).sum(-1) - jnp.log(factors.prod(-2)).sum(-1)
 
 
@@ -38,8 +43,8 @@ def _bernoulli_log_prob_jvp(primals: tuple, tangents: tuple) -> tuple:
 def uniform(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
     """Uniform noise in (0, 1), u_1 + eps u_2, dense near 0.
 
-    A uniform float32 alone is a multiple of 2^-23: below p = 1e-6 a comparison with it draws rare events tens of
-    percent too often, or never.
+    A uniform float32 alone is a multiple of 2^-23: below p = 1e-6 a comparison with it draws rare
+    events tens of percent too often, or never.
     """
     own = jnp.finfo(jax.dtypes.canonicalize_dtype(dtype))
     coarse, fine = (jax.random.uniform(key, shape, own.dtype) for key in jax.random.split(key))
@@ -70,12 +75,16 @@ class Bernoulli(Factorized):
         return (self.logits + noise > 0).astype(noise.dtype)
 
     def log_prob_flat(self, x: Array) -> Array:
-        return bernoulli_log_prob(*jnp.broadcast_arrays(self.logits, jnp.asarray(x, jnp.result_type(self.logits))))
+        return bernoulli_log_prob(
+            *jnp.broadcast_arrays(self.logits, jnp.asarray(x, jnp.result_type(self.logits)))
+        )
 
 
 @pytree
 class Categorical:
-    """Categorical over C classes with unnormalized ``logits [*event, C]``; x holds class indices ``[*event]``."""
+    """Categorical over C classes with unnormalized ``logits [*event, C]``; x holds class indices
+    ``[*event]``.
+    """
 
     logits: Array
 
@@ -101,7 +110,9 @@ class Categorical:
 
 @pytree
 class OneHotCategorical:
-    """Categorical over C classes with unnormalized ``logits [*event, C]``; x is one-hot, ``[*event, C]``."""
+    """Categorical over C classes with unnormalized ``logits [*event, C]``; x is one-hot,
+    ``[*event, C]``.
+    """
 
     logits: Array
 
@@ -125,11 +136,13 @@ class OneHotCategorical:
 
 @pytree
 class DiscretizedLogistic(Factorized):
-    """Logistic density integrated over the bin of each of ``levels`` values 0, 1/(levels-1), ..., 1.
+    """Logistic density integrated over the bin of each of ``levels`` values 0, 1/(levels-1), ...,
+    1.
 
-    p(x) = sigmoid((x + h - loc)/s) - sigmoid((x - h - loc)/s) with h = 1 / (2 (levels-1)), the outer bins reaching to
-    infinity (Kingma et al. 2016, arXiv:1606.04934, app. A; Salimans et al. 2017, arXiv:1701.05517, eq. 2). Evaluated
-    without loss in the tails by sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a-b)).
+    p(x) = sigmoid((x + h - loc)/s) - sigmoid((x - h - loc)/s) with h = 1 / (2 (levels-1)), the
+    outer bins reaching to infinity (Kingma et al. 2016, arXiv:1606.04934, app. A; Salimans et al.
+    2017, arXiv:1701.05517, eq. 2). Evaluated without loss in the tails by sigmoid(b) - sigmoid(a) =
+    sigmoid(b) sigmoid(-a) (1 - e^(a-b)).
     """
 
     loc: Array
@@ -156,7 +169,8 @@ class DiscretizedLogistic(Factorized):
 
 @pytree
 class NegativeBinomial(Factorized):
-    """Counts x = 0, 1, ... with p(x) = Gamma(x+r) / (x! Gamma(r)) sigmoid(-l)^r sigmoid(l)^x; mean r e^l.
+    """Counts x = 0, 1, ... with p(x) = Gamma(x+r) / (x! Gamma(r)) sigmoid(-l)^r sigmoid(l)^x; mean
+    r e^l.
 
     ``total_count`` r > 0, ``logits`` l.
     """
@@ -171,12 +185,16 @@ class NegativeBinomial(Factorized):
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         key_rate, key_count = jax.random.split(key)
         shape = shape + self.event_shape
-        rate = jax.random.gamma(key_rate, jnp.broadcast_to(self.total_count, shape)) * jnp.exp(self.logits)
+        rate = jax.random.gamma(key_rate, jnp.broadcast_to(self.total_count, shape)) * jnp.exp(
+            self.logits
+        )
         return jax.random.poisson(key_count, rate).astype(jnp.result_type(self.logits))
 
     def log_density(self, x: Array) -> Array:
         x = jnp.asarray(x, jnp.result_type(self.logits))
-        choose = -jnp.log(x + self.total_count) - betaln(x + 1, self.total_count)  # differences of gammaln cancel
+        choose = -jnp.log(x + self.total_count) - betaln(
+            x + 1, self.total_count
+        )  # differences of gammaln cancel
         return choose + self.total_count * log_sigmoid(-self.logits) + x * log_sigmoid(self.logits)
 
 

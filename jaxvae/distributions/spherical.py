@@ -1,7 +1,9 @@
-"""Distributions on one unit sphere: unit vectors x [D], D >= 2, with densities over its surface, in nats.
+"""Distributions on one unit sphere: unit vectors x [D], D >= 2, with densities over its surface, in
+nats.
 
-The two that have a direction tilt the uniform distribution u along t = loc^T x: p(x) = u(x) e^(k T(t) - A(k)) with
-A(0) = 0. So KL(p || u) = k A'(k) - A(k), and a sample is one of t and one of a direction around ``loc``.
+The two that have a direction tilt the uniform distribution u along t = loc^T x: p(x) = u(x) e^(k
+T(t) - A(k)) with A(0) = 0. So KL(p || u) = k A'(k) - A(k), and a sample is one of t and one of a
+direction around ``loc``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import betaln, logsumexp
 
-from jaxvae.distributions.contract import Array, check_event, many, pytree
+from jaxvae.contracts import Array, pytree
+from jaxvae.distributions.contract import check_event, many
 
 NODES, STEP = np.linspace(-4.0, 4.0, 64, retstep=True)  # of the trapezoidal rule
 LEGENDRE = np.polynomial.legendre.leggauss(24)  # nodes and weights on [-1, 1]
@@ -45,7 +48,9 @@ def _direction(key: Array, shape: tuple[int, ...]) -> Array:
 
 @pytree
 class SphericalUniform:
-    """The uniform distribution over the unit sphere in D ``dimensions``, p(x) = Gamma(D/2) / (2 pi^(D/2))."""
+    """The uniform distribution over the unit sphere in D ``dimensions``, p(x) = Gamma(D/2) / (2
+    pi^(D/2)).
+    """
 
     dimensions: int = dataclasses.field(metadata={"static": True})
 
@@ -69,7 +74,9 @@ class SphericalUniform:
 
 
 class _Tilted:
-    """What p(x) = u(x) e^(k T(t) - A(k)) has in common, for members that define the properties below."""
+    """What p(x) = u(x) e^(k T(t) - A(k)) has in common, for members that define the properties
+    below.
+    """
 
     loc: Array
     concentration: Array
@@ -136,8 +143,8 @@ def _half_square(x: Array, loc: Array) -> Array:
 def _around(key: Array, loc: Array, log_odds: Array) -> Array:
     """t loc + sqrt(1 - t^2) H v with t = -tanh(log_odds / 2).
 
-    v is uniform over the unit vectors orthogonal to e_1. The Householder reflection H takes e_1 to the farther one of
-    loc and -loc, so that its derivative in loc is bounded.
+    v is uniform over the unit vectors orthogonal to e_1. The Householder reflection H takes e_1 to
+    the farther one of loc and -loc, so that its derivative in loc is bounded.
     """
     sign = jnp.where(loc[0] > 0, -1.0, 1.0)
     v = jnp.append(0.0, _direction(key, (loc.shape[0] - 1,)))
@@ -151,9 +158,9 @@ def _around(key: Array, loc: Array, log_odds: Array) -> Array:
 class PowerSpherical(_Tilted):
     """p(x) ~ (1 + loc^T x)^k over unit vectors x [D], k >= 0 the ``concentration``.
 
-    The normalizer is 2^-(a+b) pi^-b Gamma(a+b) / Gamma(a) with b = (D-1)/2 and a = b + k, and (1 + t) / 2 follows
-    Beta(a, b), so that samples are those of two gammas with their implicit gradients (De Cao & Aziz 2020,
-    arXiv:2006.04437). ``loc`` is a unit vector.
+    The normalizer is 2^-(a+b) pi^-b Gamma(a+b) / Gamma(a) with b = (D-1)/2 and a = b + k, and (1 +
+    t) / 2 follows Beta(a, b), so that samples are those of two gammas with their implicit gradients
+    (De Cao & Aziz 2020, arXiv:2006.04437). ``loc`` is a unit vector.
     """
 
     loc: Array
@@ -167,11 +174,15 @@ class PowerSpherical(_Tilted):
         """log((1 + t) / 2), from the nearer pole."""
         miss, rest = 0.5 * _half_square(x, self.loc), 0.5 * _half_square(x, -self.loc)
         near = miss < 0.5
-        return jnp.where(near, jnp.log1p(-jnp.where(near, miss, 0.0)), jnp.log(jnp.where(near, 1.0, rest)))
+        return jnp.where(
+            near, jnp.log1p(-jnp.where(near, miss, 0.0)), jnp.log(jnp.where(near, 1.0, rest))
+        )
 
     def log_partition(self, concentration: Array) -> Array:
         """log B(b + k, b) / B(b, b)."""
-        return betaln(self.b + concentration, self.b) - (2 * math.lgamma(self.b) - math.lgamma(2 * self.b))
+        return betaln(self.b + concentration, self.b) - (
+            2 * math.lgamma(self.b) - math.lgamma(2 * self.b)
+        )
 
     @property
     def shortfall(self) -> Array:
@@ -185,10 +196,12 @@ class PowerSpherical(_Tilted):
 
 @pytree
 class VonMisesFisher(_Tilted):
-    """p(x) = k^v e^(k loc^T x) / ((2 pi)^(D/2) I_v(k)) over unit vectors x [D], v = D/2 - 1, k >= 0 the concentration.
+    """p(x) = k^v e^(k loc^T x) / ((2 pi)^(D/2) I_v(k)) over unit vectors x [D], v = D/2 - 1, k >= 0
+    the concentration.
 
-    Davidson et al. 2018, arXiv:1804.00891. t is drawn by rejection (Ulrich 1984; Wood 1994) and carries its implicit
-    gradient, -(dF/dk) / p(t) with F its distribution function. ``loc`` is a unit vector.
+    Davidson et al. 2018, arXiv:1804.00891. t is drawn by rejection (Ulrich 1984; Wood 1994) and
+    carries its implicit gradient, -(dF/dk) / p(t) with F its distribution function. ``loc`` is a
+    unit vector.
     """
 
     loc: Array
@@ -214,9 +227,9 @@ class VonMisesFisher(_Tilted):
 def log_bessel_partition(concentration: Array, dimensions: int) -> Array:
     """log E_u e^(k (t - 1)) = log Gamma(v+1) (2/k)^v I_v(k) e^-k, v = D/2 - 1, for any k >= 0.
 
-    With y = log((1 - t) / (1 + t)) it is the integral of an analytic function that decays at both ends,
-    e^(-2 k s) (s (1 - s))^((D-1)/2) with s = sigmoid(y), which the trapezoidal rule sums to eight digits around its
-    mode. Derivatives in k are moments under the same weights.
+    With y = log((1 - t) / (1 + t)) it is the integral of an analytic function that decays at both
+    ends, e^(-2 k s) (s (1 - s))^((D-1)/2) with s = sigmoid(y), which the trapezoidal rule sums to
+    eight digits around its mode. Derivatives in k are moments under the same weights.
     """
     still = lax.stop_gradient(concentration)
     peak, shortfall, log_weights = _nodes(still, (dimensions - 1) / 2)
@@ -224,9 +237,14 @@ def log_bessel_partition(concentration: Array, dimensions: int) -> Array:
 
 
 def _nodes(k: Array, m: float) -> tuple[Array, Array, Array]:
-    """The integrand's logarithm at its mode, and at the nodes 1 - t [T] and their log-weights; m = (D-1)/2."""
+    """The integrand's logarithm at its mode, and at the nodes 1 - t [T] and their log-weights; m
+    = (D-1)/2.
+    """
     root = jnp.hypot(k, m)
-    short, t = 2 * m / (k + m + root), (k + k**2 / (root + m)) / (k + m + root)  # 1 - t and t at the mode
+    short, t = (
+        2 * m / (k + m + root),
+        (k + k**2 / (root + m)) / (k + m + root),
+    )  # 1 - t and t at the mode
     peak = m * jnp.where(short < 0.5, jnp.log(short * (2 - short)), jnp.log1p(-(t**2))) - k * short
     width = lax.rsqrt(short * (1 - short / 2) * (k * t + m))
     y = width * jnp.asarray(np.sinh(NODES), k.dtype)  # from the mode
@@ -238,7 +256,8 @@ def _nodes(k: Array, m: float) -> tuple[Array, Array, Array]:
 
 
 def _rejection(key: Array, k: Array, dimensions: int) -> Array:
-    """log((1 - t) / (1 + t)), t drawn from e^(k t) (1 - t^2)^((D-3)/2) (Wood 1994, Commun. Stat. Simul. 23).
+    """log((1 - t) / (1 + t)), t drawn from e^(k t) (1 - t^2)^((D-3)/2) (Wood 1994, Commun. Stat.
+    Simul. 23).
 
     Proposals are t = (1 - (1+b) z) / (1 - (1-b) z), z ~ Beta((D-1)/2, (D-1)/2).
     """
@@ -273,8 +292,8 @@ def _implicit_jvp(dimensions: int, primals: tuple, tangents: tuple) -> tuple[Arr
 def _slope(y: Array, k: Array, dimensions: int) -> Array:
     """dy/dk = -(dF/dk) / p(y).
 
-    In the angle a, t = cos a, it is -2 / sin a times the integral of |cos - E t| p / p(a) from a to the end that lies
-    away from E t: all its terms have one sign.
+    In the angle a, t = cos a, it is -2 / sin a times the integral of |cos - E t| p / p(a) from a to
+    the end that lies away from E t: all its terms have one sign.
     """
     a, sine = 2 * jnp.arctan(jnp.exp(y / 2)), 1 / jnp.cosh(y / 2)
     shortfall = -jax.grad(log_bessel_partition)(k, dimensions)

@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxvae.distributions.contract import LOG_2PI, Array, check_event, pytree
+from jaxvae.contracts import Array, pytree
+from jaxvae.distributions.contract import LOG_2PI, check_event
 
 
 @pytree
 class BandedNormal:
-    """Gaussian with precision L L^T, L lower triangular with W sub-diagonals (Dorta et al. 2018, arXiv:1804.01050).
+    """Gaussian with precision L L^T, L lower triangular with W sub-diagonals (Dorta et al. 2018,
+    arXiv:1804.01050).
 
-    log p(x) = sum_i log L_ii - |L^T (x - loc)|^2 / 2 - (D/2) log 2 pi, over the event in row-major order, D numbers.
-    ``factor [*event, W+1]`` holds the columns of L from the diagonal down, factor[i, k] = L_(i+k, i) with
-    factor[i, 0] > 0; what would lie below the last row is not used. So coordinate i has scale 1 / L_ii given the ones
-    after it, of which it depends on W.
+    log p(x) = sum_i log L_ii - |L^T (x - loc)|^2 / 2 - (D/2) log 2 pi, over the event in row-major
+    order, D numbers. ``factor [*event, W+1]`` holds the columns of L from the diagonal down,
+    factor[i, k] = L_(i+k, i) with factor[i, 0] > 0; what would lie below the last row is not used.
+    So coordinate i has scale 1 / L_ii given the ones after it, of which it depends on W.
     """
 
     loc: Array
@@ -45,14 +47,16 @@ class BandedNormal:
         """What ``at`` makes a sample of: standard normal."""
         return jax.random.normal(key, shape + self.event_shape, jnp.result_type(self.loc))
 
-    def at(self, noise: Array) -> Array:
+    def from_noise(self, noise: Array) -> Array:
         """loc + L^-T noise, from the last coordinate to the first."""
         columns, lead = self._columns(), noise.shape[: noise.ndim - len(self.event_shape)]
 
         def step(after: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             column, noise = inputs  # [W+1], [*lead]
             residual = (noise - (after * column[1:]).sum(-1)) / column[0]
-            return jnp.concatenate([residual[..., None], after], -1)[..., : after.shape[-1]], residual
+            return jnp.concatenate([residual[..., None], after], -1)[
+                ..., : after.shape[-1]
+            ], residual
 
         rows = jnp.moveaxis(noise.reshape(*lead, -1), -1, 0)  # [D, *lead]
         start = jnp.zeros((*lead, columns.shape[-1] - 1), rows.dtype)
@@ -60,7 +64,7 @@ class BandedNormal:
         return self.loc + jnp.moveaxis(residuals, 0, -1).reshape(noise.shape)
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        return self.at(self.noise(key, shape))
+        return self.from_noise(self.noise(key, shape))
 
     def log_prob(self, x: Array) -> Array:
         lead, columns = check_event(self, x), self._columns()

@@ -8,16 +8,18 @@ from typing import Any
 
 import jax
 
-from jaxvae.distributions.contract import Array, check_event, noise_of, pytree, realized
+from jaxvae.contracts import Array, pytree
+from jaxvae.distributions.contract import check_event, reparameterize, sample_noise
 
 
 @pytree
 class Transformed:
-    """y = f(z), z ~ ``base``: log q(y) = log base(z) - log |det df/dz| (Rezende & Mohamed 2015, arXiv:1505.05770).
+    """y = f(z), z ~ ``base``: log q(y) = log base(z) - log |det df/dz| (Rezende & Mohamed 2015,
+    arXiv:1505.05770).
 
-    ``flow`` is a member of ``jaxvae.flows`` over z [D], with ``params`` that all examples share and ``raw [size]`` of
-    this one. ``sample_and_log_prob`` needs f alone. ``log_prob`` needs its inverse, and raises TypeError where f has
-    none in closed form.
+    ``flow`` is a member of ``jaxvae.flows`` over z [D], with ``params`` that all examples share and
+    ``raw [size]`` of this one. ``sample_and_log_prob`` needs f alone. ``log_prob`` needs its
+    inverse, and raises TypeError where f has none in closed form.
     """
 
     base: Any
@@ -40,14 +42,14 @@ class Transformed:
 
     def noise(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """What ``at`` makes a sample of: that of the base."""
-        return noise_of(self.base, key, shape)
+        return sample_noise(self.base, key, shape)
 
-    def at(self, noise: Array) -> Array:
-        return self.at_and_log_prob(noise)[0]
+    def from_noise(self, noise: Array) -> Array:
+        return self.from_noise_and_log_prob(noise)[0]
 
-    def at_and_log_prob(self, noise: Array) -> tuple[Array, Array]:
+    def from_noise_and_log_prob(self, noise: Array) -> tuple[Array, Array]:
         """y [D] and log q(y), of one noise."""
-        z = realized(self.base, noise)
+        z = reparameterize(self.base, noise)
         y, log_det = self.flow.forward(self.params, self.raw, z)
         return y, self.base.log_prob(z) - log_det
 

@@ -1,7 +1,8 @@
 """Divergences, in nats where they are relative entropies.
 
-``densities`` are between distributions, ``kl(q, p)`` in closed form for every pair that has one; ``samples`` between
-the codes of a batch and draws of the prior; ``codes`` are statistics of q(z) over a batch of posteriors.
+``densities`` are between distributions, ``kl(q, p)`` in closed form for every pair that has one;
+``samples`` between the codes of a batch and draws of the prior; ``codes`` are statistics of q(z)
+over a batch of posteriors.
 """
 
 from jaxvae.divergences.codes import (

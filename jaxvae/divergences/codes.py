@@ -1,7 +1,9 @@
-"""Statistics of q(z) over a batch of codes, for beta-TCVAE, DIP-VAE and FactorVAE and for evaluation. All in nats.
+"""Statistics of q(z) over a batch of codes, for beta-TCVAE, DIP-VAE and FactorVAE and for
+evaluation. All in nats.
 
-``weight [N]`` sums to one, is the same for all examples and zero for padding rows, whatever these hold. All are
-statistics of the global batch: rows are gathered over devices first. M is the number of rows that have weight.
+``weight [N]`` sums to one, is the same for all examples and zero for padding rows, whatever these
+hold. All are statistics of the global batch: rows are gathered over devices first. M is the number
+of rows that have weight.
 """
 
 from __future__ import annotations
@@ -20,22 +22,27 @@ Array = jax.Array
 def pairwise_log_densities(q: Any, z: Array) -> Array:
     """log q(z_id | x_j) of every code i under the posterior of every example j, [N, N, D].
 
-    ``q`` is a stack of factorized posteriors, such as a ``Normal`` with leaves [N, D]; ``z [N, D]``. Raises ValueError
-    when the shapes differ or q has no density for each coordinate.
+    ``q`` is a stack of factorized posteriors, such as a ``Normal`` with leaves [N, D]; ``z [N,
+    D]``. Raises ValueError when the shapes differ or q has no density for each coordinate.
     """
     if getattr(type(q), "log_density", Factorized.log_density) is Factorized.log_density:
-        raise ValueError(f"codes need posteriors whose coordinates have densities, as Normal; got {type(q).__name__}")
+        raise ValueError(
+            f"codes need posteriors whose coordinates have densities, as Normal; got {type(q).__name__}"
+        )
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(q)} | {jnp.shape(z)}
     if len(shapes) != 1 or jnp.ndim(z) != 2:
-        raise ValueError(f"one posterior for each code: q's leaves and z must all be [N, D]; got {sorted(shapes)}")
+        raise ValueError(
+            f"one posterior for each code: q's leaves and z must all be [N, D]; got {sorted(shapes)}"
+        )
     return jax.vmap(lambda z: jax.vmap(lambda q: q.log_density(z))(q))(z)
 
 
 class Decomposition(NamedTuple):
-    """E KL(q(z|x) || p(z)) in three terms (Chen et al. 2018, arXiv:1802.04942; Hoffman & Johnson 2016), in nats.
+    """E KL(q(z|x) || p(z)) in three terms (Chen et al. 2018, arXiv:1802.04942; Hoffman & Johnson
+    2016), in nats.
 
-    They sum to mean_i [log q(z_i|x_i) - log p(z_i)] whatever the estimate of q(z), which cancels: to the KL divergence
-    without bias. Each alone is as good as the estimate.
+    They sum to mean_i [log q(z_i|x_i) - log p(z_i)] whatever the estimate of q(z), which cancels:
+    to the KL divergence without bias. Each alone is as good as the estimate.
     """
 
     mutual_information: Array  # of index and code, mean_i [log q(z_i|x_i) - log q(z_i)]
@@ -44,7 +51,8 @@ class Decomposition(NamedTuple):
 
 
 def decomposition(log_q: Array, log_p: Array, weight: Array, dataset_size: int) -> Decomposition:
-    """The three terms by minibatch-weighted sampling, q(z_i) ~ sum_j q(z_i|x_j) / (N M) (arXiv:1802.04942, appendix).
+    """The three terms by minibatch-weighted sampling, q(z_i) ~ sum_j q(z_i|x_j) / (N M)
+    (arXiv:1802.04942, appendix).
 
     Args:
       log_q: log q(z_id | x_j), [rows i, rows j, D]; z_i must be a draw of q(z|x_i).
@@ -52,54 +60,70 @@ def decomposition(log_q: Array, log_p: Array, weight: Array, dataset_size: int) 
       weight: [rows].
       dataset_size: N, of which the M examples of the batch were drawn.
 
-    The mean of log q(z) is too low by log M at least, and by about log N where the posteriors overlap, and that of
-    each log q(z_d) likewise: the mutual information is overestimated, the dimension-wise KL underestimated, and the
-    total correlation out by the difference, about D - 1 times as much. What it is out by hardly depends on the
-    parameters, so it serves as a loss; to measure, take one of the following.
+    The mean of log q(z) is too low by log M at least, and by about log N where the posteriors
+    overlap, and that of each log q(z_d) likewise: the mutual information is overestimated, the
+    dimension-wise KL underestimated, and the total correlation out by the difference, about D - 1
+    times as much. What it is out by hardly depends on the parameters, so it serves as a loss; to
+    measure, take one of the following.
     """
     return _decomposed(log_q, log_p, weight, weighted_importance(weight, dataset_size))
 
 
-def stratified_decomposition(log_q: Array, log_p: Array, weight: Array, dataset_size: int) -> Decomposition:
-    """The three terms by minibatch-stratified sampling (Chen et al. 2018, arXiv:1802.04942, appendix).
+def stratified_decomposition(
+    log_q: Array, log_p: Array, weight: Array, dataset_size: int
+) -> Decomposition:
+    """The three terms by minibatch-stratified sampling (Chen et al. 2018, arXiv:1802.04942,
+    appendix).
 
-    q(z_i) ~ q(z_i|x_i) / N + sum_j q(z_i|x_j) / K + (N - K) / (N K) q(z_i|x_k), with j over K - 1 of the K = M - 1
-    others and k the last: unbiased for q(z_i) and its marginals if the M were drawn without replacement. By Jensen's
-    inequality, E log q(z) is still underestimated, but with M -> N ever less: so the mutual information comes out too
-    large and the dimension-wise KL too small. Arguments as for ``decomposition``; it needs M > 1.
+    q(z_i) ~ q(z_i|x_i) / N + sum_j q(z_i|x_j) / K + (N - K) / (N K) q(z_i|x_k), with j over K - 1
+    of the K = M - 1 others and k the last: unbiased for q(z_i) and its marginals if the M were
+    drawn without replacement. By Jensen's inequality, E log q(z) is still underestimated, but with
+    M -> N ever less: so the mutual information comes out too large and the dimension-wise KL too
+    small. Arguments as for ``decomposition``; it needs M > 1.
     """
     return _decomposed(log_q, log_p, weight, stratified_importance(weight, dataset_size))
 
 
-def symmetric_decomposition(log_q: Array, log_p: Array, weight: Array, dataset_size: int) -> Decomposition:
-    """The three terms with q(z_i) ~ q(z_i|x_i) / N + (N - 1) / N mean_j q(z_i|x_j), j over all others of the batch.
+def symmetric_decomposition(
+    log_q: Array, log_p: Array, weight: Array, dataset_size: int
+) -> Decomposition:
+    """The three terms with q(z_i) ~ q(z_i|x_i) / N + (N - 1) / N mean_j q(z_i|x_j), j over all
+    others of the batch.
 
-    It is minibatch-stratified sampling averaged over the orders of a batch: unbiased for q(z_i) as well, of less
-    variance, hence of less bias in the logarithm; independent of the order, and exact where the batch is the data set.
-    Arguments as for ``decomposition``; it needs M > 1.
+    It is minibatch-stratified sampling averaged over the orders of a batch: unbiased for q(z_i) as
+    well, of less variance, hence of less bias in the logarithm; independent of the order, and exact
+    where the batch is the data set. Arguments as for ``decomposition``; it needs M > 1.
     """
     return _decomposed(log_q, log_p, weight, symmetric_importance(weight, dataset_size))
 
 
 def exact_decomposition(log_q: Array, log_p: Array, weight: Array) -> Decomposition:
-    """The three terms where the batch is the whole data set, q(z_i) = mean_j q(z_i|x_j), exact but for the draws z_i.
+    """The three terms where the batch is the whole data set, q(z_i) = mean_j q(z_i|x_j), exact but
+    for the draws z_i.
 
-    Of a smaller batch, it is of q(z) over these examples alone: the mutual information is at most log M.
+    Of a smaller batch, it is of q(z) over these examples alone: the mutual information is at most
+    log M.
     """
     return _decomposed(log_q, log_p, weight, jnp.broadcast_to(weight, (len(weight), len(weight))))
 
 
 def weighted_importance(weight: Array, dataset_size: int) -> Array:
-    """What ``decomposition`` gives q(z_i|x_j), 1 / (N M); zero for padding rows j. [rows i, rows j]"""
+    """What ``decomposition`` gives q(z_i|x_j), 1 / (N M); zero for padding rows j. [rows i, rows
+    j]
+    """
     valid, count = _counted(weight)
-    return jnp.broadcast_to(jnp.where(valid, 1 / (dataset_size * count), 0.0), (len(weight), len(weight)))
+    return jnp.broadcast_to(
+        jnp.where(valid, 1 / (dataset_size * count), 0.0), (len(weight), len(weight))
+    )
 
 
 def stratified_importance(weight: Array, dataset_size: int) -> Array:
-    """What ``stratified_decomposition`` gives q(z_i|x_j), K = M - 1; every row sums to one. [rows i, rows j]
+    """What ``stratified_decomposition`` gives q(z_i|x_j), K = M - 1; every row sums to one. [rows
+    i, rows j]
 
-    1 / N on the diagonal, (N - K) / (N K) for the next row that has weight, the last one's next being the first, and
-    1 / K for all others. (Code in circulation fills columns instead of diagonals.)
+    1 / N on the diagonal, (N - K) / (N K) for the next row that has weight, the last one's next
+    being the first, and 1 / K for all others. (Code in circulation fills columns instead of
+    diagonals.)
     """
     valid, count = _counted(weight)
     rank = jnp.cumsum(valid) - 1.0
@@ -110,22 +134,30 @@ def stratified_importance(weight: Array, dataset_size: int) -> Array:
 
 
 def symmetric_importance(weight: Array, dataset_size: int) -> Array:
-    """What ``symmetric_decomposition`` gives q(z_i|x_j): 1 / N on the diagonal, (N - 1) / (N (M - 1)) elsewhere."""
+    """What ``symmetric_decomposition`` gives q(z_i|x_j): 1 / N on the diagonal, (N - 1) / (N (M
+    - 1)) elsewhere.
+    """
     valid, count = _counted(weight)
-    return _with_own(valid, dataset_size, (dataset_size - 1) / (dataset_size * jnp.maximum(count - 1, 1)))
+    return _with_own(
+        valid, dataset_size, (dataset_size - 1) / (dataset_size * jnp.maximum(count - 1, 1))
+    )
 
 
 def dip_i(means: Array, weight: Array, off_diagonal: float, diagonal: float) -> Array:
-    """l_od sum_(i != j) C_ij^2 + l_d sum_i (C_ii - 1)^2, C = Cov[mu(x)] (Kumar et al. 2017, arXiv:1711.00848).
+    """l_od sum_(i != j) C_ij^2 + l_d sum_i (C_ii - 1)^2, C = Cov[mu(x)] (Kumar et al. 2017,
+    arXiv:1711.00848).
 
-    DIP-VAE-I, of the posteriors' ``means [N, D]``; C is the covariance over the batch, divided by M. ``off_diagonal``
-    is l_od and ``diagonal`` l_d, which is 10 l_od in the study of Locatello et al. 2018 (arXiv:1811.12359).
+    DIP-VAE-I, of the posteriors' ``means [N, D]``; C is the covariance over the batch, divided by
+    M. ``off_diagonal`` is l_od and ``diagonal`` l_d, which is 10 l_od in the study of Locatello et
+    al. 2018 (arXiv:1811.12359).
     """
     _check_codes(weight, means)
     return _squares(_covariance(means, weight), off_diagonal, diagonal)
 
 
-def dip_ii(means: Array, variances: Array, weight: Array, off_diagonal: float, diagonal: float) -> Array:
+def dip_ii(
+    means: Array, variances: Array, weight: Array, off_diagonal: float, diagonal: float
+) -> Array:
     """As ``dip_i`` with C = Cov[mu(x)] + E diag(s^2(x)), the covariance of q(z) (arXiv:1711.00848).
 
     DIP-VAE-II, ``variances [N, D]`` being s^2 of the posteriors. In the same study l_d = l_od.
@@ -136,9 +168,11 @@ def dip_ii(means: Array, variances: Array, weight: Array, off_diagonal: float, d
 
 
 def permuted(key: Array, z: Array, weight: Array) -> Array:
-    """Codes [N, D] with every coordinate permuted on its own over the rows that have weight; the others stay.
+    """Codes [N, D] with every coordinate permuted on its own over the rows that have weight; the
+    others stay.
 
-    Nearly draws of prod_d q(z_d): the batch's own q(z_d), each value used once (Kim & Mnih 2018, arXiv:1802.05983).
+    Nearly draws of prod_d q(z_d): the batch's own q(z_d), each value used once (Kim & Mnih 2018,
+    arXiv:1802.05983).
     """
     _check_codes(weight, z)
     valid = weight > 0
@@ -155,7 +189,9 @@ def permuted(key: Array, z: Array, weight: Array) -> Array:
 def _check_codes(weight: Array, *codes: Array) -> None:
     shapes = [jnp.shape(code) for code in codes]
     if jnp.ndim(weight) != 1 or len(shapes[0]) != 2 or {*shapes} != {(len(weight), shapes[0][1])}:
-        raise ValueError(f"needed are codes [N, D] and weight [N]; got {shapes} and {jnp.shape(weight)}")
+        raise ValueError(
+            f"needed are codes [N, D] and weight [N]; got {shapes} and {jnp.shape(weight)}"
+        )
 
 
 def _counted(weight: Array) -> tuple[Array, Array]:
@@ -166,7 +202,9 @@ def _counted(weight: Array) -> tuple[Array, Array]:
 
 def _with_own(valid: Array, dataset_size: int, others: Array) -> Array:
     """1 / N on the diagonal and ``others`` elsewhere, but zero for padding rows j."""
-    return jnp.where(valid, jnp.where(jnp.eye(len(valid), dtype=bool), 1 / dataset_size, others), 0.0)
+    return jnp.where(
+        valid, jnp.where(jnp.eye(len(valid), dtype=bool), 1 / dataset_size, others), 0.0
+    )
 
 
 def _decomposed(log_q: Array, log_p: Array, weight: Array, importance: Array) -> Decomposition:
@@ -184,7 +222,9 @@ def _decomposed(log_q: Array, log_p: Array, weight: Array, importance: Array) ->
     log_prior = jnp.where(valid[:, None], log_p, 0.0).sum(-1)
     mean = lambda terms: jnp.sum(weight * terms)
     return Decomposition(
-        mean(jnp.diagonal(joint) - log_joint), mean(log_joint - log_product), mean(log_product - log_prior)
+        mean(jnp.diagonal(joint) - log_joint),
+        mean(log_joint - log_product),
+        mean(log_product - log_prior),
     )
 
 

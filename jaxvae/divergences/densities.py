@@ -1,4 +1,6 @@
-"""Divergences between distributions, in nats: ``kl(q, p)`` in closed form for every pair that has one."""
+"""Divergences between distributions, in nats: ``kl(q, p)`` in closed form for every pair that
+has one.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,14 @@ from jaxvae.distributions import (
     SphericalUniform,
     SpikeAndSlab,
     VonMisesFisher,
-    drawn,
-    noise_of,
+    sample_and_log_prob_of,
+    sample_noise,
 )
 
 Array = jax.Array
 
-# (type of q, type of p) -> function(q, p). The first table's members return one term for each coordinate, [*event].
+# (type of q, type of p) -> function(q, p). The first table's members return one term for each
+# coordinate, [*event].
 FACTORIZED_KL: dict[tuple[type, type], Callable[[Any, Any], Array]] = {}
 JOINT_KL: dict[tuple[type, type], Callable[[Any, Any], Array]] = {}
 
@@ -40,8 +43,8 @@ JOINT_KL: dict[tuple[type, type], Callable[[Any, Any], Array]] = {}
 def register_kl(q: type, p: type, factorized: bool = False) -> Callable:
     """Decorator that adds a closed form for a pair of types, the user's own included.
 
-    A ``factorized`` form returns one term for each coordinate of the event, so that KL is known per latent; the others
-    return a scalar.
+    A ``factorized`` form returns one term for each coordinate of the event, so that KL is known per
+    latent; the others return a scalar.
     """
 
     def add(function: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
@@ -52,14 +55,17 @@ def register_kl(q: type, p: type, factorized: bool = False) -> Callable:
 
 
 def kl(q: Any, p: Any, key: Array | None = None, num_samples: int = 1) -> Array:
-    """KL(q || p) = E_q[log q(z) - log p(z)], in nats: the closed form where the pair has one, else Monte Carlo.
+    """KL(q || p) = E_q[log q(z) - log p(z)], in nats: the closed form where the pair has one, else
+    Monte Carlo.
 
     Args:
       q, p: distributions over the same event.
-      key: used by the Monte Carlo estimate only; without it, a pair that has no closed form is refused.
+      key: used by the Monte Carlo estimate only; without it, a pair that has no closed form is
+        refused.
       num_samples: samples of the Monte Carlo estimate.
 
-    Returns a scalar. Raises ValueError when the event shapes differ, or when a key is needed and none came.
+    Returns a scalar. Raises ValueError when the event shapes differ, or when a key is needed and
+    none came.
     """
     _check_same_event(q, p)
     pair = type(q), type(p)
@@ -67,7 +73,11 @@ def kl(q: Any, p: Any, key: Array | None = None, num_samples: int = 1) -> Array:
         return _coordinates(q, p).sum()
     if pair in JOINT_KL:
         return JOINT_KL[pair](q, p)
-    if pair == (Independent, Independent) and has_closed_form(q.distribution, p.distribution) and q.ndim == p.ndim:
+    if (
+        pair == (Independent, Independent)
+        and has_closed_form(q.distribution, p.distribution)
+        and q.ndim == p.ndim
+    ):
         return q._map(kl)(q.distribution, p.distribution).sum()
     if key is None:
         raise ValueError(
@@ -78,17 +88,19 @@ def kl(q: Any, p: Any, key: Array | None = None, num_samples: int = 1) -> Array:
 
 
 def sampled_kl(key: Array, q: Any, p: Any, num_samples: int = 1) -> Array:
-    """KL(q || p) estimated by mean_k [log q(z_k) - log p(z_k)], z_k ~ q: unbiased, in nats, for any pair."""
-    z, log_q = drawn(q, noise_of(q, key, (num_samples,)))
+    """KL(q || p) estimated by mean_k [log q(z_k) - log p(z_k)], z_k ~ q: unbiased, in nats, for
+    any pair.
+    """
+    z, log_q = sample_and_log_prob_of(q, sample_noise(q, key, (num_samples,)))
     return jnp.mean(log_q - jax.vmap(p.log_prob)(z))
 
 
 def kl_per_latent(q: Any, p: Any) -> Array | None:
     """KL of each latent's marginal, [*event] in nats, or None where no closed form is known.
 
-    Of one-hot latents the axis of classes is summed. Where both factorize these sum to ``kl(q, p)``. A full-covariance
-    q against a factorized p has kl(q, p) = sum_j KL(q_j || p_j) + KL(q || prod_j q_j): the sum falls short by q's
-    total correlation.
+    Of one-hot latents the axis of classes is summed. Where both factorize these sum to ``kl(q,
+    p)``. A full-covariance q against a factorized p has kl(q, p) = sum_j KL(q_j || p_j) + KL(q ||
+    prod_j q_j): the sum falls short by q's total correlation.
     """
     q, p = _marginals(q), _marginals(p)
     return _coordinates(q, p) if (type(q), type(p)) in FACTORIZED_KL else None
@@ -117,7 +129,9 @@ def _coordinates(q: Any, p: Any) -> Array:
     terms = FACTORIZED_KL[type(q), type(p)](q, p)
     if isinstance(q, Joint):
         return terms
-    return jnp.broadcast_to(terms, q.event_shape[:-1] if isinstance(q, OneHotCategorical) else q.event_shape)
+    return jnp.broadcast_to(
+        terms, q.event_shape[:-1] if isinstance(q, OneHotCategorical) else q.event_shape
+    )
 
 
 def _marginals(distribution: Any) -> Any:
@@ -128,16 +142,24 @@ def _marginals(distribution: Any) -> Any:
 
 @register_kl(Normal, Normal, factorized=True)
 def _normal_normal(q: Normal, p: Normal) -> Array:
-    """log(s_p/s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2 (Kingma & Welling 2013, arXiv:1312.6114, app. B)."""
+    """log(s_p/s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2 (Kingma & Welling 2013,
+    arXiv:1312.6114, app. B).
+    """
     ratio = q.scale / p.scale
     return 0.5 * (ratio**2 + ((q.loc - p.loc) / p.scale) ** 2 - 1.0) - jnp.log(ratio)
 
 
 @register_kl(Laplace, Laplace, factorized=True)
 def _laplace_laplace(q: Laplace, p: Laplace) -> Array:
-    """log(b_p/b_q) + (d + b_q e^(-d/b_q)) / b_p - 1 with d = |m_q - m_p| (Gil et al. 2013, Inf. Sci. 249)."""
+    """log(b_p/b_q) + (d + b_q e^(-d/b_q)) / b_p - 1 with d = |m_q - m_p| (Gil et al. 2013, Inf.
+    Sci. 249).
+    """
     distance = jnp.abs(q.loc - p.loc)
-    return jnp.log(p.scale / q.scale) + (distance + q.scale * jnp.exp(-distance / q.scale)) / p.scale - 1.0
+    return (
+        jnp.log(p.scale / q.scale)
+        + (distance + q.scale * jnp.exp(-distance / q.scale)) / p.scale
+        - 1.0
+    )
 
 
 @register_kl(Normal, Laplace, factorized=True)
@@ -164,7 +186,9 @@ def _bernoulli_bernoulli(q: Bernoulli, p: Bernoulli) -> Array:
 
 @register_kl(OneHotCategorical, OneHotCategorical, factorized=True)
 @register_kl(Categorical, Categorical, factorized=True)
-def _categorical_categorical(q: Categorical | OneHotCategorical, p: Categorical | OneHotCategorical) -> Array:
+def _categorical_categorical(
+    q: Categorical | OneHotCategorical, p: Categorical | OneHotCategorical
+) -> Array:
     """sum_c q_c log(q_c / p_c), where 0 log 0 = 0."""
     log_q, log_p = log_softmax(q.logits), log_softmax(p.logits)
     mass = log_q > -jnp.inf
@@ -174,29 +198,39 @@ def _categorical_categorical(q: Categorical | OneHotCategorical, p: Categorical 
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli, factorized=True)
 def _continuous_bernoulli(q: ContinuousBernoulli, p: ContinuousBernoulli) -> Array:
-    """An exponential family in l with log-partition log(1 + e^l) - log C(l): A(l_p) - A(l_q) + E_q[x] (l_q - l_p)."""
+    """An exponential family in l with log-partition log(1 + e^l) - log C(l): A(l_p) - A(l_q) +
+    E_q[x] (l_q - l_p).
+    """
     partition = lambda d: softplus(d.logits) - d.log_normalizer
     return partition(p) - partition(q) + q.mean * (q.logits - p.logits)
 
 
 @register_kl(SpikeAndSlab, SpikeAndSlab, factorized=True)
 def _spike_and_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Array:
-    """KL of the gates, and that of the slabs with the probability that q's gate is open (arXiv:1905.10185)."""
+    """KL of the gates, and that of the slabs with the probability that q's gate is open
+    (arXiv:1905.10185).
+    """
     gates = _bernoulli_bernoulli(Bernoulli(q.logits), Bernoulli(p.logits))
-    return gates + sigmoid(q.logits) * _normal_normal(Normal(q.loc, q.scale), Normal(p.loc, p.scale))
+    return gates + sigmoid(q.logits) * _normal_normal(
+        Normal(q.loc, q.scale), Normal(p.loc, p.scale)
+    )
 
 
 @register_kl(PowerSpherical, SphericalUniform)
 @register_kl(VonMisesFisher, SphericalUniform)
 def _to_uniform_sphere(q: PowerSpherical | VonMisesFisher, p: SphericalUniform) -> Array:
-    """log area - H[q] (De Cao & Aziz 2020, arXiv:2006.04437; Davidson et al. 2018, arXiv:1804.00891)."""
+    """log area - H[q] (De Cao & Aziz 2020, arXiv:2006.04437; Davidson et al. 2018,
+    arXiv:1804.00891).
+    """
     return q.kl_to_uniform
 
 
 @register_kl(PowerSpherical, VonMisesFisher)
 @register_kl(VonMisesFisher, VonMisesFisher)
 def _to_von_mises_fisher(q: PowerSpherical | VonMisesFisher, p: VonMisesFisher) -> Array:
-    """KL(q || u) + A_p(k_p) + k_p (1 - E_q m_p^T x), u uniform (De Cao & Aziz 2020, arXiv:2006.04437)."""
+    """KL(q || u) + A_p(k_p) + k_p (1 - E_q m_p^T x), u uniform (De Cao & Aziz 2020,
+    arXiv:2006.04437).
+    """
     short = q.shortfall + (1 - q.shortfall) * 0.5 * ((q.loc - p.loc) ** 2).sum()
     return q.kl_to_uniform + p.log_partition(p.concentration) + p.concentration * short
 
@@ -204,7 +238,9 @@ def _to_von_mises_fisher(q: PowerSpherical | VonMisesFisher, p: VonMisesFisher) 
 @register_kl(Joint, Joint, factorized=True)
 def _joint(q: Joint, p: Joint) -> Array:
     """The terms of all parts, one after the other."""
-    return jnp.concatenate([jnp.ravel(_coordinates(a, b)) for a, b in zip(q.parts, p.parts, strict=True)])
+    return jnp.concatenate(
+        [jnp.ravel(_coordinates(a, b)) for a, b in zip(q.parts, p.parts, strict=True)]
+    )
 
 
 @register_kl(MultivariateNormal, MultivariateNormal)

@@ -1,4 +1,6 @@
-"""How good a model is: the ELBO and its terms, log-likelihoods with their error bars, active units. All in nats."""
+"""How good a model is: the ELBO and its terms, log-likelihoods with their error bars, active
+units. All in nats.
+"""
 
 from jaxvae.evaluation import clusters, decompositions, disentanglement, samples
 from jaxvae.evaluation.likelihoods import (

@@ -6,9 +6,11 @@ import numpy as np
 
 
 def accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples whose cluster is that of their class, max over one-to-one maps m of mean_n 1[y_n = m(c_n)].
+    """Share of examples whose cluster is that of their class, max over one-to-one maps m of mean_n
+    1[y_n = m(c_n)].
 
-    Xie et al. 2016, arXiv:1511.06335; as GMVAE and VaDE report it. A cluster without a class counts as wrong.
+    Xie et al. 2016, arXiv:1511.06335; as GMVAE and VaDE report it. A cluster without a class counts
+    as wrong.
 
     Args:
       clusters: [N] integers from zero.
@@ -19,7 +21,9 @@ def accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import linear_sum_assignment
 
     if clusters.ndim != 1 or clusters.shape != labels.shape:
-        raise ValueError(f"clusters and labels must be [N] each; they were {clusters.shape} and {labels.shape}")
+        raise ValueError(
+            f"clusters and labels must be [N] each; they were {clusters.shape} and {labels.shape}"
+        )
     counts = np.zeros((clusters.max() + 1, labels.max() + 1), int)
     np.add.at(counts, (clusters, labels), 1)
     return float(counts[linear_sum_assignment(-counts)].sum() / len(labels))

@@ -1,7 +1,7 @@
 """What the KL term of the ELBO is made of, over a whole split, in nats.
 
-q(z) = 1/N sum_n q(z|x_n) is the mixture of the posteriors of *all* N examples, without a minibatch's bias. A split's
-posteriors are one distribution whose leaves are stacked, [N, D]:
+q(z) = 1/N sum_n q(z|x_n) is the mixture of the posteriors of *all* N examples, without a
+minibatch's bias. A split's posteriors are one distribution whose leaves are stacked, [N, D]:
 
     q = jax.lax.map(functools.partial(vae.encode, params), x, batch_size=500)
 """
@@ -55,7 +55,8 @@ class Decomposition(NamedTuple):
 
 
 def aggregated_posterior(q: Any) -> Mixture:
-    """q(z) = 1/N sum_n q(z|x_n) as a distribution, of posteriors stacked [N, ...]: sampled in one go.
+    """q(z) = 1/N sum_n q(z|x_n) as a distribution, of posteriors stacked [N, ...]: sampled in one
+    go.
 
     Its log-density needs N terms for each z, all at once; the functions below take them in blocks.
     """
@@ -71,8 +72,8 @@ def surgery(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Surgery:
       q: the posteriors of a split, any family with every leaf stacked ``[N, ...]``.
       p: the prior, any distribution.
       key: of the draws.
-      num_draws: draws of (n, z) in all, with n as evenly spread over the examples as can be. The work is N * num_draws
-        densities; the memory is bounded.
+      num_draws: draws of (n, z) in all, with n as evenly spread over the examples as can be. The
+        work is N * num_draws densities; the memory is bounded.
 
     Raises ValueError when posteriors and prior are over different events.
     """
@@ -83,16 +84,19 @@ def surgery(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Surgery:
 def decomposition(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Decomposition:
     """mean_n KL(q(z|x_n) || p) = I(z; n) + KL(q(z) || prod_j q(z_j)) + sum_j KL(q(z_j) || p(z_j)).
 
-    Index-code mutual information, total correlation, dimension-wise KL (Chen et al. 2018, arXiv:1802.04942),
-    where q(z_j) = 1/N sum_n q(z_j|x_n). All are means over the same draws, so that the sum is exact.
+    Index-code mutual information, total correlation, dimension-wise KL (Chen et al. 2018,
+    arXiv:1802.04942), where q(z_j) = 1/N sum_n q(z_j|x_n). All are means over the same draws, so
+    that the sum is exact.
 
     Args:
-      q: the posteriors of a split, of a family with independent coordinates such as ``Normal``, leaves ``[N, D]``.
+      q: the posteriors of a split, of a family with independent coordinates such as ``Normal``,
+        leaves ``[N, D]``.
       p: a prior with independent coordinates over [D]; ``surgery`` takes any other.
       key: of the draws.
       num_draws: as in ``surgery``; the work is N * num_draws * D densities.
 
-    Raises ValueError when q or p has no density for each coordinate, or their events are not the same [D].
+    Raises ValueError when q or p has no density for each coordinate, or their events are not the
+    same [D].
     """
     _check_factorized("the posterior", q)
     _check_factorized("the prior", p)
@@ -132,11 +136,15 @@ def _columns(q: Any, p: Any, key: Array, num_draws: int, density: Density) -> li
         _of_draws(own, blocks, p, key, places, density)
         for own, places in _chosen(q, key, -(-num_draws // DRAWS) * DRAWS)
     ]
-    return [np.concatenate(column)[:num_draws].astype(np.float64) for column in zip(*parts, strict=True)]
+    return [
+        np.concatenate(column)[:num_draws].astype(np.float64) for column in zip(*parts, strict=True)
+    ]
 
 
 def _chosen(q: Any, key: Array, count: int) -> Iterator[tuple[Any, np.ndarray]]:
-    """The posteriors to draw from, of examples in a random order, over and over; with the places of the draws."""
+    """The posteriors to draw from, of examples in a random order, over and over; with the places
+    of the draws.
+    """
     n = num_examples(q)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(n)
     for places in np.arange(count, dtype=np.int32).reshape(-1, DRAWS):
@@ -145,15 +153,19 @@ def _chosen(q: Any, key: Array, count: int) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def _blocks(q: Any, width: int) -> tuple[Any, Array]:
-    """The posteriors [blocks, M, ...] and their log-weights [blocks, M], log 1/N or -inf where filled up.
+    """The posteriors [blocks, M, ...] and their log-weights [blocks, M], log 1/N or -inf where
+    filled up.
 
-    M is such that a block of draws has ``BLOCK`` log-densities, ``width`` for each draw and posterior.
+    M is such that a block of draws has ``BLOCK`` log-densities, ``width`` for each draw and
+    posterior.
     """
     n = num_examples(q)
     size = min(max(BLOCK // (DRAWS * width), 1), n)
     rows = np.arange(-(-n // size) * size).reshape(-1, size)
     log_weights = np.where(rows < n, -math.log(n), -np.inf).astype(np.float32)
-    return jax.device_put((jax.tree.map(lambda a: np.asarray(a)[np.minimum(rows, n - 1)], q), log_weights))
+    return jax.device_put(
+        (jax.tree.map(lambda a: np.asarray(a)[np.minimum(rows, n - 1)], q), log_weights)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="density")
@@ -179,7 +191,10 @@ def _estimate(column: np.ndarray) -> Estimate:
 
 
 def _check_factorized(name: str, distribution: Any) -> None:
-    if not isinstance(distribution, Factorized) or type(distribution).log_density is Factorized.log_density:
+    if (
+        not isinstance(distribution, Factorized)
+        or type(distribution).log_density is Factorized.log_density
+    ):
         raise ValueError(
             f"{name} is a {type(distribution).__name__}, which has no density for each coordinate; decomposition takes "
             "families such as Normal. surgery takes any, and splits KL in two."

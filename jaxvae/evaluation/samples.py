@@ -1,8 +1,9 @@
-"""How good samples are: precision and recall, density and coverage, the Fréchet distance, copies of training examples.
+"""How good samples are: precision and recall, density and coverage, the Fréchet distance, copies of
+training examples.
 
-All are functions of features ``[N, F]``, one row for each example; images ``[N, H, W, C]`` are flattened. They are
-computed in float64 on the host, in blocks of distances, so that tens of thousands of examples fit.
-``classifier_features`` learns features from labelled images.
+All are functions of features ``[N, F]``, one row for each example; images ``[N, H, W, C]`` are
+flattened. They are computed in float64 on the host, in blocks of distances, so that tens of
+thousands of examples fit. ``classifier_features`` learns features from labelled images.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(points: Any, train: Any, k: int = 1) -> Neighbours:
-    """The ``k`` rows of ``train [N, F]`` that are nearest to each of ``points [M, F]``, by exhaustive search.
+    """The ``k`` rows of ``train [N, F]`` that are nearest to each of ``points [M, F]``, by
+    exhaustive search.
 
     Raises ValueError where the features disagree or there are fewer than k rows.
     """
@@ -44,7 +46,9 @@ def nearest_neighbours(points: Any, train: Any, k: int = 1) -> Neighbours:
     for start, squares in _squares(points, train):
         rows = slice(start, start + len(squares))
         chosen = np.sort(np.argpartition(squares, k - 1, 1)[:, :k], 1)
-        exact = _distances(points[rows], train, np.repeat(np.arange(len(squares)), k), chosen.ravel()).reshape(-1, k)
+        exact = _distances(
+            points[rows], train, np.repeat(np.arange(len(squares)), k), chosen.ravel()
+        ).reshape(-1, k)
         order = np.argsort(exact, 1, kind="stable")
         distances[rows] = np.take_along_axis(exact, order, 1)
         places[rows] = np.take_along_axis(chosen, order, 1)
@@ -59,11 +63,13 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(real: Any, generated: Any, k: int = 3) -> PrecisionRecall:
-    """Shares of examples inside the other set's manifold, the union of closed balls that reach to k-th neighbours.
+    """Shares of examples inside the other set's manifold, the union of closed balls that reach to
+    k-th neighbours.
 
-    precision = 1/M sum_j 1[some i: |y_j - x_i| <= r_k(x_i)] for real x [N, F] and generated y [M, F], recall the same
-    with x and y exchanged; r_k is the distance to the k-th nearest other row of the own set (Kynkäänniemi et al. 2019,
-    arXiv:1904.06991). Both grow with k and with the sizes of the sets: compare at equal ones.
+    precision = 1/M sum_j 1[some i: |y_j - x_i| <= r_k(x_i)] for real x [N, F] and generated y [M,
+    F], recall the same with x and y exchanged; r_k is the distance to the k-th nearest other row of
+    the own set (Kynkäänniemi et al. 2019, arXiv:1904.06991). Both grow with k and with the sizes of
+    the sets: compare at equal ones.
     """
     real, generated = _pair(real, generated)
     precision = _balls_around(generated, real, _radii(real, k), np.less_equal) > 0
@@ -79,13 +85,15 @@ class DensityCoverage(NamedTuple):
 
 
 def density_coverage(real: Any, generated: Any, k: int = 5) -> DensityCoverage:
-    """How many neighbourhoods of real examples hold a generated one, and what share of them is visited.
+    """How many neighbourhoods of real examples hold a generated one, and what share of them is
+    visited.
 
-    density = 1/(k M) sum_j sum_i 1[|y_j - x_i| < r_k(x_i)], coverage = 1/N sum_i 1[some j: |y_j - x_i| < r_k(x_i)] for
-    real x [N, F] and generated y [M, F]; r_k is the distance to the k-th nearest other real row (Naeem et al. 2020,
-    arXiv:2002.09797, sec. 3). For two sets from one density E[density] = 1 and
-    E[coverage] = 1 - prod_{i=1}^k (N - i) / (N + M - i). The balls are open: examples that are generated as copies of
-    the real ones have density 1. Rows that occur more than k times have empty balls.
+    density = 1/(k M) sum_j sum_i 1[|y_j - x_i| < r_k(x_i)], coverage = 1/N sum_i 1[some j: |y_j -
+    x_i| < r_k(x_i)] for real x [N, F] and generated y [M, F]; r_k is the distance to the k-th
+    nearest other real row (Naeem et al. 2020, arXiv:2002.09797, sec. 3). For two sets from one
+    density E[density] = 1 and E[coverage] = 1 - prod_{i=1}^k (N - i) / (N + M - i). The balls are
+    open: examples that are generated as copies of the real ones have density 1. Rows that occur
+    more than k times have empty balls.
     """
     real, generated = _pair(real, generated)
     radii = _radii(real, k)
@@ -95,20 +103,25 @@ def density_coverage(real: Any, generated: Any, k: int = 5) -> DensityCoverage:
 
 
 def frechet(real: Any, generated: Any) -> float:
-    """|m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of means and covariances of features [N, F] and [M, F].
+    """|m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of means and covariances of features [N, F]
+    and [M, F].
 
-    The squared Wasserstein-2 distance of two Gaussians (Dowson & Landau 1982, doi:10.1016/0047-259X(82)90077-X), as
-    Heusel et al. 2017 (arXiv:1706.08500) use it. With S = R^T R, R the triangle of the QR decomposition of the centred
-    features, tr (S_1 S_2)^(1/2) is the sum of the singular values of R_1 R_2^T: no square root of a matrix is taken,
-    and singular covariances do no harm.
+    The squared Wasserstein-2 distance of two Gaussians (Dowson & Landau 1982,
+    doi:10.1016/0047-259X(82)90077-X), as Heusel et al. 2017 (arXiv:1706.08500) use it. With S = R^T
+    R, R the triangle of the QR decomposition of the centred features, tr (S_1 S_2)^(1/2) is the sum
+    of the singular values of R_1 R_2^T: no square root of a matrix is taken, and singular
+    covariances do no harm.
 
-    Warns where a set has no more rows than features: its covariance is singular, and the distance far too large.
-    The bias falls with the sizes of the sets: compare at equal ones. Raises ValueError for fewer than two rows.
+    Warns where a set has no more rows than features: its covariance is singular, and the distance
+    far too large. The bias falls with the sizes of the sets: compare at equal ones. Raises
+    ValueError for fewer than two rows.
     """
     real, generated = _pair(real, generated)
     fewest, width = min(len(real), len(generated)), real.shape[1]
     if fewest < 2:
-        raise ValueError(f"a covariance needs two examples; there are {len(real)} real and {len(generated)} generated")
+        raise ValueError(
+            f"a covariance needs two examples; there are {len(real)} real and {len(generated)} generated"
+        )
     if fewest <= width:
         warnings.warn(
             f"{fewest} examples do not determine the covariance of {width} features: the Fréchet distance is biased "
@@ -130,15 +143,17 @@ class Copying(NamedTuple):
 
 
 def data_copying(generated: Any, held_out: Any, train: Any) -> Copying:
-    """Whether generated examples are copies of training examples: the Mann-Whitney test of distances to those.
+    """Whether generated examples are copies of training examples: the Mann-Whitney test of
+    distances to those.
 
-    z = (U - M N / 2) / s, where U counts the pairs in which the generated example lies further from its nearest
-    training example than the held-out one does, ties one half, and s^2 = M N (M + N + 1) / 12, less what ties take
-    (Meehan et al. 2020, arXiv:2004.05675: their Z_U, over the whole space as one cell). Copies of a few training
-    examples beside examples that fit badly may cancel out: look at ``generated`` too.
+    z = (U - M N / 2) / s, where U counts the pairs in which the generated example lies further from
+    its nearest training example than the held-out one does, ties one half, and s^2 = M N (M + N +
+    1) / 12, less what ties take (Meehan et al. 2020, arXiv:2004.05675: their Z_U, over the whole
+    space as one cell). Copies of a few training examples beside examples that fit badly may cancel
+    out: look at ``generated`` too.
 
-    Distances need a space in which they mean something: features, or pixels of *samples* of x. A decoder's means are
-    smoother than any real image, and lie nearer in pixels.
+    Distances need a space in which they mean something: features, or pixels of *samples* of x. A
+    decoder's means are smoother than any real image, and lie nearer in pixels.
     """
     own, held = (nearest_neighbours(x, train).distances[:, 0] for x in (generated, held_out))
     z_score, nearer = _mann_whitney(own, held)
@@ -148,7 +163,9 @@ def data_copying(generated: Any, held_out: Any, train: Any) -> Copying:
 class Classifier(NamedTuple):
     """A trained classifier, as a source of features."""
 
-    features: Callable[[Any], np.ndarray]  # images [N, ...], in the units it was trained in -> [N, F]
+    features: Callable[
+        [Any], np.ndarray
+    ]  # images [N, ...], in the units it was trained in -> [N, F]
     accuracy: float  # on labelled images that it was not trained on
 
 
@@ -163,15 +180,17 @@ def classifier_features(
     learning_rate: float = 1e-3,
     held_out: float = 0.1,
 ) -> Classifier:
-    """Trains a small classifier of ``images [N, ...]``, whose last hidden layer [width] is the feature.
+    """Trains a small classifier of ``images [N, ...]``, whose last hidden layer [width] is the
+    feature.
 
-    Two 4x4 convolutions for images [H, W, C] of 8x8 and more, else a layer of 256; then a layer of ``width``,
-    rectified, and the classes; Adam with a learning rate that falls to 0. ``labels [N]`` are 0, ..., C - 1.
-    A share ``held_out`` of the images, drawn by ``key``, is left to measure the accuracy: features of a bad classifier
-    mean little.
+    Two 4x4 convolutions for images [H, W, C] of 8x8 and more, else a layer of 256; then a layer of
+    ``width``, rectified, and the classes; Adam with a learning rate that falls to 0. ``labels [N]``
+    are 0, ..., C - 1. A share ``held_out`` of the images, drawn by ``key``, is left to measure the
+    accuracy: features of a bad classifier mean little.
 
-    ``frechet`` in these features is a Fréchet distance of its own. It is not the FID, which is defined by the weights
-    of one Inception network (arXiv:1706.08500), and its values compare only within one classifier.
+    ``frechet`` in these features is a Fréchet distance of its own. It is not the FID, which is
+    defined by the weights of one Inception network (arXiv:1706.08500), and its values compare only
+    within one classifier.
     """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     _check_labels(images, labels)
@@ -185,15 +204,22 @@ def classifier_features(
 
     def init(key: Array, example: Any) -> Any:
         keys = jax.random.split(key)
-        return {"body": body.init(keys[0], example["x"]), "head": head.init(keys[1], jnp.zeros(width))}
+        return {
+            "body": body.init(keys[0], example["x"]),
+            "head": head.init(keys[1], jnp.zeros(width)),
+        }
 
     def loss(params: Any, key: Array, example: Any, step: Array) -> tuple[Array, dict[str, Array]]:
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, example["x"]), example["y"]), {}
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, example["x"]), example["y"]
+        ), {}
 
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     algorithm = training.gradient_descent(init, training.batch_mean(loss), optimizer)
     examples = {"x": images[own], "y": labels[own].astype(np.int32)}
-    state = training.fit(algorithm, examples, num_steps=num_steps, batch_size=min(batch_size, len(own)), seed=seed)
+    state = training.fit(
+        algorithm, examples, num_steps=num_steps, batch_size=min(batch_size, len(own)), seed=seed
+    )
     params = training.trained(state)
     classes = _in_batches(logits, params)(images[rest]).argmax(1)
     return Classifier(_in_batches(activated, params), float((classes == labels[rest]).mean()))
@@ -203,15 +229,21 @@ def _features(name: str, x: Any) -> np.ndarray:
     """[N, F] in float64."""
     x = np.asarray(x, np.float64)
     if x.ndim < 2 or not x.size:
-        raise ValueError(f"{name} must be [N, F] with a row for each example; the shape was {x.shape}")
+        raise ValueError(
+            f"{name} must be [N, F] with a row for each example; the shape was {x.shape}"
+        )
     if not np.isfinite(x).all():
-        raise ValueError(f"{name} holds {(~np.isfinite(x)).sum()} values that are not finite; distances need numbers")
+        raise ValueError(
+            f"{name} holds {(~np.isfinite(x)).sum()} values that are not finite; distances need numbers"
+        )
     return x.reshape(len(x), -1)
 
 
 def _check_same_features(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"both sets need the same features; they have {a.shape[1]} and {b.shape[1]}")
+        raise ValueError(
+            f"both sets need the same features; they have {a.shape[1]} and {b.shape[1]}"
+        )
 
 
 def _pair(real: Any, generated: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -222,11 +254,15 @@ def _pair(real: Any, generated: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_k(k: int, rows: int) -> None:
     if not 1 <= k <= rows:
-        raise ValueError(f"k = {k} nearest neighbours need 1 <= k <= {rows}, the number of examples to choose from")
+        raise ValueError(
+            f"k = {k} nearest neighbours need 1 <= k <= {rows}, the number of examples to choose from"
+        )
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Squared distances of some rows of a [M, F] to all of b [N, F], with the first row's place; to rounding."""
+    """Squared distances of some rows of a [M, F] to all of b [N, F], with the first row's place;
+    to rounding.
+    """
     centre, size = b.mean(0), max(BLOCK // len(b), 1)
     b = b - centre
     lengths = (b**2).sum(1)
@@ -236,10 +272,14 @@ def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _distances(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """|a_i - b_j| of each pair, by subtraction: a distance of equal rows is 0, and |a - b| = |b - a|."""
+    """|a_i - b_j| of each pair, by subtraction: a distance of equal rows is 0, and |a - b| = |b
+    - a|.
+    """
     size = max(BLOCK // a.shape[1], 1)
     parts = (slice(start, start + size) for start in range(0, len(i), size))
-    return np.concatenate([np.zeros(0), *(np.sqrt(((a[i[s]] - b[j[s]]) ** 2).sum(1)) for s in parts)])
+    return np.concatenate(
+        [np.zeros(0), *(np.sqrt(((a[i[s]] - b[j[s]]) ** 2).sum(1)) for s in parts)]
+    )
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
@@ -248,8 +288,12 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
     return nearest_neighbours(x, x, k + 1).distances[:, k]
 
 
-def _balls_around(points: np.ndarray, centres: np.ndarray, radii: np.ndarray, within: np.ufunc) -> np.ndarray:
-    """How many of the balls each point is in, [M]; pairs too near to the border for a matrix product are subtracted."""
+def _balls_around(
+    points: np.ndarray, centres: np.ndarray, radii: np.ndarray, within: np.ufunc
+) -> np.ndarray:
+    """How many of the balls each point is in, [M]; pairs too near to the border for a matrix
+    product are subtracted.
+    """
     counts = np.zeros(len(points))
     largest = max(((x - centres.mean(0)) ** 2).sum(1).max() for x in (points, centres))
     for start, squares in _squares(points, centres):
@@ -269,7 +313,9 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mann_whitney(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """z-score of the number of pairs with a > b, and the share of pairs with a < b; ties one half."""
+    """z-score of the number of pairs with a > b, and the share of pairs with a < b; ties one
+    half.
+    """
     m, n, b = len(a), len(b), np.sort(b)
     above = (np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")).sum() / 2
     ties = np.unique(np.concatenate([a, b]), return_counts=True)[1].astype(np.float64)
@@ -296,13 +342,21 @@ def _body(shape: tuple[int, ...], width: int) -> Network:
     return networks.mlp((256,), width)
 
 
-def _in_batches(apply: Callable[[Any, Array], Array], params: Any, size: int = 500) -> Callable[[Any], np.ndarray]:
-    """``apply`` over images [N, ...], in float64; the last batch is filled up and cut, so that one size is compiled."""
+def _in_batches(
+    apply: Callable[[Any, Array], Array], params: Any, size: int = 500
+) -> Callable[[Any], np.ndarray]:
+    """``apply`` over images [N, ...], in float64; the last batch is filled up and cut, so that
+    one size is compiled.
+    """
     batched = jax.jit(jax.vmap(apply, (None, 0)))
 
     def over(images: Any) -> np.ndarray:
         images = np.asarray(images, np.float32)
-        rows = np.minimum(np.arange(-(-len(images) // size) * size), len(images) - 1).reshape(-1, size)
-        return np.concatenate([np.asarray(batched(params, images[part]), np.float64) for part in rows])[: len(images)]
+        rows = np.minimum(np.arange(-(-len(images) // size) * size), len(images) - 1).reshape(
+            -1, size
+        )
+        return np.concatenate(
+            [np.asarray(batched(params, images[part]), np.float64) for part in rows]
+        )[: len(images)]
 
     return over

@@ -1,7 +1,9 @@
-"""Gradient estimators of E_q f(z), ``(key, q, f, num_samples) -> scalar``: its gradient estimates the gradient.
+"""Gradient estimators of E_q f(z), ``(key, q, f, num_samples) -> scalar``: its gradient estimates
+the gradient.
 
-``f`` takes one z of q's event shape to a number, may depend on parameters itself, and is differentiated in them where
-z was drawn. What an estimator serves, whether it is unbiased and what it costs stands in ``ESTIMATORS``.
+``f`` takes one z of q's event shape to a number, may depend on parameters itself, and is
+differentiated in them where z was drawn. What an estimator serves, whether it is unbiased and what
+it costs stands in ``ESTIMATORS``.
 """
 
 from jaxvae.expectations.contract import (

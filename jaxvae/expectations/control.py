@@ -15,7 +15,13 @@ from jaxvae import networks
 from jaxvae.distributions import Bernoulli, OneHotCategorical
 from jaxvae.expectations.contract import BINARY, DISCRETE, Function, controlled
 from jaxvae.expectations.general import CONTROL, learned_function
-from jaxvae.expectations.noises import hardened, many_samples, smooth_perturbation, smooth_perturbations, softened
+from jaxvae.expectations.noises import (
+    hard_sample,
+    many_samples,
+    relaxed_sample,
+    smooth_perturbation,
+    smooth_perturbations,
+)
 
 Array = jax.Array
 _each = lambda k, d, c: k
@@ -40,12 +46,23 @@ def _left_out(values: Array) -> Array:
     return (values.sum(0) - values) / (len(values) - 1)
 
 
-@controlled(many_samples, BINARY, _each, _each, joint=True, least=2, init=lambda key, q, context: jnp.zeros(()))
-def double_cv(noise: Array, q: Bernoulli, f: Function, control: Array, context: Array) -> tuple[Array, Bernoulli]:
-    """Leave-one-out baselines and first-order expansions at the other samples, b_k = a g_-k (z_k - s(phi)).
+@controlled(
+    many_samples,
+    BINARY,
+    _each,
+    _each,
+    uses_samples_jointly=True,
+    min_samples=2,
+    init=lambda key, q, context: jnp.zeros(()),
+)
+def double_cv(
+    noise: Array, q: Bernoulli, f: Function, control: Array, context: Array
+) -> tuple[Array, Bernoulli]:
+    """Leave-one-out baselines and first-order expansions at the other samples, b_k = a g_-k (z_k -
+    s(phi)).
 
-    1/K sum_k (f_k + b_k - mean_{j != k} (f_j + b_j)) (z_k - s) - a mean_k(g_k) s', with g_-k the mean of the other
-    samples' f' and a learned (Titsias & Shi 2021, arXiv:2111.05300).
+    1/K sum_k (f_k + b_k - mean_{j != k} (f_j + b_j)) (z_k - s) - a mean_k(g_k) s', with g_-k the
+    mean of the other samples' f' and a learned (Titsias & Shi 2021, arXiv:2111.05300).
     """
     z, mean = stop_gradient(noise), q.mean
     values, others, slopes = _at_samples(z, f)
@@ -57,19 +74,29 @@ def double_cv(noise: Array, q: Bernoulli, f: Function, control: Array, context: 
     return values.mean(), Bernoulli(direction)
 
 
-_STEIN = networks.computed_in(networks.mlp((100,), 2, lambda x: jax.nn.leaky_relu(x, 0.3)))
+_STEIN = networks.with_precision(networks.mlp((100,), 2, lambda x: jax.nn.leaky_relu(x, 0.3)))
 
 
 def _stein_init(key: Array, q: Bernoulli, context: Array) -> Any:
-    return {"network": _STEIN.init(key, jnp.zeros(2)), "baseline": jnp.zeros(()), "score": jnp.zeros(())}
+    return {
+        "network": _STEIN.init(key, jnp.zeros(2)),
+        "baseline": jnp.zeros(()),
+        "score": jnp.zeros(()),
+    }
 
 
-@controlled(many_samples, BINARY, _each, _each, joint=True, least=2, init=_stein_init)
-def rodeo(noise: Array, q: Bernoulli, f: Function, control: Any, context: Array) -> tuple[Array, Bernoulli]:
-    """Control variates of the Gibbs Stein operator, A h(z) = 1/D sum_i q(flipped z_i) (h(z with z_i flipped) - h(z)).
+@controlled(
+    many_samples, BINARY, _each, _each, uses_samples_jointly=True, min_samples=2, init=_stein_init
+)
+def rodeo(
+    noise: Array, q: Bernoulli, f: Function, control: Any, context: Array
+) -> tuple[Array, Bernoulli]:
+    """Control variates of the Gibbs Stein operator, A h(z) = 1/D sum_i q(flipped z_i) (h(z with z_i
+    flipped) - h(z)).
 
-    1/K sum_k (f_k - mean_{j != k} (f_j + a A h_j(z_j))) (z_k - s) + b A h~_k(z_k), with h_k(y) the mean over j != k
-    of a learned H_1(f'(z_j) (y - z_j), f_j), and h~_k that of H_2 times (y - s) (Shi et al. 2022, arXiv:2202.09497).
+    1/K sum_k (f_k - mean_{j != k} (f_j + a A h_j(z_j))) (z_k - s) + b A h~_k(z_k), with h_k(y) the
+    mean over j != k of a learned H_1(f'(z_j) (y - z_j), f_j), and h~_k that of H_2 times (y - s)
+    (Shi et al. 2022, arXiv:2202.09497).
     """
     z, mean = stop_gradient(noise), q.mean
     k = len(z)
@@ -78,10 +105,19 @@ def rodeo(noise: Array, q: Bernoulli, f: Function, control: Any, context: Array)
     flipped = jnp.where(flat > 0, 1 - mean.ravel(), mean.ravel())  # q of the other value, [K, D]
     others = (jnp.arange(k)[:, None] + jnp.arange(1, k)) % k  # j != k, [K, K - 1]
     of, value = slope[others], values[others]
-    linear = jnp.einsum("kd,kjd->kj", flat, of, precision="float32") - jnp.sum(flat * slope, -1)[others]
-    of_flips = linear[..., None] + of * (1 - 2 * flat[:, None])  # f'(z_j) (z_k flipped - z_j), [K, K - 1, D]
-    h = jnp.vectorize(lambda x, v: _STEIN.apply(control["network"], jnp.stack([x, v])), signature="(),()->(o)")
-    at_flips, here = h(of_flips, value[..., None]).mean(1), h(linear, value).mean(1)  # [K, D, 2], [K, 2]
+    linear = (
+        jnp.einsum("kd,kjd->kj", flat, of, precision="float32") - jnp.sum(flat * slope, -1)[others]
+    )
+    of_flips = linear[..., None] + of * (
+        1 - 2 * flat[:, None]
+    )  # f'(z_j) (z_k flipped - z_j), [K, K - 1, D]
+    h = jnp.vectorize(
+        lambda x, v: _STEIN.apply(control["network"], jnp.stack([x, v])), signature="(),()->(o)"
+    )
+    at_flips, here = (
+        h(of_flips, value[..., None]).mean(1),
+        h(linear, value).mean(1),
+    )  # [K, D, 2], [K, 2]
     stein = jnp.mean(flipped[..., None] * (at_flips - here[:, None]), 1)  # [K, 2]
     left = values - _left_out(values + control["baseline"] * stein[:, 0])
     centred = flat - mean.ravel()
@@ -90,14 +126,16 @@ def rodeo(noise: Array, q: Bernoulli, f: Function, control: Any, context: Array)
     return values.mean(), Bernoulli(direction.reshape(mean.shape))
 
 
-# Relaxations as control variates: z = phi + noise, b its sample, z~ drawn given b; s and its kin relax both.
+# Relaxations as control variates: z = phi + noise, b its sample, z~ drawn given b; s and its kin
+# relax both.
 
 
 def conditional(q: Bernoulli | OneHotCategorical, b: Array, noise: Array) -> Array:
-    """Perturbed logits given the sample b that they give, from noise as fresh as the unconditional one.
+    """Perturbed logits given the sample b that they give, from noise as fresh as the unconditional
+    one.
 
-    Bernoulli: +-softplus(l + softplus(+-phi)). One-hot: the largest is t = g_b + logsumexp(phi), the others are
-    -log(e^-(phi_c + g_c) + e^-t) (Maddison et al. 2014, arXiv:1411.0030).
+    Bernoulli: +-softplus(l + softplus(+-phi)). One-hot: the largest is t = g_b + logsumexp(phi),
+    the others are -log(e^-(phi_c + g_c) + e^-t) (Maddison et al. 2014, arXiv:1411.0030).
     """
     if isinstance(q, Bernoulli):
         sign = 2 * b - 1
@@ -108,7 +146,9 @@ def conditional(q: Bernoulli | OneHotCategorical, b: Array, noise: Array) -> Arr
 
 
 def _tied(q: Bernoulli | OneHotCategorical, b: Array, z: Array) -> Array:
-    """The noise with which ``conditional`` gives z again, so that z~ has the value of z and the gradient of z~."""
+    """The noise with which ``conditional`` gives z again, so that z~ has the value of z and the
+    gradient of z~.
+    """
     log_expm1 = lambda x: x + jnp.log(-jnp.expm1(-x))
     if isinstance(q, Bernoulli):
         sign = 2 * b - 1
@@ -119,7 +159,9 @@ def _tied(q: Bernoulli | OneHotCategorical, b: Array, z: Array) -> Array:
     return jnp.where(b > 0, largest - logsumexp(q.logits, -1, keepdims=True), others)
 
 
-def _relaxed_gradient(q: Any, b: Array, z: Array, again: Callable, f: Function, c: Callable) -> tuple[Array, Any]:
+def _relaxed_gradient(
+    q: Any, b: Array, z: Array, again: Callable, f: Function, c: Callable
+) -> tuple[Array, Any]:
     """(f(b) - c(z~)) grad log q(b) + grad c(z) - grad c(z~), where ``again(logits)`` is z~."""
     value = f(b)
     tilde, pull = jax.vjp(again, q.logits)
@@ -142,22 +184,30 @@ def _relaxation(q: Any, f: Function, control: dict, context: Array) -> Callable:
     temperature = jnp.exp(control["log_temperature"])
 
     def c(z: Array) -> Array:
-        of_f = control["scale"] * f(softened(q, z, temperature))
-        return of_f + learned_function(control["network"], context, z) if "network" in control else of_f
+        of_f = control["scale"] * f(relaxed_sample(q, z, temperature))
+        return (
+            of_f + learned_function(control["network"], context, z)
+            if "network" in control
+            else of_f
+        )
 
     return c
 
 
-def _independent(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
+def _independent(
+    noise: Any, q: Any, f: Function, control: dict, context: Array
+) -> tuple[Array, Any]:
     z = stop_gradient(q.logits + noise[0])
-    b = hardened(q, z)
+    b = hard_sample(q, z)
     again = lambda logits: conditional(dataclasses.replace(q, logits=logits), b, noise[1])
     return _relaxed_gradient(q, b, z, again, f, _relaxation(q, f, control, context))
 
 
-def _with_tied(noise: Array, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
+def _with_tied(
+    noise: Array, q: Any, f: Function, control: dict, context: Array
+) -> tuple[Array, Any]:
     z = stop_gradient(q.logits + noise)
-    b = hardened(q, z)
+    b = hard_sample(q, z)
     fresh = stop_gradient(_tied(q, b, z))
     again = lambda logits: conditional(dataclasses.replace(q, logits=logits), b, fresh)
     return _relaxed_gradient(q, b, z, again, f, _relaxation(q, f, control, context))
@@ -170,8 +220,8 @@ _three, _two = (lambda k, d, c: 3 * k), (lambda k, d, c: 2 * k)
 def rebar(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
     """The concrete relaxation as control variate, c(z) = scale f(s(z / temperature)), both learned.
 
-    (f(b) - c(z~)) grad log q(b) + grad c(z) - grad c(z~), z~ ~ p(z | b) (Tucker et al. 2017, arXiv:1703.07370), with
-    z and z~ independent given b.
+    (f(b) - c(z~)) grad log q(b) + grad c(z) - grad c(z~), z~ ~ p(z | b) (Tucker et al. 2017,
+    arXiv:1703.07370), with z and z~ independent given b.
     """
     return _independent(noise, q, f, control, context)
 

@@ -1,4 +1,6 @@
-"""Estimators for one-hot latents from coupled draws: pseudo-actions, and antithetic bits in a tree of decisions."""
+"""Estimators for one-hot latents from coupled draws: pseudo-actions, and antithetic bits in a
+tree of decisions.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
 from jaxvae.distributions import Bernoulli, OneHotCategorical
-from jaxvae.expectations.contract import CATEGORICAL, Function, Noise, estimator, steered
+from jaxvae.expectations.contract import CATEGORICAL, Function, Noise, estimator, with_gradient
 from jaxvae.expectations.discrete import antithetic_bits, antithetic_weight, rare
 
 Array = jax.Array
@@ -24,7 +26,9 @@ _two, _each = (lambda k, d, c: 2 * k), (lambda k, d, c: k)
 def _dirichlet(key: Array, q: OneHotCategorical, k: int) -> tuple[Array, Array]:
     key_weights, key_reference = jax.random.split(key)
     e = jax.random.exponential(key_weights, q.event_shape, q.logits.dtype)
-    return e / e.sum(-1, keepdims=True), jax.random.randint(key_reference, (), 0, q.logits.shape[-1])
+    return e / e.sum(-1, keepdims=True), jax.random.randint(
+        key_reference, (), 0, q.logits.shape[-1]
+    )
 
 
 def _swapped(weights: Array, q: OneHotCategorical, i: Array, j: Array) -> Array:
@@ -37,7 +41,8 @@ def _swapped(weights: Array, q: OneHotCategorical, i: Array, j: Array) -> Array:
 
 @estimator(Noise(_dirichlet), CATEGORICAL, lambda k, d, c: k * c)
 def ars(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array:
-    """Augment-REINFORCE-swap with reference category j, (f_cj - mean_m f_mj) (1 - C w_j) for the logit of c.
+    """Augment-REINFORCE-swap with reference category j, (f_cj - mean_m f_mj) (1 - C w_j) for the
+    logit of c.
 
     f_mj is f where the weights of m and j are exchanged (Yin et al. 2019, arXiv:1905.01413).
     """
@@ -45,28 +50,34 @@ def ars(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array:
     classes = weights.shape[-1]
     values = jax.vmap(lambda m: f(_swapped(weights, q, m, j)))(jnp.arange(classes))
     direction = (values - values.mean()) * (1 - classes * weights[..., j])[..., None]
-    return steered(values.mean(), direction, q.logits)
+    return with_gradient(values.mean(), direction, q.logits)
 
 
 @estimator(Noise(_dirichlet), CATEGORICAL, lambda k, d, c: k * (c * (c - 1) // 2 + 1))
 def arsm(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array:
-    """``ars`` averaged over its references, sum_j (f_cj - mean_m f_mj) (1/C - w_j) (arXiv:1905.01413)."""
+    """``ars`` averaged over its references, sum_j (f_cj - mean_m f_mj) (1/C - w_j)
+    (arXiv:1905.01413).
+    """
     weights, _ = noise
     classes = weights.shape[-1]
     i, j = np.tril_indices(classes, -1)
     i, j = np.append(i, 0), np.append(j, 0)  # all pairs, and none
     values = jax.vmap(lambda i, j: f(_swapped(weights, q, i, j)))(i, j)
-    table = jnp.broadcast_to(values[-1], (classes, classes)).at[i, j].set(values).at[j, i].set(values)
+    table = (
+        jnp.broadcast_to(values[-1], (classes, classes)).at[i, j].set(values).at[j, i].set(values)
+    )
     centred = table - table.mean(-1, keepdims=True)
     direction = jnp.matmul(1 / classes - weights, centred, precision="float32")
-    return steered(values[-1], direction, q.logits)
+    return with_gradient(values[-1], direction, q.logits)
 
 
 # A category as the outcome of C - 1 binary decisions with log-odds psi
 
 
 def _ascending(q: OneHotCategorical) -> Array:
-    """Log-odds of stopping at each but the last category, from the least likely on: every one is at most 0."""
+    """Log-odds of stopping at each but the last category, from the least likely on: every one is
+    at most 0.
+    """
     order = stop_gradient(q.logits).argsort(-1)
     logits = jnp.take_along_axis(q.logits, order, -1)
     rest = lax.cumlogsumexp(logits, axis=logits.ndim - 1, reverse=True)
@@ -74,7 +85,9 @@ def _ascending(q: OneHotCategorical) -> Array:
 
 
 def _stopped(bits: Array, q: OneHotCategorical) -> tuple[Array, Array]:
-    """The category at which bits [*event, C-1] stop, one-hot in q's order, and which decisions came to be made."""
+    """The category at which bits [*event, C-1] stop, one-hot in q's order, and which decisions
+    came to be made.
+    """
     reached = jnp.cumprod(jnp.concatenate([jnp.ones_like(bits[..., :1]), 1 - bits], -1), -1)
     stops = reached * jnp.concatenate([bits, jnp.ones_like(bits[..., :1])], -1)
     places = stop_gradient(q.logits).argsort(-1).argsort(-1)
@@ -86,16 +99,17 @@ def _pair_of(log_odds: Any, k: int | None = 2) -> Noise:
     decisions = lambda q: Bernoulli(stop_gradient(log_odds(q)))
     return Noise(
         lambda key, q, num: antithetic_bits.draw(key, decisions(q), k or num),
-        lambda q, num: antithetic_bits.law(decisions(q), k or num),
+        lambda q, num: antithetic_bits.exact(decisions(q), k or num),
     )
 
 
-@estimator(_pair_of(_ascending, None), CATEGORICAL, _each, joint=True, least=2)
+@estimator(_pair_of(_ascending, None), CATEGORICAL, _each, uses_samples_jointly=True, min_samples=2)
 def carms(noise: Array, q: OneHotCategorical, f: Function) -> Array:
     """K antithetic categories, 1/(K(K-1)) sum_{j<k} r(z_j, z_k) (f_j - f_k) (z_j - z_k).
 
-    r = q(z_j) q(z_k) / P(z_j, z_k) makes up for their correlation (Dimitriev & Zhou 2021, arXiv:2110.14002), by sticks
-    in ascending order. With K = 2 it is the importance-weighted DisARM of Dong et al. 2021, arXiv:2106.08056.
+    r = q(z_j) q(z_k) / P(z_j, z_k) makes up for their correlation (Dimitriev & Zhou 2021,
+    arXiv:2110.14002), by sticks in ascending order. With K = 2 it is the importance-weighted DisARM
+    of Dong et al. 2021, arXiv:2106.08056.
     """
     k = len(noise)
     z = jax.vmap(lambda bits: _stopped(bits, q)[0])(noise)
@@ -104,8 +118,12 @@ def carms(noise: Array, q: OneHotCategorical, f: Function) -> Array:
     s, none = jax.nn.sigmoid(decisions.logits), jax.nn.sigmoid(-decisions.logits)
     root = jnp.exp(rare(decisions) / (k - 1))
     neither = 1 - 2 * s + jnp.maximum(2 * root - 1, 0.0) ** (k - 1)  # P(both go on)
-    passed = jnp.cumprod(jnp.concatenate([jnp.ones_like(s[..., :1]), (none**2 / neither)[..., :-1]], -1), -1)
-    weights = passed * antithetic_weight(decisions, k)  # by the first place at which one of the two stops
+    passed = jnp.cumprod(
+        jnp.concatenate([jnp.ones_like(s[..., :1]), (none**2 / neither)[..., :-1]], -1), -1
+    )
+    weights = passed * antithetic_weight(
+        decisions, k
+    )  # by the first place at which one of the two stops
     weights = jnp.concatenate([weights, jnp.zeros_like(s[..., :1])], -1)
     rank = stop_gradient(q.logits).argsort(-1).argsort(-1)
     place = jnp.sum(z * rank, -1).astype(int)  # [K, *event]
@@ -116,42 +134,59 @@ def carms(noise: Array, q: OneHotCategorical, f: Function) -> Array:
 
     first, second = np.triu_indices(k, 1)
     direction = jax.vmap(pair)(jnp.asarray(first), jnp.asarray(second)).sum(0) / (k * (k - 1))
-    return steered(values.mean(), direction, q.logits)
+    return with_gradient(values.mean(), direction, q.logits)
 
 
 @estimator(_pair_of(_ascending), CATEGORICAL, _two)
 def disarm_iw(noise: Array, q: OneHotCategorical, f: Function) -> Array:
-    """An antithetic pair of categories, weighted for its correlation (Dong et al. 2021, arXiv:2106.08056)."""
+    """An antithetic pair of categories, weighted for its correlation (Dong et al. 2021,
+    arXiv:2106.08056).
+    """
     return carms.estimate(noise, q, f)
 
 
 def _of_decisions(psi: Array, bits: Array, z: Array, made: Array, f: Function) -> Array:
-    """DisARM where both members of the pair come to a decision, and the score function where one does.
+    """DisARM where both members of the pair come to a decision, and the score function where one
+    does.
 
-    (f - f')/2 (a a' (b - b') s(|psi|) + a (1 - a') (b - s(psi)) - (1 - a) a' (b' - s(psi))), a: whether it is made.
+    (f - f')/2 (a a' (b - b') s(|psi|) + a (1 - a') (b - s(psi)) - (1 - a) a' (b' - s(psi))), a:
+    whether it is made.
     """
     values = f(z[0]), f(z[1])
     (b, other), (a, too), p = bits, made, jax.nn.sigmoid(psi)
     both = a * too * (b - other) * jax.nn.sigmoid(jnp.abs(psi))
-    direction = 0.5 * (values[0] - values[1]) * (both + a * (1 - too) * (b - p) - (1 - a) * too * (other - p))
-    return steered((values[0] + values[1]) / 2, direction, psi)
+    direction = (
+        0.5
+        * (values[0] - values[1])
+        * (both + a * (1 - too) * (b - p) - (1 - a) * too * (other - p))
+    )
+    return with_gradient((values[0] + values[1]) / 2, direction, psi)
 
 
 @estimator(_pair_of(_ascending), CATEGORICAL, _two)
 def disarm_sb(noise: Array, q: OneHotCategorical, f: Function) -> Array:
-    """DisARM on the decisions of breaking a stick, the least likely category first (arXiv:2106.08056)."""
+    """DisARM on the decisions of breaking a stick, the least likely category first
+    (arXiv:2106.08056).
+    """
     z, made = jax.vmap(lambda bits: _stopped(bits, q))(noise)
     return _of_decisions(_ascending(q), noise, z, made, f)
 
 
 def _branches(classes: int) -> np.ndarray:
-    """A balanced tree over the categories: which lie to the left, -1, and right, 1, of each decision, [C-1, C]."""
+    """A balanced tree over the categories: which lie to the left, -1, and right, 1, of each
+    decision, [C-1, C].
+    """
     rows = []
 
     def split(low: int, high: int) -> None:
         if high - low > 1:
             middle = (low + high) // 2
-            rows.append([-1 if low <= c < middle else 1 if middle <= c < high else 0 for c in range(classes)])
+            rows.append(
+                [
+                    -1 if low <= c < middle else 1 if middle <= c < high else 0
+                    for c in range(classes)
+                ]
+            )
             split(low, middle)
             split(middle, high)
 

@@ -11,16 +11,19 @@ import numpy as np
 from jax.lax import stop_gradient
 
 from jaxvae.distributions import Bernoulli, Categorical, OneHotCategorical, uniform
-from jaxvae.expectations.contract import BINARY, DISCRETE, Function, Noise, estimator, steered
+from jaxvae.expectations.contract import BINARY, DISCRETE, Function, Noise, estimator, with_gradient
 from jaxvae.expectations.general import one_replaced, replaced
-from jaxvae.expectations.noises import NODES, hardened, one_sample, perturbation, product, states
+from jaxvae.expectations.noises import NODES, hard_sample, one_sample, perturbation, product, states
 
 Array = jax.Array
 _two, _each = (lambda k, d, c: 2 * k), (lambda k, d, c: k)
 
 
 @estimator(
-    Noise(lambda key, q, k: (), lambda q, k: (np.zeros((1, 0)), np.ones(1))), DISCRETE, lambda k, d, c: c**d, joint=True
+    Noise(lambda key, q, k: (), lambda q, k: (np.zeros((1, 0)), np.ones(1))),
+    DISCRETE,
+    lambda k, d, c: c**d,
+    uses_samples_jointly=True,
 )
 def enumeration(noise: Any, q: Bernoulli | Categorical | OneHotCategorical, f: Function) -> Array:
     """The exact sum over all states, sum_z q(z) f(z). Raises ValueError above 2^16 states."""
@@ -37,25 +40,30 @@ def local_expectation(noise: Array, q: Bernoulli | OneHotCategorical, f: Functio
     z, many = stop_gradient(noise), jax.vmap(f)
     if isinstance(q, Bernoulli):
         difference = many(replaced(z, jnp.ones_like(z))) - many(replaced(z, jnp.zeros_like(z)))
-        return steered(f(z), difference.reshape(z.shape), q.mean)
-    return steered(f(z), many(one_replaced(z)).reshape(z.shape), q.mean)
+        return with_gradient(f(z), difference.reshape(z.shape), q.mean)
+    return with_gradient(f(z), many(one_replaced(z)).reshape(z.shape), q.mean)
 
 
-# Binary latents: z = 1[phi + l > 0] with l logistic, whose tails are exact; s is the logistic function.
+# Binary latents: z = 1[phi + l > 0] with l logistic, whose tails are exact; s is the logistic
+# function.
 
 
 @estimator(perturbation, BINARY, _each)
 def ar(noise: Array, q: Bernoulli, f: Function) -> Array:
-    """Augment-REINFORCE, f(1[u < s(phi)]) (1 - 2u), u uniform (Yin & Zhou 2018, arXiv:1807.11143)."""
-    value = f(hardened(q, q.logits + noise))
-    return steered(value, value * jnp.tanh(noise / 2), q.logits)  # u = s(-l)
+    """Augment-REINFORCE, f(1[u < s(phi)]) (1 - 2u), u uniform (Yin & Zhou 2018,
+    arXiv:1807.11143).
+    """
+    value = f(hard_sample(q, q.logits + noise))
+    return with_gradient(value, value * jnp.tanh(noise / 2), q.logits)  # u = s(-l)
 
 
 @estimator(perturbation, BINARY, _two)
 def arm(noise: Array, q: Bernoulli, f: Function) -> Array:
-    """Augment-REINFORCE-merge, (f(1[u > s(-phi)]) - f(1[u < s(phi)])) (u - 1/2) (arXiv:1807.11143)."""
-    one, other = f(hardened(q, q.logits + noise)), f(hardened(q, q.logits - noise))
-    return steered((one + other) / 2, (one - other) * jnp.tanh(noise / 2) / 2, q.logits)
+    """Augment-REINFORCE-merge, (f(1[u > s(-phi)]) - f(1[u < s(phi)])) (u - 1/2)
+    (arXiv:1807.11143).
+    """
+    one, other = f(hard_sample(q, q.logits + noise)), f(hard_sample(q, q.logits - noise))
+    return with_gradient((one + other) / 2, (one - other) * jnp.tanh(noise / 2) / 2, q.logits)
 
 
 # Antithetic bits: K exchangeable Bernoulli variables of which as few as possible are equal.
@@ -67,9 +75,11 @@ def rare(q: Bernoulli) -> Array:
 
 
 def _bits_draw(key: Array, q: Bernoulli, k: int) -> Array:
-    """1[d_k > t] for the rarer value, d ~ Dirichlet(1, ..., 1) and P(d_k > t) = (1 - t)^(K-1) = s(-|phi|).
+    """1[d_k > t] for the rarer value, d ~ Dirichlet(1, ..., 1) and P(d_k > t) = (1 - t)^(K-1) =
+    s(-|phi|).
 
-    The event is that of the exponentials, e_k (1 - t) > t sum_{j != k} e_j, which keeps small 1 - t.
+    The event is that of the exponentials, e_k (1 - t) > t sum_{j != k} e_j, which keeps small 1 -
+    t.
     """
     e = -jnp.log1p(-uniform(key, (k, *q.event_shape), q.logits.dtype))  # exponential
     stays = jnp.exp(rare(q) / (k - 1))  # 1 - t
@@ -78,7 +88,9 @@ def _bits_draw(key: Array, q: Bernoulli, k: int) -> Array:
 
 
 def _together(q: Bernoulli, k: int, m: int) -> np.ndarray:
-    """The probability that m of the bits are all of the rarer value, max(m r - m + 1, 0)^(K-1), r^(K-1) = s(-|phi|)."""
+    """The probability that m of the bits are all of the rarer value, max(m r - m + 1, 0)^(K-1),
+    r^(K-1) = s(-|phi|).
+    """
     root = np.exp(np.asarray(rare(q), np.float64) / (k - 1))
     return np.maximum(1 - m * (1 - root), 0) ** (k - 1) if m else np.ones(q.event_shape)
 
@@ -91,8 +103,12 @@ def _bits_law(q: Bernoulli, k: int) -> tuple[Any, Any]:
     patterns = np.array(list(itertools.product((0, 1), repeat=k)))  # 1 is the rarer value
     together = np.stack([_together(q, k, m).ravel() for m in range(k + 1)])  # [K + 1, D]
     ones = patterns.sum(1)
-    binomial = np.vectorize(lambda n, m: float(np.prod(np.arange(n - m + 1, n + 1)) / np.prod(np.arange(1, m + 1))))
-    mass = lambda i: sum((-1.0) ** j * binomial(k - i, j) * together[i + j] for j in range(k - i + 1))
+    binomial = np.vectorize(
+        lambda n, m: float(np.prod(np.arange(n - m + 1, n + 1)) / np.prod(np.arange(1, m + 1)))
+    )
+    mass = lambda i: sum(
+        (-1.0) ** j * binomial(k - i, j) * together[i + j] for j in range(k - i + 1)
+    )
     masses = np.stack([mass(i) for i in ones])  # [2^K, D]
     rare_is_one = np.ravel(np.asarray(q.logits) < 0)
     one = lambda d: (patterns if rare_is_one[d] else 1 - patterns, np.maximum(masses[:, d], 0))
@@ -113,25 +129,34 @@ def disarm(noise: Array, q: Bernoulli, f: Function) -> Array:
     """
     b, other = noise
     one, two = f(b), f(other)
-    return steered((one + two) / 2, 0.5 * (one - two) * (b - other) * jax.nn.sigmoid(jnp.abs(q.logits)), q.logits)
+    return with_gradient(
+        (one + two) / 2,
+        0.5 * (one - two) * (b - other) * jax.nn.sigmoid(jnp.abs(q.logits)),
+        q.logits,
+    )
 
 
-@estimator(antithetic_bits, BINARY, _each, joint=True, least=2)
+@estimator(antithetic_bits, BINARY, _each, uses_samples_jointly=True, min_samples=2)
 def arms(noise: Array, q: Bernoulli, f: Function) -> Array:
     """Leave-one-out baselines on K antithetic bits, w 1/(K-1) sum_k (f(b_k) - mean f) b_k.
 
-    w = p (1 - p) / (p - P(b_1 = b_2 = 1)) makes up for their correlation. Dimitriev & Zhou 2021, arXiv:2105.14141, with
-    the Dirichlet copula; w is formed without cancellation. With K = 2 it is DisARM.
+    w = p (1 - p) / (p - P(b_1 = b_2 = 1)) makes up for their correlation. Dimitriev & Zhou 2021,
+    arXiv:2105.14141, with the Dirichlet copula; w is formed without cancellation. With K = 2 it is
+    DisARM.
     """
     k = len(noise)
     values = jax.vmap(f)(noise)
     weight = antithetic_weight(q, k)
     centred = (values - values.mean()) / (k - 1)
-    return steered(values.mean(), weight * jnp.tensordot(centred, noise, 1, precision="float32"), q.logits)
+    return with_gradient(
+        values.mean(), weight * jnp.tensordot(centred, noise, 1, precision="float32"), q.logits
+    )
 
 
 def antithetic_weight(q: Bernoulli, k: int) -> Array:
-    """p (1 - p) / (p - P_11) = (1 - p) / (1 - P_11 / p), in p = s(-|phi|), the rarer value's probability."""
+    """p (1 - p) / (p - P_11) = (1 - p) / (1 - P_11 / p), in p = s(-|phi|), the rarer value's
+    probability.
+    """
     root = jnp.exp(rare(q) / (k - 1))
     both = jnp.maximum(2 - 1 / root, 0.0) ** (k - 1)  # P_11 / p
     return jax.nn.sigmoid(jnp.abs(q.logits)) / (1 - both)

@@ -11,8 +11,17 @@ import optax
 from jax.lax import stop_gradient
 
 from jaxvae import networks
-from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical, realized
-from jaxvae.expectations.contract import ANY, BINARY, CONTINUOUS, Function, Noise, controlled, estimator, steered
+from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical, reparameterize
+from jaxvae.expectations.contract import (
+    ANY,
+    BINARY,
+    CONTINUOUS,
+    Function,
+    Noise,
+    controlled,
+    estimator,
+    with_gradient,
+)
 from jaxvae.expectations.noises import many_samples, one_sample, product, sample_law
 
 Array = jax.Array
@@ -21,30 +30,31 @@ _each = lambda k, d, c: k
 
 @estimator(one_sample, ANY, _each)
 def score_function(noise: Array, q: Any, f: Function, baseline: Array | float = 0.0) -> Array:
-    """REINFORCE, (f(z) - b) grad log q(z) (Williams 1992; Mohamed et al. 2020, arXiv:1906.10652, eq. 14).
+    """REINFORCE, (f(z) - b) grad log q(z) (Williams 1992; Mohamed et al. 2020, arXiv:1906.10652,
+    eq. 14).
 
     ``baseline`` b must not depend on z.
     """
-    z = stop_gradient(realized(q, noise))
+    z = stop_gradient(reparameterize(q, noise))
     value = f(z)
-    return steered(value, value - baseline, q.log_prob(z))
+    return with_gradient(value, value - baseline, q.log_prob(z))
 
 
-@estimator(many_samples, ANY, _each, joint=True, least=2)
+@estimator(many_samples, ANY, _each, uses_samples_jointly=True, min_samples=2)
 def rloo(noise: Array, q: Any, f: Function) -> Array:
     """Leave-one-out baselines, 1/(K-1) sum_k (f(z_k) - mean f) grad log q(z_k) (Kool et al. 2019).
 
     Of the ELBO it is the gradient of VarGrad (Richter et al. 2020, arXiv:2010.10436).
     """
-    z = stop_gradient(realized(q, noise))
+    z = stop_gradient(reparameterize(q, noise))
     values, scores = jax.vmap(f)(z), jax.vmap(q.log_prob)(z)
-    return steered(values.mean(), (values - values.mean()) / (len(z) - 1), scores)
+    return with_gradient(values.mean(), (values - values.mean()) / (len(z) - 1), scores)
 
 
 # Learned baselines
 
 DECAY = 0.1  # share of a moving average that a new value has
-_BASELINE = networks.computed_in(networks.mlp((100,), 1, jnp.tanh))
+_BASELINE = networks.with_precision(networks.mlp((100,), 1, jnp.tanh))
 
 
 def _of_context(control: Any, context: Array) -> Array:
@@ -52,7 +62,7 @@ def _of_context(control: Any, context: Array) -> Array:
 
 
 def _constant_error(noise: Array, q: Any, f: Function, control: Array, context: Array) -> Array:
-    return 0.5 * (f(realized(q, noise)) - control) ** 2
+    return 0.5 * (f(reparameterize(q, noise)) - control) ** 2
 
 
 @estimator(
@@ -64,7 +74,8 @@ def _constant_error(noise: Array, q: Any, f: Function, control: Array, context: 
     optimizer=lambda learning_rate: optax.sgd(DECAY),
 )
 def moving_average(noise: Array, q: Any, f: Function, control: Array, context: Array) -> Array:
-    """The mean of earlier values as baseline, b <- b - r (b - f) (Mohamed et al. 2020, arXiv:1906.10652, sec. 7.4.1).
+    """The mean of earlier values as baseline, b <- b - r (b - f) (Mohamed et al. 2020,
+    arXiv:1906.10652, sec. 7.4.1).
 
     The step descends (f - b)^2 / 2, with r = 0.1.
     """
@@ -76,7 +87,7 @@ def _nvil_init(key: Array, q: Any, context: Array) -> Any:
 
 
 def _nvil_error(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Array:
-    return 0.5 * (f(realized(q, noise)) - _of_context(control, context)) ** 2
+    return 0.5 * (f(reparameterize(q, noise)) - _of_context(control, context)) ** 2
 
 
 def _nvil_optimizer(learning_rate: float) -> optax.GradientTransformation:
@@ -97,28 +108,32 @@ def nvil(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Arr
 
 @estimator(one_sample, CONTINUOUS | BINARY, lambda k, d, c: k + 1, lambda k, d, c: 1)
 def muprop(noise: Array, q: Any, f: Function) -> Array:
-    """The first-order expansion of f at the mean as control variate (Gu et al. 2015, arXiv:1511.05176).
+    """The first-order expansion of f at the mean as control variate (Gu et al. 2015,
+    arXiv:1511.05176).
 
     (f(z) - f(m) - f'(m)(z - m)) grad log q(z) + f'(m) grad m, with m the mean of q.
     """
-    z = stop_gradient(realized(q, noise))
+    z = stop_gradient(reparameterize(q, noise))
     value, mean = f(z), q.mean
     at_mean, slope = jax.value_and_grad(f)(stop_gradient(mean))
     expansion = at_mean + jnp.sum(slope * (z - mean))
-    return steered(value, (value - expansion, slope), (q.log_prob(z), mean))
+    return with_gradient(value, (value - expansion, slope), (q.log_prob(z), mean))
 
 
 # Reparameterized densities
 
 
-@estimator(many_samples, CONTINUOUS, _each, _each, joint=True)
+@estimator(many_samples, CONTINUOUS, _each, _each, uses_samples_jointly=True)
 def pathwise(noise: Array, q: Any, f: Function) -> Array:
-    """1/K sum_k f(z_k), z_k a differentiable function of the parameters (Kingma & Welling 2013, arXiv:1312.6114).
+    """1/K sum_k f(z_k), z_k a differentiable function of the parameters (Kingma & Welling 2013,
+    arXiv:1312.6114).
 
-    Explicit where z is a function of noise; implicit, dz = -dF / q(z), for gamma, beta, Dirichlet and Student's t
-    (Figurnov et al. 2018, arXiv:1805.08498).
+    Explicit where z is a function of noise; implicit, dz = -dF / q(z), for gamma, beta, Dirichlet
+    and Student's t (Figurnov et al. 2018, arXiv:1805.08498).
     """
-    z = realized(q, noise)  # a single one goes without the axis, which XLA's CPU compiler handles badly
+    z = reparameterize(
+        q, noise
+    )  # a single one goes without the axis, which XLA's CPU compiler handles badly
     return f(z[0]) if len(z) == 1 else jax.vmap(f)(z).mean()
 
 
@@ -126,27 +141,33 @@ def pathwise(noise: Array, q: Any, f: Function) -> Array:
 def linearized_pathwise(noise: Array, q: Normal, f: Function) -> Array:
     """The pathwise gradient less that of f's second-order expansion, whose mean is known.
 
-    Miller et al. 2017, arXiv:1705.07880. For a diagonal Gaussian (m, s), z = m + s e and the Hessian H of f at m:
-    f'(z) - H (z - m) in m, and (f'(z) - f'(m) - H (z - m)) e + diag(H) s in s. A Hessian-vector product counts as a
-    gradient.
+    Miller et al. 2017, arXiv:1705.07880. For a diagonal Gaussian (m, s), z = m + s e and the
+    Hessian H of f at m: f'(z) - H (z - m) in m, and (f'(z) - f'(m) - H (z - m)) e + diag(H) s in s.
+    A Hessian-vector product counts as a gradient.
     """
     if not isinstance(q, Normal):
-        raise ValueError(f"linearized_pathwise serves the diagonal Gaussian Normal; q is a {type(q).__name__}")
+        raise ValueError(
+            f"linearized_pathwise serves the diagonal Gaussian Normal; q is a {type(q).__name__}"
+        )
     mean, scale = (stop_gradient(jnp.broadcast_to(a, q.event_shape)) for a in (q.loc, q.scale))
     z = mean + scale * noise
     value, slope = jax.value_and_grad(f)(z)
     at_mean, hessian = jax.linearize(jax.grad(f), mean)
     bent = hessian(z - mean)
-    diagonal = jnp.diagonal(jax.vmap(hessian)(jnp.eye(mean.size).reshape(-1, *mean.shape)).reshape(mean.size, -1))
+    diagonal = jnp.diagonal(
+        jax.vmap(hessian)(jnp.eye(mean.size).reshape(-1, *mean.shape)).reshape(mean.size, -1)
+    )
     in_scale = (slope - at_mean - bent) * noise + diagonal.reshape(mean.shape) * scale
-    return steered(value, (slope - bent, in_scale), (q.mean, jnp.broadcast_to(q.scale, q.event_shape)))
+    return with_gradient(
+        value, (slope - bent, in_scale), (q.mean, jnp.broadcast_to(q.scale, q.event_shape))
+    )
 
 
 def _lax_network(key: Array, q: Any, context: Array) -> Any:
     return CONTROL.init(key, jnp.concatenate([context.ravel(), jnp.ravel(q.mean)]))
 
 
-CONTROL = networks.computed_in(networks.mlp((137,), 1, jnp.tanh))
+CONTROL = networks.with_precision(networks.mlp((137,), 1, jnp.tanh))
 
 
 def learned_function(control: Any, context: Array, z: Array) -> Array:
@@ -156,15 +177,16 @@ def learned_function(control: Any, context: Array, z: Array) -> Array:
 
 @controlled(one_sample, CONTINUOUS, _each, init=_lax_network)
 def lax(noise: Array, q: Any, f: Function, control: Any, context: Array) -> tuple[Array, Any]:
-    """A learned c(z), (f(z) - c(z)) grad log q(z) + grad c(z(phi)) (Grathwohl et al. 2017, arXiv:1711.00123).
+    """A learned c(z), (f(z) - c(z)) grad log q(z) + grad c(z(phi)) (Grathwohl et al. 2017,
+    arXiv:1711.00123).
 
     c is trained for the least variance. f may be a black box: its gradient is not used.
     """
-    z = stop_gradient(realized(q, noise))
+    z = stop_gradient(reparameterize(q, noise))
     value = f(z)
     left = value - learned_function(control, context, z)
     score = jax.grad(lambda q: q.log_prob(z))(q)
-    path = jax.grad(lambda q: learned_function(control, context, realized(q, noise)))(q)
+    path = jax.grad(lambda q: learned_function(control, context, reparameterize(q, noise)))(q)
     return value, jax.tree.map(lambda s, p: left * s + p, score, path)
 
 
@@ -175,7 +197,9 @@ def _measures_draw(coupled: bool) -> Any:
     def draw(key: Array, q: Any, num_samples: int) -> tuple:
         if not isinstance(q, Normal | Bernoulli | OneHotCategorical):
             served = "Normal, Bernoulli and OneHotCategorical"
-            raise ValueError(f"measure-valued derivatives are those of {served}; q is a {type(q).__name__}")
+            raise ValueError(
+                f"measure-valued derivatives are those of {served}; q is a {type(q).__name__}"
+            )
         keys = jax.random.split(key, 6)
         if not isinstance(q, Normal):
             z = q.sample(keys[0])
@@ -192,13 +216,15 @@ def _measures_draw(coupled: bool) -> Any:
     return draw
 
 
-def _measures_law(coupled: bool, nodes: tuple[int, int] = (14, 28)) -> Any:
-    def law(q: Any, num_samples: int) -> Any:
+def _measures_exact(coupled: bool, nodes: tuple[int, int] = (14, 28)) -> Any:
+    def exact(q: Any, num_samples: int) -> Any:
         if not isinstance(q, Normal):
             z, weights = sample_law(q, 1)
             return ((z, z), weights) if coupled else product((z, weights), (z, weights))
         if q.mean.size != 1:
-            raise ValueError("the exact law of measure-valued derivatives of a Gaussian is there for one latent only")
+            raise ValueError(
+                "the exact law of measure-valued derivatives of a Gaussian is there for one latent only"
+            )
         x, weights = np.polynomial.hermite_e.hermegauss(nodes[0])
         normal = x, weights / weights.sum()
         maxwell = x, normal[1] * x**2
@@ -212,13 +238,13 @@ def _measures_law(coupled: bool, nodes: tuple[int, int] = (14, 28)) -> Any:
             noise, weights = product(normal, rayleigh, rayleigh, maxwell, normal)
         return tuple(a.reshape(-1, *q.event_shape) for a in noise), weights
 
-    return law
+    return exact
 
 
 def _measures_noise(coupled: bool) -> Noise:
-    fewer = _measures_law(coupled, (10, 22))
-    coarse = lambda q, num_samples: fewer(q, num_samples) if isinstance(q, Normal) else None
-    return Noise(_measures_draw(coupled), _measures_law(coupled), coarse)
+    fewer = _measures_exact(coupled, (10, 22))
+    exact_coarser = lambda q, num_samples: fewer(q, num_samples) if isinstance(q, Normal) else None
+    return Noise(_measures_draw(coupled), _measures_exact(coupled), exact_coarser)
 
 
 def _measure_valued(noise: Any, q: Any, f: Function) -> Array:
@@ -229,24 +255,28 @@ def _measure_valued(noise: Any, q: Any, f: Function) -> Array:
         z = stop_gradient(loc + scale * base)
         at = lambda noise: many(replaced(z, stop_gradient(loc + scale * noise))).reshape(loc.shape)
         in_loc = (at(rise) - at(-fall)) / (scale * np.sqrt(2 * np.pi))
-        return steered(f(z), (in_loc, (at(outer) - at(inner)) / scale), (loc, scale))
+        return with_gradient(f(z), (in_loc, (at(outer) - at(inner)) / scale), (loc, scale))
     z, other = noise
     value = f(z)
     if isinstance(q, Bernoulli):
         up, down = many(replaced(z, jnp.ones_like(z))), many(replaced(other, jnp.zeros_like(z)))
-        return steered(value, (up - down).reshape(z.shape), q.mean)
+        return with_gradient(value, (up - down).reshape(z.shape), q.mean)
     each = many(one_replaced(z)).reshape(z.shape)
-    return steered(value, q.mean * (each - (value if other is z else f(other))), q.logits)
+    return with_gradient(value, q.mean * (each - (value if other is z else f(other))), q.logits)
 
 
 def replaced(base: Array, values: Array) -> Array:
     """``base`` [*event] with one coordinate after the other replaced: [D, *event]."""
     each = jnp.broadcast_to(base.reshape(-1), (base.size, base.size))
-    return jnp.where(jnp.eye(base.size, dtype=bool), values.reshape(1, -1), each).reshape(base.size, *base.shape)
+    return jnp.where(jnp.eye(base.size, dtype=bool), values.reshape(1, -1), each).reshape(
+        base.size, *base.shape
+    )
 
 
 def one_replaced(z: Array) -> Array:
-    """One-hot z [*event, C] with one latent after the other in one class after the other: [D C, *event, C]."""
+    """One-hot z [*event, C] with one latent after the other in one class after the other: [D C,
+    *event, C].
+    """
     classes = z.shape[-1]
     flat = z.reshape(-1, classes)
     swap = lambda d, c: flat.at[d].set(jnp.eye(classes, dtype=z.dtype)[c]).reshape(z.shape)
@@ -259,11 +289,13 @@ def one_replaced(z: Array) -> Array:
     lambda k, d, c: k * ((c or 4) * d + 1),
 )
 def measure_valued(noise: Any, q: Any, f: Function) -> Array:
-    """Weak derivatives, c (f(z+) - f(z-)) for each parameter (Mohamed et al. 2020, arXiv:1906.10652, sec. 6).
+    """Weak derivatives, c (f(z+) - f(z-)) for each parameter (Mohamed et al. 2020,
+    arXiv:1906.10652, sec. 6).
 
-    Mean of a Gaussian: z+- = m +- s w, w Rayleigh, c = 1 / (s sqrt(2 pi)); its scale: double-sided Maxwell less normal,
-    c = 1 / s. A Bernoulli's probability: 1 less 0. A category's logit: the category less a draw, c its probability. The
-    pair is coupled: it shares w, the other latents, and the normal is the Maxwell times a uniform.
+    Mean of a Gaussian: z+- = m +- s w, w Rayleigh, c = 1 / (s sqrt(2 pi)); its scale: double-sided
+    Maxwell less normal, c = 1 / s. A Bernoulli's probability: 1 less 0. A category's logit: the
+    category less a draw, c its probability. The pair is coupled: it shares w, the other latents,
+    and the normal is the Maxwell times a uniform.
     """
     return _measure_valued(noise if isinstance(q, Normal) else (noise[0], noise[0]), q, f)
 
@@ -274,6 +306,6 @@ def measure_valued(noise: Any, q: Any, f: Function) -> Array:
     lambda k, d, c: k * (4 * d + 1 if c == 0 else 2 * d + 1 if c == 2 else c * d + 2),
 )
 def measure_valued_independent(noise: Any, q: Any, f: Function) -> Array:
-    """``measure_valued`` with z+ and z- independent, better only where f is steep: for (x - k)^2 in the mean m where
-    ((m - k) / s)^2 > 2 / (4 - pi)."""
+    """``measure_valued`` with z+ and z- independent, better only where f is steep: for (x - k)^2 in
+    the mean m where ((m - k) / s)^2 > 2 / (4 - pi)."""
     return _measure_valued(noise, q, f)

@@ -1,4 +1,6 @@
-"""What estimators draw, and the laws of it: all states, Gauss-Hermite nodes, or cells of uniform numbers."""
+"""What estimators draw, and the laws of it: all states, Gauss-Hermite nodes, or cells of uniform
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from jaxvae.distributions import (
     Normal,
     OneHotCategorical,
     logistic,
-    noise_of,
+    sample_noise,
 )
 from jaxvae.expectations.contract import Noise
 
@@ -51,10 +53,13 @@ def product(*factors: tuple[Any, Any]) -> tuple[Any, Any]:
     """The law of a tuple of independent noises, from the laws of each."""
     sizes = [len(weights) for _, weights in factors]
     if np.prod(sizes, dtype=float) > NODES:
-        raise ValueError(f"an exact law would have {' x '.join(map(str, sizes))} nodes; the most is {NODES}")
+        raise ValueError(
+            f"an exact law would have {' x '.join(map(str, sizes))} nodes; the most is {NODES}"
+        )
     grid = np.indices(sizes).reshape(len(sizes), -1)
     noises = tuple(
-        jax.tree.map(lambda a, i=i: jnp.asarray(a)[i], noise) for (noise, _), i in zip(factors, grid, strict=True)
+        jax.tree.map(lambda a, i=i: jnp.asarray(a)[i], noise)
+        for (noise, _), i in zip(factors, grid, strict=True)
     )
     return noises, np.prod([np.asarray(w)[i] for (_, w), i in zip(factors, grid, strict=True)], 0)
 
@@ -79,7 +84,7 @@ def _samples_law(q: Any, num_samples: int, share: float = 1.0) -> tuple[Any, Any
     return power((z, np.exp(np.asarray(jax.vmap(q.log_prob)(z), np.float64))), num_samples)
 
 
-def _coarse_samples(q: Any, num_samples: int) -> tuple[Any, Any] | None:
+def _coarser_samples(q: Any, num_samples: int) -> tuple[Any, Any] | None:
     return _samples_law(q, num_samples, 0.7) if isinstance(q, Normal | MultivariateNormal) else None
 
 
@@ -89,12 +94,12 @@ def sample_law(q: Any, num_samples: int) -> tuple[Any, Any]:
 
 
 def _coarse_sample(q: Any, num_samples: int) -> tuple[Any, Any] | None:
-    law = _coarse_samples(q, 1)
-    return law and (law[0][:, 0], law[1])
+    exact = _coarser_samples(q, 1)
+    return exact and (exact[0][:, 0], exact[1])
 
 
-many_samples = Noise(lambda key, q, k: noise_of(q, key, (k,)), _samples_law, _coarse_samples)
-one_sample = Noise(lambda key, q, k: noise_of(q, key, (1,))[0], sample_law, _coarse_sample)
+many_samples = Noise(lambda key, q, k: sample_noise(q, key, (k,)), _samples_law, _coarser_samples)
+one_sample = Noise(lambda key, q, k: sample_noise(q, key, (1,))[0], sample_law, _coarse_sample)
 
 
 # What is added to logits: the sign or the largest is a sample.
@@ -115,46 +120,54 @@ def _legendre(edges: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _uniform_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two nodes of u = s(l) in each cell between s(-|phi|) and s(|phi|): exact where cubic in u between them."""
+    """Two nodes of u = s(l) in each cell between s(-|phi|) and s(|phi|): exact where cubic in u
+    between them.
+    """
     u, weights = _legendre(np.unique([0.0, 1 / (1 + np.exp(abs(logit))), 0.5]), 2)
     l = np.log(u) - np.log1p(-u)
     return np.concatenate([l, -l]), np.concatenate([weights, weights])
 
 
 def _logistic_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Many nodes of l in each cell between -|phi| and |phi|, for what is smooth in l between them."""
+    """Many nodes of l in each cell between -|phi| and |phi|, for what is smooth in l between
+    them.
+    """
     edge = abs(logit)
     l, weights = _legendre(np.unique([-edge - 40, -edge, edge, edge + 40]), 120)
     return l, weights / (2 + np.exp(l) + np.exp(-l))
 
 
 def _perturbation_law(cells: Callable) -> Callable[[Any, int], tuple[Any, Any]]:
-    def law(q: Any, num_samples: int) -> tuple[Any, Any]:
+    def exact(q: Any, num_samples: int) -> tuple[Any, Any]:
         if not isinstance(q, Bernoulli):
-            raise ValueError(f"the exact law of the noise of a {type(q).__name__} is not known: use Monte Carlo")
-        noises, weights = product(*[cells(float(logit)) for logit in np.ravel(np.asarray(q.logits))])
+            raise ValueError(
+                f"the exact law of the noise of a {type(q).__name__} is not known: use Monte Carlo"
+            )
+        noises, weights = product(
+            *[cells(float(logit)) for logit in np.ravel(np.asarray(q.logits))]
+        )
         return jnp.stack(noises, 1).reshape(-1, *q.event_shape), weights
 
-    return law
+    return exact
 
 
 _one, _smooth = _perturbation_law(_uniform_cells), _perturbation_law(_logistic_cells)
 perturbation = Noise(lambda key, q, k: perturb(key, q), _one)
-smooth_perturbation = perturbation._replace(law=_smooth)
+smooth_perturbation = perturbation._replace(exact=_smooth)
 smooth_perturbations = Noise(
     lambda key, q, k: tuple(perturb(key, q) for key in jax.random.split(key)),
     lambda q, k: product(_smooth(q, k), _smooth(q, k)),
 )
 
 
-def hardened(q: Bernoulli | OneHotCategorical, perturbed: Array) -> Array:
+def hard_sample(q: Bernoulli | OneHotCategorical, perturbed: Array) -> Array:
     """The sample that perturbed logits give."""
     if isinstance(q, Bernoulli):
         return lax.stop_gradient((perturbed > 0).astype(q.logits.dtype))
     return jax.nn.one_hot(perturbed.argmax(-1), q.logits.shape[-1], dtype=q.logits.dtype)
 
 
-def softened(q: Bernoulli | OneHotCategorical, perturbed: Array, temperature: Any) -> Array:
+def relaxed_sample(q: Bernoulli | OneHotCategorical, perturbed: Array, temperature: Any) -> Array:
     """The relaxation of the sample."""
     activation = jax.nn.sigmoid if isinstance(q, Bernoulli) else jax.nn.softmax
     return activation(perturbed / temperature)

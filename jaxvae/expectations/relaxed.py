@@ -1,4 +1,6 @@
-"""Estimators that differentiate through discrete latents as if they were continuous: biased, all of them."""
+"""Estimators that differentiate through discrete latents as if they were continuous: biased, all
+of them.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,23 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxvae.distributions import Bernoulli, Joint, OneHotCategorical, noise_of, realized
-from jaxvae.expectations.contract import DISCRETE, MIXED, Function, Noise, estimator, steered
+from jaxvae.distributions import Bernoulli, Joint, OneHotCategorical, reparameterize, sample_noise
+from jaxvae.expectations.contract import DISCRETE, MIXED, Function, Noise, estimator, with_gradient
 from jaxvae.expectations.control import conditional
-from jaxvae.expectations.noises import hardened, one_sample, perturb, smooth_perturbation, softened
+from jaxvae.expectations.noises import (
+    hard_sample,
+    one_sample,
+    perturb,
+    relaxed_sample,
+    smooth_perturbation,
+)
 
 Array = jax.Array
 Discrete = Bernoulli | OneHotCategorical
 _one, _each = (lambda k, d, c: 1), (lambda k, d, c: k)
 
 
-def straight(value: Array, slope_of: Array) -> Array:
+def straight_through_value(value: Array, slope_of: Array) -> Array:
     """``value``, whose gradient is that of ``slope_of``."""
     return stop_gradient(value) + slope_of - stop_gradient(slope_of)
 
@@ -28,22 +36,28 @@ def _perturbations(key: Array, q: Any, k: int) -> Any:
     if isinstance(q, Joint):
         parts = zip(jax.random.split(key, len(q.parts)), q.parts, strict=True)
         return tuple(_perturbations(key, part, k) for key, part in parts)
-    return smooth_perturbation.draw(key, q, k) if isinstance(q, Discrete) else noise_of(q, key)
+    return smooth_perturbation.draw(key, q, k) if isinstance(q, Discrete) else sample_noise(q, key)
 
 
 def _relaxed(q: Any, noise: Any, temperature: float) -> Array:
     if isinstance(q, Joint):
         parts = zip(q.parts, noise, strict=True)
         return jnp.concatenate([jnp.ravel(_relaxed(part, own, temperature)) for part, own in parts])
-    return softened(q, q.logits + noise, temperature) if isinstance(q, Discrete) else realized(q, noise)
+    return (
+        relaxed_sample(q, q.logits + noise, temperature)
+        if isinstance(q, Discrete)
+        else reparameterize(q, noise)
+    )
 
 
-@estimator(Noise(_perturbations, smooth_perturbation.law), DISCRETE | MIXED, _each, _each, unbiased=False)
+@estimator(
+    Noise(_perturbations, smooth_perturbation.exact), DISCRETE | MIXED, _each, _each, unbiased=False
+)
 def concrete(noise: Any, q: Any, f: Function, temperature: float = 0.5) -> Array:
     """f(s((phi + noise) / temperature)), s the logistic function or softmax.
 
-    Maddison et al. 2016, arXiv:1611.00712; as Gumbel-softmax, Jang et al. 2016, arXiv:1611.01144. Its value is that of
-    the relaxed f too. The continuous parts of a Joint are reparameterized.
+    Maddison et al. 2016, arXiv:1611.00712; as Gumbel-softmax, Jang et al. 2016, arXiv:1611.01144.
+    Its value is that of the relaxed f too. The continuous parts of a Joint are reparameterized.
     """
     return f(_relaxed(q, noise, temperature))
 
@@ -51,40 +65,50 @@ def concrete(noise: Any, q: Any, f: Function, temperature: float = 0.5) -> Array
 @estimator(one_sample, DISCRETE, _each, _each, unbiased=False)
 def straight_through(noise: Array, q: Discrete, f: Function) -> Array:
     """f'(z) grad s(phi) at a drawn z (Bengio et al. 2013, arXiv:1308.3432)."""
-    return f(straight(noise, q.mean))
+    return f(straight_through_value(noise, q.mean))
 
 
 @estimator(smooth_perturbation, DISCRETE, _each, _each, unbiased=False)
-def straight_through_gumbel(noise: Array, q: Discrete, f: Function, temperature: float = 0.5) -> Array:
+def straight_through_gumbel(
+    noise: Array, q: Discrete, f: Function, temperature: float = 0.5
+) -> Array:
     """f'(z) grad of the concrete relaxation of z (Jang et al. 2016, arXiv:1611.01144)."""
     perturbed = q.logits + noise
-    return f(straight(hardened(q, perturbed), softened(q, perturbed, temperature)))
+    return f(
+        straight_through_value(hard_sample(q, perturbed), relaxed_sample(q, perturbed, temperature))
+    )
 
 
 def _conditionals(key: Array, q: Discrete, k: int) -> tuple[Array, Array]:
     keys = jax.random.split(key, k + 1)
-    return hardened(q, q.logits + perturb(keys[0], q)), jax.vmap(lambda key: perturb(key, q))(keys[1:])
+    return hard_sample(q, q.logits + perturb(keys[0], q)), jax.vmap(lambda key: perturb(key, q))(
+        keys[1:]
+    )
 
 
-@estimator(Noise(_conditionals), DISCRETE, _one, _one, unbiased=False, joint=True)
-def gumbel_rao(noise: tuple[Array, Array], q: Discrete, f: Function, temperature: float = 0.5) -> Array:
+@estimator(Noise(_conditionals), DISCRETE, _one, _one, unbiased=False, uses_samples_jointly=True)
+def gumbel_rao(
+    noise: tuple[Array, Array], q: Discrete, f: Function, temperature: float = 0.5
+) -> Array:
     """``straight_through_gumbel``, its slope averaged over K draws of the noise given z.
 
-    Paulus et al. 2020, arXiv:2010.04838. f is evaluated once. The draws given z are constants but for the
-    logits that are added to them.
+    Paulus et al. 2020, arXiv:2010.04838. f is evaluated once. The draws given z are constants but
+    for the logits that are added to them.
     """
     z, noises = noise
     logits = stop_gradient(q.logits)
     given = lambda noise: stop_gradient(conditional(type(q)(logits), z, noise)) - logits
-    slopes = jax.vmap(lambda noise: softened(q, q.logits + given(noise), temperature))(noises)
-    return f(straight(z, slopes.mean(0)))
+    slopes = jax.vmap(lambda noise: relaxed_sample(q, q.logits + given(noise), temperature))(noises)
+    return f(straight_through_value(z, slopes.mean(0)))
 
 
 @estimator(one_sample, DISCRETE, _each, _each, unbiased=False)
 def reinmax(noise: Array, q: Discrete, f: Function) -> Array:
-    """The trapezoidal rule, 2 J((z + s(phi)) / 2) f'(z) - J(s(phi)) f'(z) / 2, J the Jacobian of s at a probability.
+    """The trapezoidal rule, 2 J((z + s(phi)) / 2) f'(z) - J(s(phi)) f'(z) / 2, J the Jacobian of s
+    at a probability.
 
-    Liu et al. 2023, arXiv:2304.08612: p (1 - p), or diag(p) - p p^T. No bias where f is quadratic in each latent.
+    Liu et al. 2023, arXiv:2304.08612: p (1 - p), or diag(p) - p p^T. No bias where f is quadratic
+    in each latent.
     """
     mean = q.mean
     value, slope = jax.value_and_grad(f)(stop_gradient(noise))
@@ -94,4 +118,4 @@ def reinmax(noise: Array, q: Discrete, f: Function) -> Array:
             return p * (1 - p) * slope
         return p * (slope - jnp.sum(p * slope, -1, keepdims=True))
 
-    return steered(value, 2 * jacobian((noise + mean) / 2) - jacobian(mean) / 2, q.logits)
+    return with_gradient(value, 2 * jacobian((noise + mean) / 2) - jacobian(mean) / 2, q.logits)

@@ -1,4 +1,6 @@
-"""Estimators from draws without replacement, out of all states of Bernoulli or one-hot latents together."""
+"""Estimators from draws without replacement, out of all states of Bernoulli or one-hot latents
+together.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
 from jaxvae.distributions import Bernoulli, OneHotCategorical
-from jaxvae.expectations.contract import DISCRETE, Function, Noise, estimator, steered
+from jaxvae.expectations.contract import DISCRETE, Function, Noise, estimator, with_gradient
 from jaxvae.expectations.noises import NODES, states
 
 Array = jax.Array
@@ -24,15 +26,18 @@ def _log_probs(q: Bernoulli | OneHotCategorical) -> Array:
     """[D, C]."""
     logits = stop_gradient(q.logits)
     if isinstance(q, Bernoulli):
-        return jnp.stack([jax.nn.log_sigmoid(-logits).ravel(), jax.nn.log_sigmoid(logits).ravel()], -1)
+        return jnp.stack(
+            [jax.nn.log_sigmoid(-logits).ravel(), jax.nn.log_sigmoid(logits).ravel()], -1
+        )
     return jax.nn.log_softmax(logits).reshape(-1, logits.shape[-1])
 
 
 def _likeliest(q: Bernoulli | OneHotCategorical, k: int, key: Array | None = None) -> Array:
-    """The k states of the largest log q(z), or log q(z) + Gumbel noise, without replacement: [k, *event].
+    """The k states of the largest log q(z), or log q(z) + Gumbel noise, without replacement: [k,
+    *event].
 
-    A beam goes from latent to latent, and each parent hands its perturbed value down as the largest of its children's
-    (Kool et al. 2019, arXiv:1903.06059).
+    A beam goes from latent to latent, and each parent hands its perturbed value down as the largest
+    of its children's (Kool et al. 2019, arXiv:1903.06059).
     """
     log_probs = _log_probs(q)
     size, classes = log_probs.shape
@@ -49,10 +54,14 @@ def _likeliest(q: Bernoulli | OneHotCategorical, k: int, key: Array | None = Non
         children = log_p[:, None] + log_probs[d]
         values = children
         if key is not None:
-            noise = jax.random.gumbel(jax.random.fold_in(key, d), children.shape, children.dtype, mode="high")
+            noise = jax.random.gumbel(
+                jax.random.fold_in(key, d), children.shape, children.dtype, mode="high"
+            )
             values = jnp.where(jnp.isfinite(children), children + noise, -1e30)
             below = values - values.max(-1, keepdims=True)
-            gap = jnp.where(below < 0, jnp.log(-jnp.expm1(jnp.where(below < 0, below, -1.0))), -jnp.inf)
+            gap = jnp.where(
+                below < 0, jnp.log(-jnp.expm1(jnp.where(below < 0, below, -1.0))), -jnp.inf
+            )
             above = jnp.where(jnp.isfinite(perturbed), perturbed, 0.0)[:, None]
             shift = above - values + gap
             values = above - jnp.maximum(shift, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(shift)))
@@ -88,9 +97,10 @@ without_replacement = Noise(lambda key, q, k: _likeliest(q, k, key), _ordered_la
 def _remaining(log_p: Array) -> Array:
     """log W(T) for every part T of a set S, [2^K] by the bits of T, given log p of its members [K].
 
-    W(T) is the probability that, with T drawn already, the draws that follow are the rest of S, in any order:
-    W(S) = 1, W(T) = sum_{s not in T} p_s / (1 - p(T)) W(T + s). Then P(S) = W(), and leave-one-out and leave-two-out
-    probabilities are those of parts of one and two (Kool et al. 2020, arXiv:2002.06043).
+    W(T) is the probability that, with T drawn already, the draws that follow are the rest of S, in
+    any order: W(S) = 1, W(T) = sum_{s not in T} p_s / (1 - p(T)) W(T + s). Then P(S) = W(), and
+    leave-one-out and leave-two-out probabilities are those of parts of one and two (Kool et al.
+    2020, arXiv:2002.06043).
     """
     k = len(log_p)
     outside = jnp.maximum(-jnp.expm1(jnp.minimum(logsumexp(log_p), 0.0)), 0.0)
@@ -100,7 +110,9 @@ def _remaining(log_p: Array) -> Array:
         parts = np.flatnonzero(inside.sum(1) == size)
         rest = np.nonzero(1 - inside[parts])[1].reshape(len(parts), k - size)
         left = jnp.log(outside + jnp.exp(log_p)[rest].sum(-1))
-        table = table.at[parts].set(logsumexp(log_p[rest] + table[parts[:, None] | 1 << rest], -1) - left)
+        table = table.at[parts].set(
+            logsumexp(log_p[rest] + table[parts[:, None] | 1 << rest], -1) - left
+        )
     return table
 
 
@@ -116,37 +128,42 @@ def _unordered(noise: Array, q: Any, f: Function, baseline: bool) -> Array:
     centred = values
     if baseline:
         two = table[bits[:, None] | bits]
-        centred = values - jnp.matmul(jnp.exp(log_p + two - one[:, None]), values, precision="float32")
-    return steered(jnp.sum(stop_gradient(weights) * values), weights * centred, scores)
+        centred = values - jnp.matmul(
+            jnp.exp(log_p + two - one[:, None]), values, precision="float32"
+        )
+    return with_gradient(jnp.sum(stop_gradient(weights) * values), weights * centred, scores)
 
 
-@estimator(without_replacement, DISCRETE, _each, joint=True)
+@estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True)
 def unordered_set(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
     """K distinct states whose order is forgotten, sum_s p(s) R(S, s) f(s) grad log p(s).
 
-    Kool et al. 2020, arXiv:2002.06043. R(S, s) is the probability of the set S given that s came first, over that
-    of S. With K = 1 it is REINFORCE, with all states the exact sum. K is at most 10.
+    Kool et al. 2020, arXiv:2002.06043. R(S, s) is the probability of the set S given that s came
+    first, over that of S. With K = 1 it is REINFORCE, with all states the exact sum. K is at most
+    10.
     """
     return _unordered(noise, q, f, baseline=False)
 
 
-@estimator(without_replacement, DISCRETE, _each, joint=True, least=2)
+@estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def unordered_set_baseline(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """``unordered_set`` less the estimate of E f that the set gives without s, sum_t p(t) R(S - s, t) f(t)."""
+    """``unordered_set`` less the estimate of E f that the set gives without s, sum_t p(t) R(S -
+    s, t) f(t).
+    """
     return _unordered(noise, q, f, baseline=True)
 
 
 def _summed(q: Any, f: Function, z: Array, weights: Array) -> Array:
     values, scores = jax.vmap(f)(z), jax.vmap(q.log_prob)(z)
-    return steered(jnp.sum(stop_gradient(weights) * values), weights * values, scores)
+    return with_gradient(jnp.sum(stop_gradient(weights) * values), weights * values, scores)
 
 
-@estimator(without_replacement, DISCRETE, _each, joint=True, least=2)
+@estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
     """The K - 1 likeliest states summed, one of the others drawn for the rest of the mass.
 
-    Rao-Blackwellized (Liu et al. 2019, arXiv:1810.04777). Of K draws without replacement the first that is not summed
-    is a draw from the others.
+    Rao-Blackwellized (Liu et al. 2019, arXiv:1810.04777). Of K draws without replacement the first
+    that is not summed is a draw from the others.
     """
     likely = _likeliest(q, len(noise) - 1)
     axes = tuple(range(2, noise.ndim + 1))
@@ -156,9 +173,10 @@ def sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) 
     return _summed(q, f, z, jnp.append(p, 1 - p.sum()))
 
 
-@estimator(without_replacement, DISCRETE, _each, joint=True, least=2)
+@estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def stochastic_sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """K draws without replacement, the first K - 1 summed and the last one weighted for the rest of the mass.
+    """K draws without replacement, the first K - 1 summed and the last one weighted for the rest of
+    the mass.
 
     Its mean over the orders of the draws is ``unordered_set`` (Kool et al. 2020, arXiv:2002.06043).
     """

@@ -32,7 +32,8 @@ def exact(
     batch: int = 2**14,
     **settings: Any,
 ) -> Moments:
-    """Mean and variance of a gradient estimate over the law of its noise, sum_m p_m g_m and sum_m p_m (g_m - mean)^2.
+    """Mean and variance of a gradient estimate over the law of its noise, sum_m p_m g_m and sum_m
+    p_m (g_m - mean)^2.
 
     Args:
       estimator: of ``expectations`` or ``bounds``, one whose noise has a law.
@@ -41,13 +42,16 @@ def exact(
       batch: nodes that are evaluated at a time.
       settings: the estimator's.
 
-    Continuous noise is integrated by quadrature, which is compared with one of fewer nodes. Needs 64-bit numbers
-    (``jax.enable_x64``). Raises ValueError where there is no law, it has too many nodes, or too few to converge.
+    Continuous noise is integrated by quadrature, which is compared with one of fewer nodes. Needs
+    64-bit numbers (``jax.enable_x64``). Raises ValueError where there is no law, it has too many
+    nodes, or too few to converge.
     """
     if not jax.config.read("jax_enable_x64"):
-        raise ValueError("exact moments are sums of 64-bit numbers: run within jax.enable_x64(True)")
-    k = estimator.least if num_samples is None else num_samples
-    of_noise = make(params)[0], k if estimator.joint else 1
+        raise ValueError(
+            "exact moments are sums of 64-bit numbers: run within jax.enable_x64(True)"
+        )
+    k = estimator.min_samples if num_samples is None else num_samples
+    of_noise = make(params)[0], k if estimator.uses_samples_jointly else 1
 
     def estimate(params: Any, noise: Any) -> Array:
         q, f, *more = make(params)
@@ -62,18 +66,26 @@ def exact(
         square = lambda g, m: np.tensordot(weights, (np.asarray(g) - m) ** 2, 1)
         return Moments(mean, jax.tree.map(square, gradients, mean))
 
-    found, coarse = over(*estimator.noise.law(*of_noise)), estimator.noise.coarse(*of_noise)
-    if coarse is not None:
-        _check_converged(estimator.__name__, found, over(*coarse))
-    return Moments(found.mean, jax.tree.map(lambda v: v / (1 if estimator.joint else k), found.variance))
+    found, exact_coarser = (
+        over(*estimator.noise.exact(*of_noise)),
+        estimator.noise.exact_coarser(*of_noise),
+    )
+    if exact_coarser is not None:
+        _check_converged(estimator.__name__, found, over(*exact_coarser))
+    return Moments(
+        found.mean,
+        jax.tree.map(lambda v: v / (1 if estimator.uses_samples_jointly else k), found.variance),
+    )
 
 
-def _check_converged(name: str, found: Moments, coarse: Moments) -> None:
+def _check_converged(name: str, found: Moments, exact_coarser: Moments) -> None:
     sizes = jax.tree.leaves(jax.tree.map(np.abs, found))
     largest = max(1.0, *(float(size.max(initial=0.0)) for size in sizes))
     off = max(
         float(np.abs(a - b).max(initial=0.0))
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(coarse), strict=True)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact_coarser), strict=True)
     )
     if off > CONVERGED * largest:
-        raise ValueError(f"quadrature has not converged for {name} (it moves by {off:.0e}): use Monte Carlo")
+        raise ValueError(
+            f"quadrature has not converged for {name} (it moves by {off:.0e}): use Monte Carlo"
+        )

@@ -26,18 +26,21 @@ def invariances(
     num_draws: int = 256,
     **settings: Any,
 ) -> dict[str, float | None]:
-    """Numbers that are zero, up to rounding, where an estimator has the invariance; None where it cannot be looked at.
+    """Numbers that are zero, up to rounding, where an estimator has the invariance; None where it
+    cannot be looked at.
 
-    * ``constant``: the largest change of a gradient when 8 is added to f, over the root mean square of the gradients.
-      The mean must not change; that no draw does is what leave-one-out baselines and antithetic pairs are for.
-    * ``relabeled``: the change of the variance when values are renamed, z -> 1 - z or classes moved on by one, in q and
-      f alike, over the variance (by the exact law, where there is one).
-    * ``saturated``: the largest gradient at logits of +-30, where the true one is below 1e-12 times the range of f.
-    * ``float32``: the largest difference of float32 from float64 gradients of the same noise, over their root
-      mean square.
+    * ``constant``: the largest change of a gradient when 8 is added to f, over the root mean square
+      of the gradients. The mean must not change; that no draw does is what leave-one-out baselines
+      and antithetic pairs are for.
+    * ``relabeled``: the change of the variance when values are renamed, z -> 1 - z or classes moved
+      on by one, in q and f alike, over the variance (by the exact law, where there is one).
+    * ``saturated``: the largest gradient at logits of +-30, where the true one is below 1e-12 times
+      the range of f.
+    * ``float32``: the largest difference of float32 from float64 gradients of the same noise, over
+      their root mean square.
     """
     keys = jax.random.split(key, num_draws)
-    k = estimator.least if num_samples is None else num_samples
+    k = estimator.min_samples if num_samples is None else num_samples
 
     def of(key: Array, q: Any, add: Array) -> Any:
         return jax.grad(lambda q: estimator(key, q, lambda z: f(z) + add, k, **settings))(q)
@@ -50,39 +53,56 @@ def invariances(
     if isinstance(q, Bernoulli | OneHotCategorical):
         found["saturated"] = float(np.abs(_flat(over(keys, _saturated(q), 0.0))).max())
         found["relabeled"] = _relabeled(estimator, q, f, k, settings)
-    noise = estimator.noise.draw(key, q, k if estimator.joint else 1)
+    noise = estimator.noise.draw(key, q, k if estimator.uses_samples_jointly else 1)
     with jax.enable_x64(True):
         estimate = jax.jit(jax.grad(lambda q, noise: estimator.estimate(noise, q, f, **settings)))
-        single, double = (_flat(estimate(*_cast((q, noise), kind))) for kind in (jnp.float32, jnp.float64))
+        single, double = (
+            _flat(estimate(*_cast((q, noise), kind))) for kind in (jnp.float32, jnp.float64)
+        )
     found["float32"] = float(np.abs(single - double).max() / (np.sqrt(np.mean(double**2)) or 1.0))
     return found
 
 
 def _flat(tree: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+    return np.concatenate(
+        [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+    )
 
 
 def _cast(tree: Any, kind: Any) -> Any:
-    floats = lambda a: jnp.asarray(a, kind) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a
+    floats = lambda a: (
+        jnp.asarray(a, kind) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a
+    )
     return jax.tree.map(floats, tree)
 
 
 def _saturated(q: Bernoulli | OneHotCategorical) -> Any:
     if isinstance(q, Bernoulli):
-        return Bernoulli(jnp.where(jnp.arange(q.logits.size).reshape(q.logits.shape) % 2, SATURATED, -SATURATED))
+        return Bernoulli(
+            jnp.where(jnp.arange(q.logits.size).reshape(q.logits.shape) % 2, SATURATED, -SATURATED)
+        )
     return OneHotCategorical(SATURATED * jax.nn.one_hot(q.logits.argmax(-1), q.logits.shape[-1]))
 
 
-def _relabeled(estimator: Estimator, q: Any, f: Callable, k: int, settings: dict[str, Any]) -> float | None:
+def _relabeled(
+    estimator: Estimator, q: Any, f: Callable, k: int, settings: dict[str, Any]
+) -> float | None:
     if estimator.init is not None:
         return None  # the control variate would have to be renamed as well
     bits = isinstance(q, Bernoulli)
-    rename: Callable[[Array], Array] = (lambda z: 1 - z) if bits else (lambda z: jnp.roll(z, -1, -1))
+    rename: Callable[[Array], Array] = (
+        (lambda z: 1 - z) if bits else (lambda z: jnp.roll(z, -1, -1))
+    )
     logits = np.asarray(q.logits, np.float64)
     with jax.enable_x64(True):
         try:
-            of = lambda l, f: exact(estimator, lambda l: (type(q)(l), f), jnp.asarray(l), k, **settings)
-            one, other = of(logits, f), of(-logits if bits else np.roll(logits, 1, -1), lambda z: f(rename(z)))
+            of = lambda l, f: exact(
+                estimator, lambda l: (type(q)(l), f), jnp.asarray(l), k, **settings
+            )
+            one, other = (
+                of(logits, f),
+                of(-logits if bits else np.roll(logits, 1, -1), lambda z: f(rename(z))),
+            )
         except ValueError:
             return None
     total = one.variance.sum()

@@ -1,4 +1,6 @@
-"""What moments say: biases and their visibility, variances and ratios with intervals, tails, directions, budgets."""
+"""What moments say: biases and their visibility, variances and ratios with intervals, tails,
+directions, budgets.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from jaxvae.measurements.sampling import GROUPS, Sampled
 NORMAL = statistics.NormalDist()
 WIDTH = NORMAL.inv_cdf(0.975)  # intervals hold with 95 % confidence
 STUDENT = 2.3646  # the same quantile of Student's t with GROUPS - 1 degrees of freedom
-HEAVY = 0.7  # Pareto shape of |g|^2 from which its mean, and with it the variance, cannot be trusted
+HEAVY = (
+    0.7  # Pareto shape of |g|^2 from which its mean, and with it the variance, cannot be trusted
+)
 UNLIKELY = 1e-4  # of a bias to be seen where there is none
 
 
@@ -44,7 +48,9 @@ def _block(sampled: Sampled, block: str) -> int:
 
 
 def trace(sampled: Sampled, block: str = "all") -> Interval:
-    """Trace of the covariance of one draw, its interval from the spread of |g - mean|^2: no shape is assumed."""
+    """Trace of the covariance of one draw, its interval from the spread of |g - mean|^2: no
+    shape is assumed.
+    """
     i = _block(sampled, block)
     value = float(sampled.variance[sampled.spans[i]].sum())
     squares = sampled.squares[i]
@@ -56,7 +62,8 @@ def trace(sampled: Sampled, block: str = "all") -> Interval:
 def variance_intervals(sampled: Sampled) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the intervals of every coordinate's variance, [P] each, from the measured kurtosis.
 
-    The relative standard error of a variance of N draws with kurtosis k is sqrt((k - (N - 3) / (N - 1)) / N).
+    The relative standard error of a variance of N draws with kurtosis k is sqrt((k - (N - 3) / (N -
+    1)) / N).
     """
     n = sampled.num_draws
     error = np.sqrt(np.maximum(np.nan_to_num(sampled.kurtosis, nan=3.0) - (n - 3) / (n - 1), 0) / n)
@@ -65,7 +72,9 @@ def variance_intervals(sampled: Sampled) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ratio(sampled: Sampled, other: Sampled, block: str = "all") -> Interval:
-    """tr Cov of one over that of another, of draws with the same keys: their correlation is made use of."""
+    """tr Cov of one over that of another, of draws with the same keys: their correlation is made
+    use of.
+    """
     i, j = _block(sampled, block), _block(other, block)
     a, b = (float(s.variance[s.spans[k]].sum()) for s, k in ((sampled, i), (other, j)))
     if min(a, b) <= 0:
@@ -81,14 +90,18 @@ class Bias(NamedTuple):
     bound: float  # what it exceeds once in 10,000 runs without a bias (Sidak)
     seen: bool
     visible: float  # the smallest bias of a coordinate that nine of ten such runs would have seen, at the worst one
-    squared: Interval  # |bias|^2 without the part that sampling noise makes; the jackknife's interval
+    squared: (
+        Interval  # |bias|^2 without the part that sampling noise makes; the jackknife's interval
+    )
 
 
 def bias(sampled: Sampled, truth: np.ndarray | Sampled, block: str = "all") -> Bias:
-    """Of a mean against the true gradient [P], or against an unbiased estimate that was sampled with the same keys.
+    """Of a mean against the true gradient [P], or against an unbiased estimate that was sampled
+    with the same keys.
 
-    Coordinates that never moved, or of which a few draws make up the variance (a kurtosis above a thirtieth of the
-    number of draws), are left out: nothing is known of rare events that did not happen.
+    Coordinates that never moved, or of which a few draws make up the variance (a kurtosis above a
+    thirtieth of the number of draws), are left out: nothing is known of rare events that did not
+    happen.
     """
     span = sampled.spans[_block(sampled, block)]
     sure = truth.mean if isinstance(truth, Sampled) else truth
@@ -133,9 +146,13 @@ class Signal(NamedTuple):
     """How good the draws are as directions of descent."""
 
     snr: float  # |mean| / sd, averaged over the coordinates that have noise
-    dsnr: float | None  # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537), of several
+    dsnr: (
+        float | None
+    )  # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537), of several
     cosine: float | None  # mean cosine to the true gradient
-    gain: float | None  # <g, E g^>^2 / (|g|^2 E |g^|^2): what a step gains, of what the true gradient would
+    gain: (
+        float | None
+    )  # <g, E g^>^2 / (|g|^2 E |g^|^2): what a step gains, of what the true gradient would
 
 
 def signal(sampled: Sampled, block: str = "all") -> Signal:
@@ -160,10 +177,12 @@ def signal(sampled: Sampled, block: str = "all") -> Signal:
 
 
 def tail(sampled: Sampled) -> float:
-    """Pareto shape of the tail of |g|^2: from 1 on the variance does not exist, above 0.7 it cannot be trusted.
+    """Pareto shape of the tail of |g|^2: from 1 on the variance does not exist, above 0.7 it cannot
+    be trusted.
 
-    The smaller one of those of a tail and of its last quarter. A heavy tail is heavy from wherever it is seen; a bump
-    in the density, such as a cosine makes, looks like one from a threshold near it.
+    The smaller one of those of a tail and of its last quarter. A heavy tail is heavy from wherever
+    it is seen; a bump in the density, such as a cosine makes, looks like one from a threshold near
+    it.
     """
     norms = sampled.norms[0]
     count = tail_length(len(norms))
@@ -181,7 +200,9 @@ def warnings(sampled: Sampled, found: Bias | None = None) -> list[str]:
     if k > HEAVY:
         said.append(f"heavy tail (Pareto k {k:.2f}): the variance may not exist")
     if np.linalg.norm(sampled.error) > np.linalg.norm(sampled.mean):
-        said.append("the standard error exceeds the mean: more draws are needed to see its direction")
+        said.append(
+            "the standard error exceeds the mean: more draws are needed to see its direction"
+        )
     if found is not None and found.seen:
         said.append(f"biased: |z| = {found.largest_z:.1f}, above {found.bound:.1f}")
     return said
@@ -190,9 +211,11 @@ def warnings(sampled: Sampled, found: Bias | None = None) -> list[str]:
 def break_even(
     biased_variance: float, biased_cost: float, squared_bias: float, variance: float, cost: float
 ) -> float | None:
-    """The budget from which an unbiased estimator has less mean squared error, (V_u c_u - V_b c_b) / |bias|^2.
+    """The budget from which an unbiased estimator has less mean squared error, (V_u c_u - V_b c_b)
+    / |bias|^2.
 
-    In the units of the costs of a draw. 0 where it is better from the first draw on; None where there is no bias.
+    In the units of the costs of a draw. 0 where it is better from the first draw on; None where
+    there is no bias.
     """
     if squared_bias <= 0:
         return None
@@ -200,14 +223,20 @@ def break_even(
 
 
 def batch_variance(sampled: Sampled, batch: int, replicates: int = 1) -> tuple[float, float]:
-    """tr Cov of the mean over a batch of units with some draws each: the noise's part and the minibatch's."""
+    """tr Cov of the mean over a batch of units with some draws each: the noise's part and the
+    minibatch's.
+    """
     if sampled.between is None:
         raise ValueError("minibatch noise needs more than one unit of examples")
-    return float(sampled.variance.sum()) / (batch * replicates), float(sampled.between.sum()) / batch
+    return float(sampled.variance.sum()) / (batch * replicates), float(
+        sampled.between.sum()
+    ) / batch
 
 
 def slope(sizes: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> Interval:
-    """Exponent b of values ~ sizes^b, by least squares on logarithms weighted with their standard errors."""
+    """Exponent b of values ~ sizes^b, by least squares on logarithms weighted with their
+    standard errors.
+    """
     x, y, w = np.log(sizes), np.log(values), 1 / np.asarray(errors, float) ** 2
     centre = np.average(x, weights=w)
     spread = np.sum(w * (x - centre) ** 2)

@@ -16,9 +16,11 @@ GROUPS = 8  # parts of the draws, from whose means the error of a squared bias i
 
 
 class Sampled(NamedTuple):
-    """Moments of a gradient, raveled to [P], and of every draw, in draws [N] of all units one after the other.
+    """Moments of a gradient, raveled to [P], and of every draw, in draws [N] of all units one after
+    the other.
 
-    Variance, kurtosis and the columns of draws are those that noise makes where the examples are given.
+    Variance, kurtosis and the columns of draws are those that noise makes where the examples are
+    given.
     """
 
     mean: np.ndarray  # [P]
@@ -26,7 +28,9 @@ class Sampled(NamedTuple):
     kurtosis: np.ndarray  # [P]
     groups: np.ndarray  # [G, P] means of parts of the draws
     between: np.ndarray | None  # [P] variance over units of their true gradients; None for one unit
-    squares: np.ndarray  # [blocks, N] |g - mean|^2 of a draw, up to zero-mean terms, by block of parameters
+    squares: (
+        np.ndarray
+    )  # [blocks, N] |g - mean|^2 of a draw, up to zero-mean terms, by block of parameters
     norms: np.ndarray  # [blocks, N] |g|^2
     along: np.ndarray | None  # [blocks, N] g times the direction of unit length
     blocks: tuple[str, ...]
@@ -44,7 +48,9 @@ class Sampled(NamedTuple):
 
 
 def blocks_of(params: Any) -> dict[str, slice]:
-    """``all``, and consecutive parts of the raveled parameters by the first two names of their paths."""
+    """``all``, and consecutive parts of the raveled parameters by the first two names of their
+    paths.
+    """
     found: dict[str, slice] = {}
     start = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -74,11 +80,11 @@ def measure(
     Args:
       objective: of one example.
       params: where it is differentiated.
-      key: draw r of unit u has the key fold_in(fold_in(key, u), r) whatever the objective, so that objectives which are
-        measured with one key can be compared draw by draw.
+      key: draw r of unit u has the key fold_in(fold_in(key, u), r) whatever the objective, so that
+        objectives which are measured with one key can be compared draw by draw.
       num_draws: for every unit.
-      examples: units of examples, a tree of [U, B, ...]. A draw is the mean gradient over a unit's B examples; without
-        them there is one unit, whose x is None.
+      examples: units of examples, a tree of [U, B, ...]. A draw is the mean gradient over a unit's
+        B examples; without them there is one unit, whose x is None.
       direction: [P], such as the true gradient, for ``along``.
       chunk: draws at a time, at most; memory is that of as many gradients.
 
@@ -91,13 +97,17 @@ def measure(
     ends = tuple((span.start, span.stop) for span in spans)
     chunk = max(1, min(chunk, num_draws // GROUPS))
     units = (
-        [None] if examples is None else [jax.tree.map(lambda a, u=u: a[u], examples) for u in range(_size(examples))]
+        [None]
+        if examples is None
+        else [jax.tree.map(lambda a, u=u: a[u], examples) for u in range(_size(examples))]
     )
     gradients = _gradients(objective)
     aims = None if direction is None else _unit_vectors(np.asarray(direction, np.float64), spans)
     found = []
     for u, unit in enumerate(units):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, u), np.arange(num_draws))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(key, u), np.arange(num_draws)
+        )
         parts: list[_Part] = []
         for start in range(0, num_draws, chunk):
             g = gradients(params, keys[start : start + chunk], unit)
@@ -107,15 +117,29 @@ def measure(
         found.append(_joined(parts, spans))
     draws = lambda field: np.concatenate([getattr(unit, field) for unit in found], -1)
     means, total = np.stack([unit.mean for unit in found]), len(found) * num_draws
-    second, fourth = (np.sum([getattr(unit, name) for unit in found], 0) for name in ("second", "fourth"))
+    second, fourth = (
+        np.sum([getattr(unit, name) for unit in found], 0) for name in ("second", "fourth")
+    )
     variance = second / (total - len(found))
     with np.errstate(invalid="ignore"):
-        kurtosis = np.where(second > 0, total * fourth / np.where(second > 0, second, 1.0) ** 2, np.nan)
+        kurtosis = np.where(
+            second > 0, total * fourth / np.where(second > 0, second, 1.0) ** 2, np.nan
+        )
     between = means.var(0, ddof=1) - variance / num_draws if len(found) > 1 else None
     groups = np.mean([unit.groups for unit in found], 0)
     along = None if aims is None else draws("along")
     columns = draws("squares"), draws("norms"), along
-    return Sampled(means.mean(0), variance, kurtosis, groups, between, *columns, tuple(blocks), spans, len(found))
+    return Sampled(
+        means.mean(0),
+        variance,
+        kurtosis,
+        groups,
+        between,
+        *columns,
+        tuple(blocks),
+        spans,
+        len(found),
+    )
 
 
 def _size(examples: Any) -> int:
@@ -125,14 +149,20 @@ def _size(examples: Any) -> int:
 @functools.lru_cache(maxsize=64)
 def _gradients(objective: Objective) -> Callable:
     """Compiled once for an objective that is measured several times."""
-    return jax.jit(jax.vmap(lambda params, key, unit: _gradient(objective, params, key, unit), (None, 0, None)))
+    return jax.jit(
+        jax.vmap(lambda params, key, unit: _gradient(objective, params, key, unit), (None, 0, None))
+    )
 
 
 def _gradient(objective: Objective, params: Any, key: Array, unit: Any) -> Array:
     if unit is None:
         return ravel(jax.grad(lambda params: objective(key, params, None))(params))
     keys = jax.random.split(key, _size(unit))
-    return ravel(jax.grad(lambda params: jax.vmap(objective, (0, None, 0))(keys, params, unit).mean())(params))
+    return ravel(
+        jax.grad(lambda params: jax.vmap(objective, (0, None, 0))(keys, params, unit).mean())(
+            params
+        )
+    )
 
 
 def _unit_vectors(direction: np.ndarray, spans: Sequence[slice]) -> tuple[np.ndarray, ...]:
@@ -140,7 +170,9 @@ def _unit_vectors(direction: np.ndarray, spans: Sequence[slice]) -> tuple[np.nda
 
 
 class _Part(NamedTuple):
-    """Some draws of a unit: their number, mean and sums of powers of deviations from it [P], and columns of draws."""
+    """Some draws of a unit: their number, mean and sums of powers of deviations from it [P], and
+    columns of draws.
+    """
 
     size: int
     mean: np.ndarray
@@ -153,7 +185,9 @@ class _Part(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _moments(g: Array, about: Array, aims: Any, ends: tuple[tuple[int, int], ...]) -> tuple[Array, ...]:
+def _moments(
+    g: Array, about: Array, aims: Any, ends: tuple[tuple[int, int], ...]
+) -> tuple[Array, ...]:
     """In float64, of gradients [n, P]; squares are of the distances from ``about``."""
     g = g.astype(jnp.float64)
     mean = g.mean(0)
@@ -161,7 +195,9 @@ def _moments(g: Array, about: Array, aims: Any, ends: tuple[tuple[int, int], ...
     by_block = lambda v: jnp.stack([v[:, start:end].sum(-1) for start, end in ends])
     along = jnp.zeros((len(ends), 0))
     if aims is not None:
-        along = jnp.stack([g[:, start:end] @ aim for (start, end), aim in zip(ends, aims, strict=True)])
+        along = jnp.stack(
+            [g[:, start:end] @ aim for (start, end), aim in zip(ends, aims, strict=True)]
+        )
     return mean, *powers, by_block((g - about) ** 2), by_block(g**2), along
 
 
@@ -169,7 +205,12 @@ def _merged(a: _Part, b: _Part) -> _Part:
     """Moments of both (Pébay 2008, SAND2008-6212), columns one after the other."""
     n, na, nb, d = a.size + b.size, a.size, b.size, b.mean - a.mean
     second = a.second + b.second + d**2 * na * nb / n
-    third = a.third + b.third + d**3 * na * nb * (na - nb) / n**2 + 3 * d * (na * b.second - nb * a.second) / n
+    third = (
+        a.third
+        + b.third
+        + d**3 * na * nb * (na - nb) / n**2
+        + 3 * d * (na * b.second - nb * a.second) / n
+    )
     fourth = a.fourth + b.fourth + d**4 * na * nb * (na**2 - na * nb + nb**2) / n**3
     fourth = fourth + 6 * d**2 * (na**2 * b.second + nb**2 * a.second) / n**2
     fourth = fourth + 4 * d * (na * b.third - nb * a.third) / n
@@ -194,4 +235,12 @@ def _joined(parts: list[_Part], spans: tuple[slice, ...]) -> _Unit:
     total = functools.reduce(_merged, merged)
     off = np.array([[np.sum((total.mean[span] - about[span]) ** 2)] for span in spans])
     groups = np.stack([part.mean for part in merged])
-    return _Unit(total.mean, total.second, total.fourth, groups, total.squares - off, total.norms, total.along)
+    return _Unit(
+        total.mean,
+        total.second,
+        total.fourth,
+        groups,
+        total.squares - off,
+        total.norms,
+        total.along,
+    )

@@ -1,7 +1,8 @@
-"""Models of examples that come with something else: conditions (Sohn et al. 2015) and corrupted inputs.
+"""Models of examples that come with something else: conditions (Sohn et al. 2015) and corrupted
+inputs.
 
-Each is a model in that it has ``init`` and gives the VAE ``at`` an example, so that every objective and every judgement
-of a VAE is one of these as well.
+Each is a model in that it has ``init`` and gives the VAE ``at`` an example, so that every objective
+and every judgement of a VAE is one of these as well.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxvae.contracts import Array, Params
 from jaxvae.likelihoods import Likelihood
-from jaxvae.models.vae import VAE, Params
+from jaxvae.models.vae import VAE
 from jaxvae.networks import Network
 from jaxvae.posteriors import Posterior
 from jaxvae.priors import Prior
 
-Array = jax.Array
 
-
-class Given(NamedTuple):
+class Conditioned(NamedTuple):
     """An example x and what it is conditioned on."""
 
     x: Any
@@ -29,22 +29,24 @@ class Given(NamedTuple):
 
 
 class CVAE(NamedTuple):
-    """A conditional VAE of p(x|y) = E_p(z|y) p(x|z, y): pure functions of one example and its condition."""
+    """A conditional VAE of p(x|y) = E_p(z|y) p(x|z, y): pure functions of one example and its
+    condition.
+    """
 
-    init: Callable[[Array, Given], Params]  # (key, example)  -> params
+    init: Callable[[Array, Conditioned], Params]  # (key, example)  -> params
     encode: Callable[[Params, Any, Any], Any]  # (params, x, y) -> q(z|x, y)
     decode: Callable[[Params, Array, Any], Any]  # (params, z, y) -> p(x|z, y)
     prior: Callable[[Params, Any], Any]  # (params, y)    -> p(z|y)
 
-    def at(self, example: Given) -> tuple[VAE, Any]:
+    def at(self, example: Conditioned) -> tuple[VAE, Any]:
         """The VAE at the example's condition, and its x."""
-        return given(self, example.y), example.x
+        return condition_on(self, example.y), example.x
 
 
-def given(cvae: CVAE, y: Any) -> VAE:
+def condition_on(cvae: CVAE, y: Any) -> VAE:
     """The VAE at condition y, of p(x|y)."""
     return VAE(
-        init=lambda key, x: cvae.init(key, Given(x, y)),
+        init=lambda key, x: cvae.init(key, Conditioned(x, y)),
         encode=lambda params, x: cvae.encode(params, x, y),
         decode=lambda params, z: cvae.decode(params, z, y),
         prior=lambda params: cvae.prior(params, y),
@@ -58,10 +60,12 @@ def cvae(
     likelihood: Likelihood,
     prior: Network | Prior,
 ) -> CVAE:
-    """A conditional VAE of networks that take two arrays: encoder (x, y), decoder (z, y), and prior network y.
+    """A conditional VAE of networks that take two arrays: encoder (x, y), decoder (z, y), and prior
+    network y.
 
-    A prior network gives what ``posterior`` needs, and p(z|y) is of that family (Sohn et al. 2015, eq. 4); a ``Prior``
-    does not depend on y. Networks get their two inputs flattened, one behind the other.
+    A prior network gives what ``posterior`` needs, and p(z|y) is of that family (Sohn et al. 2015,
+    eq. 4); a ``Prior`` does not depend on y. Networks get their two inputs flattened, one behind
+    the other.
     """
     both = lambda a, b: jnp.concatenate([jnp.ravel(a), jnp.ravel(b)])
 
@@ -78,10 +82,13 @@ def cvae(
     def encode(params: Params, x: Any, y: Any) -> Any:
         return posterior.make(params["posterior"], encoder.apply(params["encoder"], both(x, y)))
 
-    def init(key: Array, example: Given) -> Params:
+    def init(key: Array, example: Conditioned) -> Params:
         keys = jax.random.split(key, 5)
         x, y = example
-        params = {"encoder": encoder.init(keys[0], both(x, y)), "posterior": posterior.init(keys[4])}
+        params = {
+            "encoder": encoder.init(keys[0], both(x, y)),
+            "posterior": posterior.init(keys[4]),
+        }
         z = encode(params, x, y).sample(key)
         return params | {
             "decoder": decoder.init(keys[1], both(z, y)),
@@ -93,7 +100,8 @@ def cvae(
 
 
 def gaussian_stochastic(model: CVAE) -> CVAE:
-    """The Gaussian stochastic network of a CVAE: z is drawn from p(z|y) in training too (Sohn et al. 2015, sec. 4.2).
+    """The Gaussian stochastic network of a CVAE: z is drawn from p(z|y) in training too (Sohn et
+    al. 2015, sec. 4.2).
 
     Its ELBO is E_p(z|y) log p(x|z, y), with a KL of zero.
     """
@@ -121,4 +129,6 @@ class Denoising(NamedTuple):
 
     def at(self, example: Corrupted) -> tuple[VAE, Any]:
         """The VAE that encodes the corrupted example, and the clean one."""
-        return self.vae._replace(encode=lambda params, _: self.vae.encode(params, example.noisy)), example.x
+        return self.vae._replace(
+            encode=lambda params, _: self.vae.encode(params, example.noisy)
+        ), example.x

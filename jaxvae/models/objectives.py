@@ -1,7 +1,9 @@
-"""Losses of a batch that are no means over examples: rates of its KL, penalties on its codes, adversaries.
+"""Losses of a batch that are no means over examples: rates of its KL, penalties on its codes,
+adversaries.
 
-Each is a ``training.BatchLoss`` and sees the global batch: what it needs of the examples is gathered from all devices
-first, because the mean of a divergence over devices is not the divergence of the batch.
+Each is a ``training.BatchLoss`` and sees the global batch: what it needs of the examples is
+gathered from all devices first, because the mean of a divergence over devices is not the divergence
+of the batch.
 """
 
 from __future__ import annotations
@@ -15,12 +17,10 @@ import optax
 from jax import lax
 
 from jaxvae import divergences, expectations
-from jaxvae.models.vae import VAE, Expectation, Loss, Params, Terms
+from jaxvae.contracts import Array, BatchLoss, Loss, Params, Terms
+from jaxvae.kl_costs import KLCost
+from jaxvae.models.vae import VAE, Expectation
 from jaxvae.networks import Network
-from jaxvae.rates import Rate
-
-Array = jax.Array
-BatchLoss = Callable[..., tuple[Array, Terms]]
 
 
 class Codes(NamedTuple):
@@ -36,7 +36,9 @@ class Codes(NamedTuple):
 Penalty = Callable[[Codes], Array]  # -> nats
 
 
-def codes(vae: VAE, params: Params, keys: Array, x: Any, weight: Array, axis_name: str | None) -> Codes:
+def codes(
+    vae: VAE, params: Params, keys: Array, x: Any, weight: Array, axis_name: str | None
+) -> Codes:
     """The codes of the global batch, of which x [B, ...] is this device's part."""
 
     def example(key: Array, x: Any) -> tuple[Any, Array, Array]:
@@ -53,7 +55,9 @@ def codes(vae: VAE, params: Params, keys: Array, x: Any, weight: Array, axis_nam
     return Codes(jax.random.wrap_key_data(words[0]), q, z, other, weight)
 
 
-def negative_reconstruction(vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise) -> Loss:
+def negative_reconstruction(
+    vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise
+) -> Loss:
     """-E_q log p(x|z): what an autoencoder descends, and a Wasserstein one beside its penalty."""
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
@@ -66,7 +70,9 @@ def negative_reconstruction(vae: VAE, num_samples: int = 1, estimator: Expectati
 
 
 def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> Loss:
-    """sum_i w_i loss_i of an example, all with the same key; the terms that are reported are the first one's."""
+    """sum_i w_i loss_i of an example, all with the same key; the terms that are reported are the
+    first one's.
+    """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         found = [(weight, *own(params, key, x, step)) for weight, own in parts]
@@ -81,7 +87,9 @@ def decoder_decay() -> Loss:
 
 
 def decoder_gradient(vae: VAE) -> Loss:
-    """|d E[x|z] / dz|^2 (Frobenius) at a code of the example, of RAE-GP (Ghosh et al. 2019, arXiv:1903.12436)."""
+    """|d E[x|z] / dz|^2 (Frobenius) at a code of the example, of RAE-GP (Ghosh et al. 2019,
+    arXiv:1903.12436).
+    """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         here, x = vae.at(x)
@@ -91,8 +99,10 @@ def decoder_gradient(vae: VAE) -> Loss:
     return loss
 
 
-def rated(vae: VAE, rate: Rate, num_samples: int = 1, estimator: Expectation = expectations.pathwise) -> BatchLoss:
-    """-E_q log p(x|z) + rate(E_x KL(q(z|x) || p(z)), step), with one of ``rates``."""
+def with_kl_cost(
+    vae: VAE, rate: KLCost, num_samples: int = 1, estimator: Expectation = expectations.pathwise
+) -> BatchLoss:
+    """-E_q log p(x|z) + rate(E_x KL(q(z|x) || p(z)), step), with one of ``kl_costs``."""
 
     def loss(
         params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
@@ -104,7 +114,9 @@ def rated(vae: VAE, rate: Rate, num_samples: int = 1, estimator: Expectation = e
             factorized = (type(q), type(p)) in divergences.FACTORIZED_KL
             terms = divergences.kl_per_latent(q, p) if factorized else None
             kl = divergences.kl(q, p, key_kl) if terms is None else terms
-            return estimator(key_z, q, lambda z: here.decode(params, z).log_prob(x), num_samples), jnp.ravel(kl)
+            return estimator(
+                key_z, q, lambda z: here.decode(params, z).log_prob(x), num_samples
+            ), jnp.ravel(kl)
 
         reconstruction, kl = jax.tree.map(
             lambda v: jnp.tensordot(weight, v, 1, precision="float32"), jax.vmap(example)(keys, x)
@@ -132,28 +144,42 @@ def penalized(loss: BatchLoss, vae: VAE, penalties: dict[str, Penalty]) -> Batch
 
 
 def divergence(weight: float, between: Callable[[Array, Array, Array, Array], Array]) -> Penalty:
-    """``weight`` D(q(z), p(z)) by one of ``divergences.DIVERGENCES`` or any ``(key, z, other, weight) -> scalar``.
+    """``weight`` D(q(z), p(z)) by one of ``divergences.DIVERGENCES`` or any ``(key, z, other,
+    weight) -> scalar``.
 
-    With ``negative_reconstruction`` it makes a Wasserstein autoencoder (Tolstikhin et al. 2018, arXiv:1711.01558), with
-    a weighted ELBO an InfoVAE (Zhao et al. 2017, arXiv:1706.02262).
+    With ``negative_reconstruction`` it makes a Wasserstein autoencoder (Tolstikhin et al. 2018,
+    arXiv:1711.01558), with a weighted ELBO an InfoVAE (Zhao et al. 2017, arXiv:1706.02262).
     """
     return lambda codes: weight * between(codes.key, codes.z, codes.other, codes.weight)
 
 
 def code_penalty(weight: float) -> Penalty:
-    """``weight`` E |z|^2 / 2, of a regularized autoencoder (Ghosh et al. 2019, arXiv:1903.12436)."""
-    return lambda codes: weight * jnp.sum(codes.weight * jax.vmap(lambda z: jnp.sum(z**2))(codes.z)) / 2
+    """``weight`` E |z|^2 / 2, of a regularized autoencoder (Ghosh et al. 2019,
+    arXiv:1903.12436).
+    """
+    return lambda codes: (
+        weight * jnp.sum(codes.weight * jax.vmap(lambda z: jnp.sum(z**2))(codes.z)) / 2
+    )
 
 
-def total_correlation(weight: float, dataset_size: int, decompose: Callable = divergences.decomposition) -> Penalty:
-    """``weight`` TC, beside a whole KL the beta - 1 of a beta-TCVAE (Chen et al. 2018, arXiv:1802.04942, eq. 4).
+def total_correlation(
+    weight: float, dataset_size: int, decompose: Callable = divergences.decomposition
+) -> Penalty:
+    """``weight`` TC, beside a whole KL the beta - 1 of a beta-TCVAE (Chen et al. 2018,
+    arXiv:1802.04942, eq. 4).
 
-    ``decompose`` is how TC is estimated: ``divergences.decomposition``, or ``stratified_decomposition``.
+    ``decompose`` is how TC is estimated: ``divergences.decomposition``, or
+    ``stratified_decomposition``.
     """
 
     def penalty(codes: Codes) -> Array:
         log_q = divergences.pairwise_log_densities(codes.q, codes.z)
-        return weight * decompose(log_q, jnp.zeros_like(codes.z), codes.weight, dataset_size).total_correlation
+        return (
+            weight
+            * decompose(
+                log_q, jnp.zeros_like(codes.z), codes.weight, dataset_size
+            ).total_correlation
+        )
 
     return penalty
 
@@ -165,14 +191,18 @@ def dip_i(off_diagonal: float, diagonal: float) -> Penalty:
 
 def dip_ii(off_diagonal: float, diagonal: float) -> Penalty:
     """The penalty of DIP-VAE-II, ``divergences.dip_ii``."""
-    return lambda codes: divergences.dip_ii(codes.q.mean, codes.q.scale**2, codes.weight, off_diagonal, diagonal)
+    return lambda codes: divergences.dip_ii(
+        codes.q.mean, codes.q.scale**2, codes.weight, off_diagonal, diagonal
+    )
 
 
 # Adversaries: a critic that is learned beside the model, and what it says of the codes
 
 
 class Adversary(NamedTuple):
-    """A critic of codes. The model pays ``penalty``, the critic descends ``loss``, each in its own parameters."""
+    """A critic of codes. The model pays ``penalty``, the critic descends ``loss``, each in its
+    own parameters.
+    """
 
     init: Callable[[Array, Array], Any]  # (key, z) -> params
     penalty: Callable[[Any, Codes], Array]
@@ -186,17 +216,25 @@ def _cross_entropy(critic: Network, params: Any, yes: Array, no: Array, weight: 
 
 
 def density_ratio(critic: Network, weight: float) -> Adversary:
-    """``weight`` TC, as E_q(z) c(z), where c learns log q(z) / prod_d q(z_d) from codes permuted over the batch.
+    """``weight`` TC, as E_q(z) c(z), where c learns log q(z) / prod_d q(z_d) from codes permuted
+    over the batch.
 
-    FactorVAE: Kim & Mnih 2018, arXiv:1802.05983, eq. 3 and alg. 1 and 2. ``critic`` gives one number.
+    FactorVAE: Kim & Mnih 2018, arXiv:1802.05983, eq. 3 and alg. 1 and 2. ``critic`` gives one
+      number.
     """
 
     def penalty(params: Any, codes: Codes) -> Array:
-        return weight * jnp.sum(codes.weight * jax.vmap(lambda z: critic.apply(params, z)[0])(codes.z))
+        return weight * jnp.sum(
+            codes.weight * jax.vmap(lambda z: critic.apply(params, z)[0])(codes.z)
+        )
 
     def loss(params: Any, codes: Codes) -> Array:
         return _cross_entropy(
-            critic, params, codes.z, divergences.permuted(codes.key, codes.z, codes.weight), codes.weight
+            critic,
+            params,
+            codes.z,
+            divergences.permuted(codes.key, codes.z, codes.weight),
+            codes.weight,
         )
 
     return Adversary(critic.init, penalty, loss)
@@ -205,7 +243,8 @@ def density_ratio(critic: Network, weight: float) -> Adversary:
 def adversarial(critic: Network, weight: float) -> Adversary:
     """-``weight`` E_q(z) log s(c(z)), where c tells draws of the prior (yes) from codes (no).
 
-    The adversarial autoencoder (Makhzani et al. 2015, arXiv:1511.05644), also WAE-GAN (arXiv:1711.01558, alg. 1).
+    The adversarial autoencoder (Makhzani et al. 2015, arXiv:1511.05644), also WAE-GAN
+    (arXiv:1711.01558, alg. 1).
     """
 
     def penalty(params: Any, codes: Codes) -> Array:
@@ -218,7 +257,7 @@ def adversarial(critic: Network, weight: float) -> Adversary:
     return Adversary(critic.init, penalty, loss)
 
 
-def init_against(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], dict[str, Params]]:
+def adversarial_init(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], dict[str, Params]]:
     """``(key, x) -> {"model": params, "critic": params}``."""
 
     def init(key: Array, x: Any) -> dict[str, Params]:
@@ -231,10 +270,12 @@ def init_against(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], dict[
     return init
 
 
-def against(loss: BatchLoss, vae: VAE, adversary: Adversary) -> dict[str, BatchLoss]:
-    """Losses of the two players ``model`` and ``critic``, in the parameters of both, for ``training.players``.
+def adversarial_losses(loss: BatchLoss, vae: VAE, adversary: Adversary) -> dict[str, BatchLoss]:
+    """Losses of the two players ``model`` and ``critic``, in the parameters of both, for
+    ``training.players``.
 
-    Both see the codes of one batch; Kim & Mnih 2018 (arXiv:1802.05983) permute those of a second one.
+    Both see the codes of one batch; Kim & Mnih 2018 (arXiv:1802.05983) permute those of a second
+    one.
     """
 
     def of_model(params: Params, *args: Any) -> tuple[Array, Terms]:

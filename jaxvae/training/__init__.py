@@ -1,4 +1,6 @@
-"""Training on one device or many, in one process or several: algorithms, and the loop that runs them."""
+"""Training on one device or many, in one process or several: algorithms, and the loop that runs
+them.
+"""
 
 from jaxvae.training.algorithms import (
     Algorithm,
@@ -9,36 +11,36 @@ from jaxvae.training.algorithms import (
     batch_mean,
     gradient_descent,
     players,
+    preprocessed,
     trained,
-    treated,
 )
-from jaxvae.training.devices import MAPPINGS, everywhere, run_steps
-from jaxvae.training.loop import Hook, Moment, NotFiniteError, Totals, fit
-from jaxvae.training.optimizers import Skipping, adam
-from jaxvae.training.sweeps import Sweep, member, swept
+from jaxvae.training.devices import MAPPINGS, replicate, run_steps
+from jaxvae.training.loop import Hook, HookState, NotFiniteError, Totals, fit
+from jaxvae.training.optimizers import SkipsNonFinite, adam
+from jaxvae.training.sweeps import Ensemble, member, vmapped
 
 __all__ = [
     "MAPPINGS",
     "Algorithm",
     "Batch",
     "BatchLoss",
+    "Ensemble",
     "Hook",
-    "Moment",
+    "HookState",
     "NotFiniteError",
     "Player",
-    "Skipping",
+    "SkipsNonFinite",
     "State",
-    "Sweep",
     "Totals",
     "adam",
     "batch_mean",
-    "everywhere",
     "fit",
     "gradient_descent",
     "member",
     "players",
+    "preprocessed",
+    "replicate",
     "run_steps",
-    "swept",
     "trained",
-    "treated",
+    "vmapped",
 ]

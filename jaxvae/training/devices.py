@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvae import processes
-from jaxvae.models.vae import Terms
+from jaxvae.contracts import Terms
 from jaxvae.training.algorithms import Algorithm, Batch
 
 Array = jax.Array
@@ -23,11 +23,11 @@ AXIS = "devices"
 MAPPINGS = ("pmap", "shard_map")
 
 
-class Layout:
+class Placement:
     """The devices of a job, and those of them that are this process's own.
 
-    A global batch is cut into equal parts in the order of ``devices``; ``pmap`` sees this process's parts only,
-    ``shard_map`` global arrays.
+    A global batch is cut into equal parts in the order of ``devices``; ``pmap`` sees this process's
+    parts only, ``shard_map`` global arrays.
     """
 
     def __init__(self, devices: Sequence[jax.Device], mapping: str = "pmap"):
@@ -35,9 +35,13 @@ class Layout:
             raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}; it was {mapping!r}")
         self.devices, self.mapping, self.count = list(devices), mapping, len(devices)
         me = jax.process_index()
-        self.places = [place for place, device in enumerate(self.devices) if device.process_index == me]
+        self.places = [
+            place for place, device in enumerate(self.devices) if device.process_index == me
+        ]
         if not self.places:
-            raise ValueError(f"process {me} has none of the {self.count} devices; every process needs at least one")
+            raise ValueError(
+                f"process {me} has none of the {self.count} devices; every process needs at least one"
+            )
         self.own = [self.devices[place] for place in self.places]
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
 
@@ -47,10 +51,14 @@ class Layout:
         return self.devices[0].platform == "cpu"
 
     def replicated(self, tree: Any) -> Any:
-        """Copies of a tree on the devices: local arrays under ``pmap``, global ones under ``shard_map``."""
+        """Copies of a tree on the devices: local arrays under ``pmap``, global ones under
+        ``shard_map``.
+        """
         if self.count == 1:
             return jax.device_put(processes.local(tree), self.own[0])
-        held = jax.device_put(processes.local(tree), NamedSharding(Mesh(np.array(self.own), (AXIS,)), PartitionSpec()))
+        held = jax.device_put(
+            processes.local(tree), NamedSharding(Mesh(np.array(self.own), (AXIS,)), PartitionSpec())
+        )
         return self.as_global(held) if self.mapping == "shard_map" else held
 
     def as_global(self, tree: Any) -> Any:
@@ -61,7 +69,9 @@ class Layout:
             if self.count == 1 or a.sharding.device_set == sharding.device_set:
                 return a
             copies = {shard.device: shard.data for shard in a.addressable_shards}
-            return jax.make_array_from_single_device_arrays(a.shape, sharding, [copies[d] for d in self.own])
+            return jax.make_array_from_single_device_arrays(
+                a.shape, sharding, [copies[d] for d in self.own]
+            )
 
         return jax.tree.map(join, tree)
 
@@ -78,37 +88,52 @@ class Layout:
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
         def join(a: np.ndarray) -> Array:
-            parts = [jax.device_put(part[None], device) for part, device in zip(a, self.own, strict=True)]
-            return jax.make_array_from_single_device_arrays((self.count, *a.shape[1:]), sharding, parts)
+            parts = [
+                jax.device_put(part[None], device) for part, device in zip(a, self.own, strict=True)
+            ]
+            return jax.make_array_from_single_device_arrays(
+                (self.count, *a.shape[1:]), sharding, parts
+            )
 
         return jax.tree.map(join, tree)
 
 
-def everywhere(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A tree of arrays copied to all devices of the job, as global arrays; all processes must hold the same."""
-    layout = Layout(devices)
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """A tree of arrays copied to all devices of the job, as global arrays; all processes must
+    hold the same.
+    """
+    layout = Placement(devices)
     return layout.as_global(layout.replicated(tree))
 
 
-def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> Callable:
+def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -> Callable:
     """Many steps in one dispatch.
 
-    ``run(state, examples, count, rows [P, S, B], weight [P, S, B], votes [P, V]) -> (state, metrics [S], votes [V])``,
-    with a leading axis for this process's P devices where there are several in all. ``examples`` is the data set, on
-    every device, or with ``streamed`` each device's own [P, ...]; ``rows`` are the examples of each batch. The first
-    ``count`` of the S steps are taken; it is no constant of the compiled program, so that one serves dispatches of
-    every length. But all S have a program of their own, except on a CPU: other devices would wait for the host to see
-    whether a loop of unknown length goes on. ``votes`` are integers whose largest over all devices comes back, the
-    same in every process. The state is donated.
+    ``run(state, examples, count, rows [P, S, B], weight [P, S, B], votes [P, V]) -> (state, metrics
+    [S], votes [V])``, with a leading axis for this process's P devices where there are several in
+    all. ``examples`` is the data set, on every device, or with ``streamed`` each device's own [P,
+    ...]; ``rows`` are the examples of each batch. The first ``count`` of the S steps are taken; it
+    is no constant of the compiled program, so that one serves dispatches of every length. But all S
+    have a program of their own, except on a CPU: other devices would wait for the host to see
+    whether a loop of unknown length goes on. ``votes`` are integers whose largest over all devices
+    comes back, the same in every process. The state is donated.
 
-    Under ``jax.jit`` for one device; for several under ``jax.pmap`` or under ``jit(shard_map)``, with
-    ``check_vma=False`` because models may start loops from constants, and because gradients are averaged by hand.
+    Under ``jax.jit`` for one device; for several under ``jax.pmap`` or under ``jit(shard_map)``,
+    with ``check_vma=False`` because models may start loops from constants, and because gradients
+    are averaged by hand.
     """
 
-    compiled = functools.partial(_compiled, algorithm, tuple(layout.devices), layout.mapping, streamed)
+    compiled = functools.partial(
+        _compiled, algorithm, tuple(layout.devices), layout.mapping, streamed
+    )
 
     def dispatch(
-        state: Any, examples: Any, count: int, rows: np.ndarray, weight: np.ndarray, votes: Sequence[int]
+        state: Any,
+        examples: Any,
+        count: int,
+        rows: np.ndarray,
+        weight: np.ndarray,
+        votes: Sequence[int],
     ) -> Any:
         part = rows.shape[-1]
         place = layout.split(np.arange(part * layout.count))
@@ -116,22 +141,31 @@ def run_steps(algorithm: Algorithm, layout: Layout, streamed: bool = False) -> C
         ballots = each if layout.count == 1 else np.tile(each, (len(layout.places), 1))
         examples = layout.sharded(examples) if streamed else examples
         run = compiled(whole=count == rows.shape[-2] and not layout.on_cpu)
-        return run(state, examples, np.int32(count), *layout.sharded((rows, weight, place, ballots)))
+        return run(
+            state, examples, np.int32(count), *layout.sharded((rows, weight, place, ballots))
+        )
 
     return dispatch
 
 
 def _rows(a: Array, rows: Array) -> Array:
-    """``a[rows]``, from rows that are flat: for each entry XLA on a CPU computes its indices along all axes."""
+    """``a[rows]``, from rows that are flat: for each entry XLA on a CPU computes its indices
+    along all axes.
+    """
     return a.reshape(len(a), math.prod(a.shape[1:]))[rows].reshape(*rows.shape, *a.shape[1:])
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    algorithm: Algorithm, devices: tuple[jax.Device, ...], mapping: str, streamed: bool, *, whole: bool
+    algorithm: Algorithm,
+    devices: tuple[jax.Device, ...],
+    mapping: str,
+    streamed: bool,
+    *,
+    whole: bool,
 ) -> Callable:
-    """The mapped function, of ``whole`` dispatches alone or of any; kept, so that the next training of the same
-    algorithm does not compile it again.
+    """The mapped function, of ``whole`` dispatches alone or of any; kept, so that the next training
+    of the same algorithm does not compile it again.
     """
 
     def run(
@@ -154,13 +188,15 @@ def _compiled(
 
         _, shapes = jax.eval_shape(take, state, rows[0], weight[0])
         none, named = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-        # One array, which is one kernel a step; of some KB, since XLA on a CPU places a step's arrays by their sizes.
+        # One array, which is one kernel a step; of some KB, since XLA on a CPU places a step's
+        # arrays by their sizes.
         kept = jnp.zeros((max(len(rows), 384), *none.shape), none.dtype)
         state, kept = lax.fori_loop(0, len(rows) if whole else count, body, (state, kept))
         columns = jax.vmap(named)(kept[: len(rows)])
         if axis is not None:
-            # With a number from the loop, or nothing would order this collective and the loop's: devices of a CPU that
-            # run a program from the compilation cache began with either, and waited for each other for ever.
+            # With a number from the loop, or nothing would order this collective and the loop's:
+            # devices of a CPU that run a program from the compilation cache began with either, and
+            # waited for each other for ever.
             votes = lax.pmax(jnp.append(votes, columns["skipped"][0]), axis)[:-1]
         return state, columns, votes
 

@@ -1,4 +1,6 @@
-"""Several trainings at once: an algorithm vmapped over seeds, or over values of any number that it is made with."""
+"""Several trainings at once: an algorithm vmapped over seeds, or over values of any number that
+it is made with.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +10,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxvae.models.vae import Terms
+from jaxvae.contracts import Terms
 from jaxvae.training.algorithms import Algorithm, Batch
 
 Array = jax.Array
 
 
-class Sweep(NamedTuple):
+class Ensemble(NamedTuple):
     """The states of all members, stacked [S, ...]."""
 
     step: Array
     members: Any
 
 
-def swept(make: Callable[[Array], Algorithm], values: Any) -> Algorithm:
+def vmapped(make: Callable[[Array], Algorithm], values: Any) -> Algorithm:
     """S trainings in one: ``make(value)`` for each of ``values``, a pytree of arrays [S, ...].
 
-    Every member has parameters and noise of its own, and all see the same batches. ``make`` is traced once, so that
-    values may stand wherever numbers do: a KL weight, a temperature, a learning rate. For seeds alone:
-    ``swept(lambda seed: algorithm, jnp.arange(S))``.
+    Every member has parameters and noise of its own, and all see the same batches. ``make`` is
+    traced once, so that values may stand wherever numbers do: a KL weight, a temperature, a
+    learning rate. For seeds alone: ``vmapped(lambda seed: algorithm, jnp.arange(S))``.
 
-    Metrics are those of each member as ``name[s]``, and the means over the members. ``member`` takes one state out.
+    Metrics are those of each member as ``name[s]``, and the means over the members. ``member``
+    takes one state out.
     """
     count = jax.tree.leaves(values)[0].shape[0]
 
-    def init(key: Array, x: Any) -> Sweep:
-        states = jax.vmap(lambda value, key: make(value).init(key, x))(values, jax.random.split(key, count))
-        return Sweep(jnp.int32(0), states)
+    def init(key: Array, x: Any) -> Ensemble:
+        states = jax.vmap(lambda value, key: make(value).init(key, x))(
+            values, jax.random.split(key, count)
+        )
+        return Ensemble(jnp.int32(0), states)
 
-    def step(state: Sweep, batch: Batch, axis_name: str | None = None) -> tuple[Sweep, Terms]:
+    def step(state: Ensemble, batch: Batch, axis_name: str | None = None) -> tuple[Ensemble, Terms]:
         own = lambda value, state: make(value).step(state, batch, axis_name)
         members, metrics = jax.vmap(own)(values, state.members)
         skipped = metrics.pop("skipped").max()
         each = {f"{name}[{s}]": value[s] for name, value in metrics.items() for s in range(count)}
         means = {name: value.mean() for name, value in metrics.items()}
-        return Sweep(state.step + 1, members), means | each | {"skipped": skipped}
+        return Ensemble(state.step + 1, members), means | each | {"skipped": skipped}
 
     return Algorithm(init, step)
 
 
-def member(state: Sweep, s: int) -> Any:
+def member(state: Ensemble, s: int) -> Any:
     """The state of member s, as its own algorithm would have it."""
     return jax.tree.map(lambda a: a[s], state.members)

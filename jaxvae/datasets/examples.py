@@ -1,0 +1,37 @@
+"""Examples as they are stored, together with the function that turns one into what a model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxvae.contracts import Array, Preprocess, pytree, static
+
+
+@pytree
+class Examples:
+    """Examples, and their preprocessing, which so travels with the data.
+
+    It is a pytree: rows are taken, arrays are moved to devices and ``jax.vmap`` makes one example
+    of many by ``jax.tree.map``, and the function stays with them. Training, evaluation and figures
+    call ``preprocessed`` and never pass the function.
+    """
+
+    raw: Any  # pytree of [N, ...], such as uint8 images
+    preprocess: Preprocess = static()  # (key, raw example) -> x
+
+
+def preprocessed(key: Array, example: Any) -> Any:
+    """What a model takes of one example: ``preprocess(key, raw)``, or the example where it is plain."""
+    return example.preprocess(key, example.raw) if isinstance(example, Examples) else example
+
+
+def examples_of(source: Any) -> Any:
+    """The examples of a ``Split``, or the pytree of arrays, ``Examples`` or stream as it is."""
+    return getattr(source, "examples", source)
+
+
+def rows_of(examples: Any, rows: Any) -> Any:
+    """Some rows, an index array or a slice, of a pytree of arrays [N, ...]."""
+    return jax.tree.map(lambda a: a[rows], examples)

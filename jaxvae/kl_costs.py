@@ -1,0 +1,61 @@
+"""What the KL terms of a batch cost: rates, ``(kl [D], step) -> scalar``, in nats.
+
+``kl`` is the mean over the batch of KL(q(z_d|x) || p(z_d)), where KL is a sum over latents, else of
+the whole, [1]. A rate that is linear in it is a weight, for which ``models.negative_elbo`` serves
+as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+KLCost = Callable[[Array, Array], Array]
+
+
+def weighted(weight: optax.Schedule) -> KLCost:
+    """w(step) KL, the rate of a beta-VAE (Higgins et al. 2017)."""
+    return lambda kl, step: weight(step) * kl.sum()
+
+
+def free_bits(nats: float, groups: int = 1, weight: optax.Schedule = lambda step: 1.0) -> KLCost:
+    """w(step) sum_g max(nats, KL_g) over equal groups of consecutive latents (Kingma et al. 2016,
+    arXiv:1606.04934).
+
+    Eq. 15: the maximum is taken after the mean over the batch.
+    """
+
+    def rate(kl: Array, step: Array) -> Array:
+        if kl.size % groups:
+            raise ValueError(f"{kl.size} latents do not divide into {groups} groups of free bits")
+        return weight(step) * jnp.maximum(kl.reshape(groups, -1).sum(-1), nats).sum()
+
+    return rate
+
+
+def capacity(weight: float, course: optax.Schedule) -> KLCost:
+    """gamma |KL - C(step)| with gamma = ``weight`` (Burgess et al. 2018, arXiv:1804.03599, eq.
+    8).
+    """
+    return lambda kl, step: weight * jnp.abs(kl.sum() - course(step))
+
+
+def blocks(sizes: Sequence[int], kl_costs: Sequence[KLCost]) -> KLCost:
+    """A rate of its own for each block of consecutive latents, added up (JointVAE: Dupont 2018,
+    arXiv:1804.00104).
+    """
+
+    def rate(kl: Array, step: Array) -> Array:
+        if kl.size != sum(sizes):
+            raise ValueError(
+                f"blocks of {', '.join(map(str, sizes))} latents do not fit KL terms of {kl.size}"
+            )
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        parts = zip(kl_costs, jnp.split(kl, ends), strict=True)
+        return jnp.stack([own(part, step) for own, part in parts]).sum()
+
+    return rate

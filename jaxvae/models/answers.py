@@ -1,0 +1,84 @@
+"""What can be asked of a trained model: a record of pure functions of one example.
+
+Evaluation, figures and all later uses ask for the answer that they need. They never ask which
+family the model is of, and they say in a sentence when it has no such answer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxvae import bounds
+from jaxvae.contracts import Array, Params, Terms
+from jaxvae.models.conditional import CVAE, condition_on
+from jaxvae.models.vae import VAE, elbo_terms
+
+
+def _whole(example: Any) -> tuple[Any, None]:
+    return example, None
+
+
+class Model(NamedTuple):
+    """Answers of a model, each for one example; None where a family has none.
+
+    An example is what the model takes, after preprocessing. ``condition`` is what a conditional
+    model is conditioned on, and None for any other. z may be any pytree. All values are in nats.
+    """
+
+    init: Callable[[Array, Any], Params]  # (key, example) -> params
+    encode: Callable[[Params, Any], Any] | None = None  # (params, example) -> q(z|example)
+    decode: Callable[..., Any] | None = None  # (params, z, condition=None) -> p(x|z)
+    draw: Callable[..., Any] | None = None  # (params, key, condition=None) -> z of the prior
+    prior: Callable[..., Any] | None = None  # (params, condition=None) -> p(z), a density
+    # (params, key, example, num_samples) -> {"reconstruction", "kl", and what the family adds}
+    terms: Callable[[Params, Array, Any, int], Terms] | None = None
+    # (params, key, example, num_samples) -> log p(x, z_k) - log q(z_k|x), z_k ~ q: [K]
+    log_weights: Callable[[Params, Array, Any, int], Array] | None = None
+    log_joint: Callable[[Params, Any, Any], Array] | None = (
+        None  # (params, example, z) -> log p(x, z)
+    )
+    parts: Callable[[Any], tuple[Any, Any]] = _whole  # example -> (x, condition)
+
+
+@functools.lru_cache(maxsize=64)
+def answers(model: Any) -> Model:
+    """The answers of a VAE, or of a model that gives one ``at`` an example; a ``Model`` as it is.
+
+    It is cached, so that functions compiled for a model are compiled once.
+    """
+    if isinstance(model, Model):
+        return model
+
+    def conditioned(condition: Any) -> VAE:
+        return condition_on(model, condition) if isinstance(model, CVAE) else model
+
+    def encode(params: Params, example: Any) -> Any:
+        vae, x = model.at(example)
+        return vae.encode(params, x)
+
+    def decode(params: Params, z: Any, condition: Any = None) -> Any:
+        return conditioned(condition).decode(params, z)
+
+    def prior(params: Params, condition: Any = None) -> Any:
+        return conditioned(condition).prior(params)
+
+    def draw(params: Params, key: Array, condition: Any = None) -> Any:
+        return prior(params, condition).sample(key)
+
+    def terms(params: Params, key: Array, example: Any, num_samples: int) -> Terms:
+        return elbo_terms(model, params, key, example, num_samples)
+
+    def log_joint(params: Params, example: Any, z: Any) -> Array:
+        vae, x = model.at(example)
+        return vae.decode(params, z).log_prob(x) + vae.prior(params).log_prob(z)
+
+    def log_weights(params: Params, key: Array, example: Any, num_samples: int) -> Array:
+        q = encode(params, example)
+        return bounds.log_weights(key, q, lambda z: log_joint(params, example, z), num_samples)
+
+    def parts(example: Any) -> tuple[Any, Any]:
+        return (example.x, example.y) if isinstance(model, CVAE) else (example, None)
+
+    return Model(model.init, encode, decode, draw, prior, terms, log_weights, log_joint, parts)
