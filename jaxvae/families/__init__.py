@@ -1,0 +1,61 @@
+"""Families of models: one file each, with a configuration, presets and a function that builds it.
+
+A new family is a file and a row in ``FAMILIES``. A new member of a family, such as a posterior, is
+a function and a row in its table (``posteriors.CONTINUOUS``), and with that a flag of
+``jaxvae train``.
+
+    >>> from jaxvae import families
+    >>> config = families.preset("vampprior", components=20, latent=8)
+    >>> config.prior
+    vampprior(components=20)
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from jaxvae.families import autoencoder, conditional, discrete, flat
+from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
+from jaxvae.settings import changed
+
+__all__ = ["FAMILIES", "RESUMABLE", "Built", "Config", "Data", "Family", "family_of", "preset"]
+
+FAMILIES: dict[str, Family] = {
+    "flat": flat.FAMILY,
+    "bits": discrete.BITS,
+    "classes": discrete.CLASSES,
+    "joint": discrete.JOINT,
+    "autoencoder": autoencoder.FAMILY,
+    "conditional": conditional.FAMILY,
+    "predictor": conditional.PREDICTOR,
+}
+
+
+def presets() -> dict[str, tuple[str, Any]]:
+    """All presets by name: what each is, and its configuration."""
+    return {name: row for family in FAMILIES.values() for name, row in family.presets.items()}
+
+
+def preset(name: str, **named: Any) -> Any:
+    """The configuration of a preset, with other values for the settings that are named.
+
+    Raises ValueError for a preset or a setting that is not there, with the nearest one.
+    """
+    table = presets()
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no preset {name!r}; there are {', '.join(table)}.{hint}")
+    return changed(table[name][1], **named)
+
+
+def family_of(config: Config) -> str:
+    """The name of the family that a configuration is of."""
+    for name, family in FAMILIES.items():
+        if type(config) is family.Config:
+            return name
+    raise ValueError(
+        f"{type(config).__name__} is the configuration of no family: add a row to "
+        "jaxvae.families.FAMILIES"
+    )

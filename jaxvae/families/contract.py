@@ -1,0 +1,225 @@
+"""What a family is: a configuration, presets, and a function that builds a model and its training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jaxvae import datasets, networks, training
+from jaxvae.contracts import Array, Preprocess
+from jaxvae.models import Model
+from jaxvae.ranges import Amount, Count, Fraction
+from jaxvae.settings import Choice, Chosen, check_range, fields_of
+
+
+class Data(NamedTuple):
+    """All that a model must know of its data. It is kept in ``config.json`` of a run.
+
+    So a trained model can be opened without its data set.
+    """
+
+    shape: tuple[int, ...]  # of one raw example
+    dtype: str
+    levels: int | None  # values that a pixel can take; None where they are real numbers
+    pixels: str  # a member of ``datasets.PREPROCESSING``
+    size: int  # training examples
+    classes: tuple[str, ...] = ()  # names of the classes that labels stand for
+    num_classes: int = 0
+    num_attributes: int = 0
+    pixel_max: float = 1.0  # the value of x that pictures show as white
+    # count -> so many raw training examples; zeros where the set is not there
+    examples: Callable[[int], Any] | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """``(key, raw x) -> x``."""
+        return datasets.preprocessing(self.pixels, self.levels)
+
+    @property
+    def input_scale(self) -> float:
+        """The factor that brings x into [0, 1], for networks."""
+        return 1 / (self.levels - 1) if self.pixels == "counts" and self.levels else 1.0
+
+    def example(self) -> jax.ShapeDtypeStruct:
+        """The shape and type of one raw x."""
+        return jax.ShapeDtypeStruct(self.shape, np.dtype(self.dtype))
+
+    def first_examples(self, count: int) -> Any:
+        """``count`` raw training examples, or zeros where the set is not there."""
+        if self.examples is None:
+            return np.zeros((count, *self.shape), self.dtype)
+        return self.examples(count)
+
+
+def _same_picture(x: Array, condition: Any) -> Array:
+    return x
+
+
+def _plain(split: Any) -> Any:
+    return split.x
+
+
+class Built(NamedTuple):
+    """What a family builds: what can be asked of the model, and how it is trained."""
+
+    model: Model
+    algorithm: training.Algorithm
+    preprocess: Preprocess  # (key, raw example) -> what the model takes
+    source: Any = None  # the family's own record, such as a ``models.VAE``
+    parameters: Callable[[Any], Any] = training.trained  # state -> params of the model
+    training_preprocess: Preprocess | None = None  # where training sees something else
+    raw: Callable[[Any], Any] = _plain  # split -> raw examples
+    pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
+    discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
+
+    def examples(self, split: Any) -> datasets.Examples:
+        """The examples of a split, to evaluate on."""
+        return datasets.Examples(self.raw(split), self.preprocess)
+
+    def training_examples(self, split: Any) -> Any:
+        """The examples of a split or a stream, to train on."""
+        preprocess = self.training_preprocess or self.preprocess
+        if isinstance(split, datasets.Stream):
+            return dataclasses.replace(split, preprocess=preprocess)
+        return datasets.Examples(self.raw(split), preprocess)
+
+
+class Family(NamedTuple):
+    """A family of models: one file each, and one row in ``FAMILIES``."""
+
+    Config: type[Config]
+    build: Callable[[Any, Data], Built]
+    presets: Mapping[str, tuple[str, Any]]  # name -> (what it is, its configuration)
+    support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
+
+
+# Optimizers
+
+
+def adamw(learning_rate: Any, weight_decay: Amount = 1e-4) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (arXiv:1711.05101)."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+
+def adamax(learning_rate: Any) -> optax.GradientTransformation:
+    """Adam with the infinity norm (arXiv:1412.6980, sec. 7)."""
+    return optax.adamax(learning_rate)
+
+
+def sgd(learning_rate: Any, momentum: Amount = 0.0) -> optax.GradientTransformation:
+    """Stochastic gradient descent, with momentum if it is not 0."""
+    return optax.sgd(learning_rate, momentum=momentum or None)
+
+
+def adam(
+    learning_rate: Any, b1: Fraction = 0.9, b2: Fraction = 0.999
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980)."""
+    return training.adam(learning_rate, b1, b2)
+
+
+OPTIMIZERS = {"adam": adam, "adamw": adamw, "adamax": adamax, "sgd": sgd}
+Optimizer = Choice(OPTIMIZERS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every family can be told of its data and its training."""
+
+    dataset: str = "digits"
+    """Name of a tensorflow-datasets set, or a .npy or .npz file, or a folder of images."""
+    train_split: str = "train"
+    """Split to train on; parts are written as train[:80%]."""
+    test_split: str = "test"
+    """Split that the result is reported on."""
+    validation_split: str | None = None
+    """Split that checkpoints are judged on; None is the set's own, else the test split."""
+    pixels: Literal[("auto", *datasets.PREPROCESSING)] = "auto"  # type: ignore[valid-type]
+    """Preprocessing: dynamic or static binarization, uniform dequantization, scaling to [0, 1],
+    integer counts, or none for real values; auto is the first one that the likelihood takes."""
+    levels: Count | None = None
+    """Values that a pixel can take; None infers them from integers. Floats are real numbers."""
+    image_size: Count | None = None
+    """Height and width that a folder's images are resized to: the shorter side is scaled, the
+    centre is cropped."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What to do with a folder's files that cannot be read."""
+    precision: Literal[tuple(networks.PRECISIONS)] = "float32"  # type: ignore[valid-type]
+    """How encoder, decoder and a conditional prior compute: true float32, TF32 (three bfloat16
+    passes on TPU), or bfloat16; parameters and densities are float32 always."""
+
+    steps: Amount = 5000
+    """Training steps."""
+    batch_size: Count = 128
+    """Examples in a global batch."""
+    optimizer: Chosen = Optimizer("adam")
+    """Optimizer."""
+    learning_rate: Amount = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Course of the learning rate after its warm-up: constant, or down to 0 at the last step."""
+    warmup_steps: Amount = 0
+    """Steps of linear learning-rate warm-up."""
+    clip_norm: Amount = 0.0
+    """Global norm that gradients are clipped to; 0 is off."""
+    ema_decay: Fraction = 0.0
+    """Decay of the parameters' moving average, which is then what is evaluated; 0 is off."""
+    accumulate: Count = 1
+    """Parts that a batch is cut into to save memory; the gradient is that of the whole batch."""
+    virtual_shards: Amount = 0
+    """Parts that every batch is computed in and summed in a fixed order, so that the result is the
+    same bit for bit on any number of devices that divides it; slow, 0 is off."""
+    seed: Amount = 0
+    """Seed of parameters, batches and noise."""
+
+    report_every: Count = 100
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints, each judged on the validation split; the newest two and the best
+    are kept."""
+    early_stopping: Amount = 0
+    """Checkpoints in a row without a better validation score after which training ends; 0 is off."""
+    test_samples: Count = 1000
+    """Importance samples of the final test log-likelihood, K."""
+    test_examples: Count | None = None
+    """Examples of the test split that the final log-likelihood uses, a fixed random subset; None
+    is all."""
+
+    def __post_init__(self) -> None:
+        for name, setting in fields_of(self).items():
+            check_range(name, setting.annotation, setting.value)
+
+
+# A run stays the same one when these change; what else changes makes a new run.
+RESUMABLE = (
+    *("steps", "report_every", "checkpoint_every", "early_stopping"),
+    *("test_split", "test_samples", "test_examples", "dataset"),
+)
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+    """The optimizer with its schedule, warm-up and clipping. ValueError for a warm-up that is too long."""
+    if config.warmup_steps >= config.steps and config.warmup_steps:
+        raise ValueError(
+            f"warmup_steps={config.warmup_steps} must be fewer than steps={config.steps}"
+        )
+    peak, after = config.learning_rate, max(config.steps - config.warmup_steps, 1)
+    course = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, after),
+        "linear": optax.linear_schedule(peak, 0.0, after),
+    }[config.schedule]
+    if config.warmup_steps:
+        rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
+        course = optax.join_schedules([rise, course], [config.warmup_steps])
+    last = config.optimizer(learning_rate=course)
+    if not config.clip_norm:
+        return last
+    whole = optax.chain(optax.clip_by_global_norm(config.clip_norm), last)
+    # Clipping has no state, so that the chain skips updates that are not finite as its last does.
+    return training.SkipsNonFinite(*whole) if isinstance(last, training.SkipsNonFinite) else whole

@@ -1,0 +1,369 @@
+"""What a VAE descends, as choices: bounds, gradient estimators, costs of KL, penalties, corruption."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jaxvae import bounds, datasets, divergences, expectations, kl_costs, models, networks, schedules
+from jaxvae import training
+from jaxvae.contracts import Array, BatchLoss, Loss
+from jaxvae.ranges import Amount, Count, Share
+from jaxvae.settings import Choice, Chosen
+
+# Warm-up of the KL weight, (end) -> schedule
+
+
+def no_warmup(end: float) -> optax.Schedule:
+    """The KL weight is constant."""
+    return lambda step: end
+
+
+def linear(end: float, kl_warmup_steps: Count = 1000) -> optax.Schedule:
+    """The KL weight rises in a straight line (Bowman et al. 2015, arXiv:1511.06349)."""
+    return schedules.linear_warmup(kl_warmup_steps, end)
+
+
+def sigmoid(end: float, kl_warmup_steps: Count = 1000) -> optax.Schedule:
+    """The KL weight rises as a logistic function (Bowman et al. 2015, arXiv:1511.06349)."""
+    return schedules.sigmoid_warmup(kl_warmup_steps, end)
+
+
+def cyclical(
+    end: float, kl_warmup_steps: Count = 1000, kl_cycles: Count = 4, kl_rise: Share = 0.5
+) -> optax.Schedule:
+    """The KL weight rises again in each cycle (Fu et al. 2019, arXiv:1903.10145).
+
+    Args:
+      kl_warmup_steps: steps of all cycles together.
+      kl_cycles: cycles.
+      kl_rise: share of a cycle in which the weight rises.
+    """
+    return schedules.cyclical(kl_warmup_steps, kl_cycles, kl_rise, end)
+
+
+WARMUPS = {"none": no_warmup, "linear": linear, "sigmoid": sigmoid, "cyclical": cyclical}
+Warmup = Choice(WARMUPS)
+
+
+# Cost of KL in the ELBO
+
+
+class Weight(NamedTuple):
+    """A cost that is a weight of KL for each example."""
+
+    schedule: optax.Schedule
+    is_zero: bool
+
+
+def weighted(kl_weight: Amount = 1.0, kl_warmup: Chosen = Warmup("none")) -> Weight:
+    """KL times a weight, beta of a beta-VAE (Higgins et al. 2017).
+
+    Args:
+      kl_weight: the weight, or the end of its warm-up.
+      kl_warmup: schedule of the weight.
+    """
+    return Weight(kl_warmup(end=kl_weight), kl_weight == 0)
+
+
+def free_bits(
+    free_bits: Amount = 0.1,
+    free_bits_groups: Count = 1,
+    kl_weight: Amount = 1.0,
+    kl_warmup: Chosen = Warmup("none"),
+) -> kl_costs.KLCost:
+    """KL that is free below some nats (Kingma et al. 2016, arXiv:1606.04934).
+
+    Args:
+      free_bits: nats that each group of latents may use for free.
+      free_bits_groups: groups of latents.
+      kl_weight: weight of KL, or the end of its warm-up.
+      kl_warmup: schedule of the weight.
+    """
+    return kl_costs.free_bits(free_bits, free_bits_groups, kl_warmup(end=kl_weight))
+
+
+def capacity(
+    kl_weight: Amount = 100.0, kl_capacity: Amount = 10.0, capacity_steps: Count = 1000
+) -> kl_costs.KLCost:
+    """KL held at a capacity that rises (Burgess et al. 2018, arXiv:1804.03599).
+
+    Args:
+      kl_weight: weight of |KL - C|.
+      kl_capacity: nats C that KL is held at.
+      capacity_steps: steps in which the capacity rises from 0.
+    """
+    return kl_costs.capacity(kl_weight, schedules.linear_warmup(capacity_steps, kl_capacity))
+
+
+def capacities(
+    latent: int,
+    kl_weight: Amount = 30.0,
+    kl_capacity: Amount = 5.0,
+    class_capacity: Amount = 2.3,
+    capacity_steps: Count = 1000,
+) -> kl_costs.KLCost:
+    """KL of Gaussian latents and of a class, each held at its own (Dupont 2018, arXiv:1804.00104).
+
+    Args:
+      latent: Gaussian latents.
+      kl_weight: weight of both |KL - C|.
+      kl_capacity: nats that KL of the Gaussian latents is held at.
+      class_capacity: nats that KL of the class is held at.
+      capacity_steps: steps in which the capacities rise from 0.
+    """
+    held = [capacity(kl_weight, nats, capacity_steps) for nats in (kl_capacity, class_capacity)]
+    return kl_costs.blocks((latent, 1), held)
+
+
+KL_COSTS = {"weighted": weighted, "free_bits": free_bits, "capacity": capacity}
+KLCost = Choice(KL_COSTS)
+JointKLCost = Choice(KL_COSTS | {"capacities": capacities})
+
+
+# Gradient estimators and bounds
+
+
+@functools.lru_cache(maxsize=128)
+def _configured(estimator: expectations.Estimator) -> Callable:
+    """The function whose keyword arguments are the settings of an estimator."""
+
+    defaults = {name: parameter.default for name, parameter in estimator.settings.items()}
+
+    def make(**settings: Any) -> expectations.Estimator:
+        other = {name: value for name, value in settings.items() if value != defaults[name]}
+        return estimator.configured(**other) if other else estimator
+
+    make.__signature__ = inspect.Signature([*estimator.settings.values()])  # type: ignore[attr-defined]
+    make.__doc__ = estimator.__doc__
+    return make
+
+
+def estimator_choice(latents: str) -> Choice:
+    """The gradient estimators that serve a kind of latents."""
+    return Choice(expectations.ESTIMATORS, lambda e: latents in e.latents, _configured)
+
+
+class Objective(NamedTuple):
+    """The loss of a batch, and that of an example where it is a mean over examples."""
+
+    batch: BatchLoss
+    example: Loss | None = None
+
+    @classmethod
+    def of_example(cls, loss: Loss) -> Objective:
+        """The mean over examples."""
+        return cls(training.batch_mean(loss), loss)
+
+
+def _num_samples(num_samples: int | None, estimator: expectations.Estimator) -> int:
+    return estimator.min_samples if num_samples is None else num_samples
+
+
+def _elbo(vae: Any, latent: int, num_samples: Any, estimator: Chosen, kl_cost: Chosen) -> Objective:
+    chosen = estimator()
+    samples, cost = _num_samples(num_samples, chosen), kl_cost(latent=latent)
+    if not isinstance(cost, Weight):
+        if chosen.init is not None:
+            raise ValueError(
+                f"kl_cost={kl_cost.name} takes no estimator that learns; it was {estimator.name}"
+            )
+        return Objective(models.with_kl_cost(vae, cost, samples, chosen))
+    if cost.is_zero:
+        loss = models.negative_reconstruction(vae, samples, chosen)
+    else:
+        loss = models.negative_elbo(vae, samples, cost.schedule, chosen)
+    return Objective.of_example(loss)
+
+
+def _sampled_elbo(vae: Any, num_samples: Any, estimator: Chosen) -> Objective:
+    chosen = estimator()
+    loss = models.negative_sampled_elbo(vae, _num_samples(num_samples, chosen), chosen)
+    return Objective.of_example(loss)
+
+
+@functools.lru_cache(maxsize=128)
+def _bound(bound: expectations.Estimator) -> Callable:
+    """The function that makes an objective of a bound; its settings are the bound's."""
+
+    def make(vae: Any, num_samples: int | None = None, **settings: Any) -> Objective:
+        samples = _num_samples(num_samples, bound)
+        return Objective.of_example(models.negative(bound.configured(**settings), vae, samples))
+
+    first = list(inspect.signature(make, eval_str=True).parameters.values())[:2]
+    annotated = [first[0], first[1].replace(annotation=Count | None)]
+    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in bound.settings.values()]
+    make.__signature__ = inspect.Signature([*annotated, *keywords])  # type: ignore[attr-defined]
+    make.__doc__ = bound.__doc__
+    return make
+
+
+class _Bounds(dict):
+    """The two ELBOs, and every member of ``bounds.BOUNDS`` that serves a kind of latents."""
+
+    def __init__(self, latents: str, elbos: dict[str, Callable]):
+        super().__init__(elbos)
+        self.latents = latents
+
+    def items(self) -> Any:
+        rest = {
+            name: _bound(bound)
+            for name, bound in bounds.BOUNDS.items()
+            if self.latents in bound.latents and name not in self
+        }
+        return (dict(self) | rest).items()
+
+
+def bound_choice(latents: str, estimator: str, kl_cost: Choice = KLCost) -> Choice:
+    """The objectives for a kind of latents, with their natural gradient estimator.
+
+    ``elbo`` has KL in closed form, ``sampled_elbo`` KL from draws; the others are members of
+    ``jaxvae.bounds``.
+    """
+    estimators = estimator_choice(latents)
+
+    def elbo(
+        vae: Any,
+        latent: int,
+        num_samples: Count | None = None,
+        estimator: Chosen = estimators(estimator),
+        kl_cost: Chosen = kl_cost("weighted"),
+    ) -> Objective:
+        """The ELBO with KL in closed form where there is one (arXiv:1312.6114, eq. 7).
+
+        Args:
+          vae: the model.
+          latent: dimensions of z.
+          num_samples: samples of z for each example, K; None is the fewest that are needed.
+          estimator: gradient estimator of E_q log p(x|z).
+          kl_cost: what KL costs.
+        """
+        return _elbo(vae, latent, num_samples, estimator, kl_cost)
+
+    def sampled_elbo(
+        vae: Any, num_samples: Count | None = None, estimator: Chosen = estimators(estimator)
+    ) -> Objective:
+        """The ELBO with KL inside the expectation (arXiv:1312.6114, eq. 6).
+
+        Args:
+          vae: the model.
+          num_samples: samples of z for each example, K; None is the fewest that are needed.
+          estimator: gradient estimator of the whole expectation.
+        """
+        return _sampled_elbo(vae, num_samples, estimator)
+
+    return Choice(_Bounds(latents, {"elbo": elbo, "sampled_elbo": sampled_elbo}))
+
+
+# Penalties on the codes of a batch
+
+
+class Critic(NamedTuple):
+    """A penalty that a critic learns, and the optimizer of the critic."""
+
+    adversary: models.Adversary
+    optimizer: optax.GradientTransformation
+
+
+def _no_penalty() -> None:
+    """No penalty."""
+
+
+def _of_divergence(name: str) -> Callable:
+    def penalty(divergence_weight: Amount = 1.0) -> models.Penalty:
+        return models.divergence(divergence_weight, divergences.DIVERGENCES[name])
+
+    penalty.__doc__ = f"The divergence {name} between q(z) and p(z), by samples."
+    return penalty
+
+
+def total_correlation(size: int, divergence_weight: Amount = 1.0) -> models.Penalty:
+    """Total correlation of q(z) by weighted sampling (Chen et al. 2018, arXiv:1802.04942)."""
+    return models.total_correlation(divergence_weight, size)
+
+
+def stratified_total_correlation(size: int, divergence_weight: Amount = 1.0) -> models.Penalty:
+    """Total correlation of q(z) by stratified sampling (arXiv:1802.04942, app. C)."""
+    return models.total_correlation(
+        divergence_weight, size, divergences.stratified_minibatch_decomposition
+    )
+
+
+def dip_i(divergence_weight: Amount = 1.0) -> models.Penalty:
+    """Covariance of the posterior means, of DIP-VAE-I (Kumar et al. 2017)."""
+    return models.dip_i(divergence_weight, 10 * divergence_weight)
+
+
+def dip_ii(divergence_weight: Amount = 1.0) -> models.Penalty:
+    """Covariance of q(z), of DIP-VAE-II (Kumar et al. 2017)."""
+    return models.dip_ii(divergence_weight, divergence_weight)
+
+
+def _of_critic(adversary: Callable, text: str) -> Callable:
+    def critic(
+        divergence_weight: Amount = 1.0,
+        critic_hidden: tuple[Count, ...] = (256, 256, 256),
+        critic_learning_rate: Amount = 1e-4,
+    ) -> Critic:
+        network = networks.mlp(critic_hidden, 1, functools.partial(jax.nn.leaky_relu, negative_slope=0.2))
+        made = adversary(networks.with_precision(network), divergence_weight)
+        return Critic(made, training.adam(critic_learning_rate, 0.5, 0.9))
+
+    critic.__doc__ = f"""{text}
+
+    Args:
+      divergence_weight: weight of the penalty.
+      critic_hidden: widths of the critic's hidden layers.
+      critic_learning_rate: learning rate of the critic's Adam (betas 0.5 and 0.9).
+    """
+    return critic
+
+
+DISTANCES: dict[str, Callable] = {
+    "none": _no_penalty,
+    **{name: _of_divergence(name) for name in divergences.DIVERGENCES},
+    "adversarial": _of_critic(
+        models.adversarial, "A critic between q(z) and p(z) (Makhzani et al. 2015)."
+    ),
+}
+STATISTICS: dict[str, Callable] = {
+    "total_correlation": total_correlation,
+    "stratified_total_correlation": stratified_total_correlation,
+    "dip_i": dip_i,
+    "dip_ii": dip_ii,
+    "density_ratio": _of_critic(
+        models.density_ratio, "Total correlation of q(z) by a critic (Kim & Mnih 2018)."
+    ),
+}
+Distance = Choice(DISTANCES)
+Penalty = Choice(DISTANCES | STATISTICS)
+
+
+# What the encoder sees in training
+
+
+def _clean() -> None:
+    """The encoder sees the example."""
+
+
+def _of_corruption(name: str, text: str) -> Callable:
+    def corruption(corruption_level: Amount = 0.3) -> Callable[[Array, Array], Array]:
+        corrupt = datasets.CORRUPTIONS[name]
+        return lambda key, x: corrupt(key, x, corruption_level)
+
+    corruption.__doc__ = text
+    return corruption
+
+
+CORRUPTIONS: dict[str, Callable] = {
+    "none": _clean,
+    "gaussian": _of_corruption("gaussian", "The encoder sees x with Gaussian noise."),
+    "masking": _of_corruption("masking", "The encoder sees x with a share of it masked."),
+    "salt_and_pepper": _of_corruption("salt_and_pepper", "The encoder sees salt and pepper."),
+}
+Corruption = Choice(CORRUPTIONS)
