@@ -14,12 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvae import schedules
-from jaxvae.ranges import Amount, Count
-
 Array = jax.Array
 KLCost = Callable[[Array, Array], Array]
-Warmup = Callable[[float], optax.Schedule]  # last weight -> schedule of the weight
 
 
 def weighted(weight: optax.Schedule) -> KLCost:
@@ -69,48 +65,3 @@ def blocks(sizes: Sequence[int], kl_costs: Sequence[KLCost]) -> KLCost:
 
 
 _free_bits = free_bits  # whose name is also that of a setting below
-
-
-def weighted_kl(kl_warmup: Warmup, kl_weight: Amount = 1.0) -> KLCost:
-    """KL times a weight, which may rise (Higgins et al. 2017)."""
-    return weighted(kl_warmup(kl_weight))
-
-
-def free_bits_kl(
-    kl_warmup: Warmup,
-    free_bits: Amount = 0.1,
-    free_bits_groups: Count = 1,
-    kl_weight: Amount = 1.0,
-) -> KLCost:
-    """KL, of which each group of latents has some nats free (Kingma et al. 2016)."""
-    return _free_bits(free_bits, free_bits_groups, kl_warmup(kl_weight))
-
-
-def capacity_kl(
-    kl_weight: Amount = 1.0, kl_capacity: Amount = 10.0, capacity_steps: Count = 1000
-) -> KLCost:
-    """The distance of KL from a capacity that rises from 0 (Burgess et al. 2018)."""
-    return capacity(kl_weight, schedules.linear_warmup(capacity_steps, kl_capacity))
-
-
-def joint_capacity_kl(
-    latent: int,
-    kl_weight: Amount = 1.0,
-    kl_capacity: Amount = 5.0,
-    class_capacity: Amount = 2.3,
-    capacity_steps: Count = 1000,
-) -> KLCost:
-    """Capacities of Gaussian latents and of a class beside them (Dupont 2018)."""
-
-    def rising(end: float) -> KLCost:
-        return capacity(kl_weight, schedules.linear_warmup(capacity_steps, end))
-
-    return blocks((latent, 1), (rising(kl_capacity), rising(class_capacity)))
-
-
-KL_COSTS: dict[str, Callable[..., KLCost]] = {
-    "weighted": weighted_kl,
-    "free_bits": free_bits_kl,
-    "capacity": capacity_kl,
-    "joint_capacity": joint_capacity_kl,
-}

@@ -13,15 +13,21 @@ from typing import Annotated, Any
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The finite numbers from ``low`` to ``high``; ``low`` itself is outside if ``above``."""
+    """The finite numbers from ``low`` to ``high``.
+
+    ``low`` itself is outside if ``above``, and ``high`` itself if ``below``.
+    """
 
     low: float
     high: float = math.inf
     above: bool = False
+    below: bool = False
 
     def __str__(self) -> str:
         low = f"above {self.low}" if self.above else f"at least {self.low}"
-        return low if self.high == math.inf else f"{low} and at most {self.high}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.below else 'at most'} {self.high}"
 
     def check(self, name: str, value: Any) -> None:
         """Raises ValueError unless a number, or every number of a tuple, is in the range."""
@@ -29,12 +35,15 @@ class Range:
             if math.isinf(number) and number > 0:
                 raise ValueError(f"{name} must be finite and {self}; it was {value}")
             enough = number > self.low if self.above else number >= self.low
-            if not (enough and number <= self.high):
+            small = number < self.high if self.below else number <= self.high
+            if not (enough and small):
                 raise ValueError(f"{name} must be {self}; it was {value}")
 
 
 Count = Annotated[int, Range(1)]
 Widths = Annotated[tuple[int, ...], Range(1)]  # of layers
+Whole = Annotated[int, Range(0)]
 Amount = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Share = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 1, below=True)]  # such as a decay

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxvae import likelihoods, models, networks, posteriors, priors
+from jaxvae import datasets, likelihoods, models, networks, posteriors, priors
 from jaxvae.contracts import Array, Preprocess
 from jaxvae.families import assembly, contract
 from jaxvae.families.contract import Built, Data
 from jaxvae.families.flat import likelihood_of, support
 from jaxvae.families.objectives import Objective, Penalty, bound_choice
-from jaxvae.ranges import Amount, Count, Range, Share
+from jaxvae.ranges import Amount, Count, Range, Share, Widths
 from jaxvae.settings import Choice, Chosen, changed
-from typing import Annotated
 
 
 class Condition(NamedTuple):
@@ -44,7 +43,7 @@ def attributes(data: Data) -> Condition:
             "condition=attributes needs a set in memory with several numbers for each image, such "
             "as shapes or an .npz file with y_train [N, A], and this has none"
         )
-    return _beside(data, attributes_of, lambda y: y)
+    return _beside(data, datasets.attributes, lambda y: y)
 
 
 def _beside(data: Data, field: Callable[[Any], Any], encoded: Callable[[Array], Array]) -> Condition:
@@ -54,13 +53,6 @@ def _beside(data: Data, field: Callable[[Any], Any], encoded: Callable[[Array], 
         return models.Conditioned(preprocess(key, raw.x), encoded(raw.y))
 
     return Condition(data.shape, lambda split: models.Conditioned(split.x, field(split)), pair)
-
-
-def attributes_of(split: Any) -> Any:
-    """The attributes of a split, or the factors of rendered shapes."""
-    from jaxvae import datasets
-
-    return datasets.attributes(split)
 
 
 def quadrants(data: Data, quadrants: Annotated[int, Range(1, 3)] = 1) -> Condition:
@@ -131,7 +123,7 @@ class Config(contract.Config):
     """Family of p(z|y); a prior other than the learned one does not depend on y."""
     likelihood: Chosen = Likelihood("bernoulli")
     """Family of p(x|z, y)."""
-    hidden: tuple[Count, ...] = (200, 200)
+    hidden: Widths = (200, 200)
     """Widths of the hidden layers of encoder, decoder and prior."""
     activation: Literal[tuple(networks.ACTIVATIONS)] = "relu"  # type: ignore[valid-type]
     """Activation of the hidden layers."""
@@ -221,7 +213,7 @@ class Predictor(contract.Config):
     """Width of the layer between the two networks."""
     likelihood: Chosen = Likelihood("bernoulli")
     """Family of p(x|y)."""
-    hidden: tuple[Count, ...] = (200, 200)
+    hidden: Widths = (200, 200)
     """Widths of the hidden layers."""
     activation: Literal[tuple(networks.ACTIVATIONS)] = "relu"  # type: ignore[valid-type]
     """Activation of the hidden layers."""

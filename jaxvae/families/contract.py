@@ -13,7 +13,7 @@ import optax
 from jaxvae import datasets, networks, training
 from jaxvae.contracts import Array, Preprocess
 from jaxvae.models import Model
-from jaxvae.ranges import Amount, Count, Fraction
+from jaxvae.ranges import Amount, Count, Fraction, Whole
 from jaxvae.settings import Choice, Chosen, check_range, fields_of
 
 
@@ -23,6 +23,7 @@ class Data(NamedTuple):
     So a trained model can be opened without its data set.
     """
 
+    name: str
     shape: tuple[int, ...]  # of one raw example
     dtype: str
     levels: int | None  # values that a pixel can take; None where they are real numbers
@@ -77,16 +78,16 @@ class Built(NamedTuple):
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
 
-    def examples(self, split: Any) -> datasets.Examples:
-        """The examples of a split, to evaluate on."""
-        return datasets.Examples(self.raw(split), self.preprocess)
+    def split(self, split: Any) -> Any:
+        """A split whose examples are what the model takes, to evaluate on."""
+        return split.replace(x=self.raw(split), preprocess=self.preprocess)
 
-    def training_examples(self, split: Any) -> Any:
-        """The examples of a split or a stream, to train on."""
+    def training_split(self, split: Any) -> Any:
+        """A split or a stream, to train on."""
         preprocess = self.training_preprocess or self.preprocess
         if isinstance(split, datasets.Stream):
             return dataclasses.replace(split, preprocess=preprocess)
-        return datasets.Examples(self.raw(split), preprocess)
+        return split.replace(x=self.raw(split), preprocess=preprocess)
 
 
 class Family(NamedTuple):
@@ -153,7 +154,7 @@ class Config:
     """How encoder, decoder and a conditional prior compute: true float32, TF32 (three bfloat16
     passes on TPU), or bfloat16; parameters and densities are float32 always."""
 
-    steps: Amount = 5000
+    steps: Whole = 5000
     """Training steps."""
     batch_size: Count = 128
     """Examples in a global batch."""
@@ -163,7 +164,7 @@ class Config:
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Course of the learning rate after its warm-up: constant, or down to 0 at the last step."""
-    warmup_steps: Amount = 0
+    warmup_steps: Whole = 0
     """Steps of linear learning-rate warm-up."""
     clip_norm: Amount = 0.0
     """Global norm that gradients are clipped to; 0 is off."""
@@ -171,10 +172,10 @@ class Config:
     """Decay of the parameters' moving average, which is then what is evaluated; 0 is off."""
     accumulate: Count = 1
     """Parts that a batch is cut into to save memory; the gradient is that of the whole batch."""
-    virtual_shards: Amount = 0
+    virtual_shards: Whole = 0
     """Parts that every batch is computed in and summed in a fixed order, so that the result is the
     same bit for bit on any number of devices that divides it; slow, 0 is off."""
-    seed: Amount = 0
+    seed: Whole = 0
     """Seed of parameters, batches and noise."""
 
     report_every: Count = 100
@@ -182,7 +183,7 @@ class Config:
     checkpoint_every: Count = 1000
     """Steps between checkpoints, each judged on the validation split; the newest two and the best
     are kept."""
-    early_stopping: Amount = 0
+    early_stopping: Whole = 0
     """Checkpoints in a row without a better validation score after which training ends; 0 is off."""
     test_samples: Count = 1000
     """Importance samples of the final test log-likelihood, K."""

@@ -13,42 +13,10 @@ import optax
 from jaxvae import bounds, datasets, divergences, expectations, kl_costs, models, networks, schedules
 from jaxvae import training
 from jaxvae.contracts import Array, BatchLoss, Loss
-from jaxvae.ranges import Amount, Count, Share
+from jaxvae.ranges import Amount, Count, Widths
 from jaxvae.settings import Choice, Chosen
 
-# Warm-up of the KL weight, (end) -> schedule
-
-
-def no_warmup(end: float) -> optax.Schedule:
-    """The KL weight is constant."""
-    return lambda step: end
-
-
-def linear(end: float, kl_warmup_steps: Count = 1000) -> optax.Schedule:
-    """The KL weight rises in a straight line (Bowman et al. 2015, arXiv:1511.06349)."""
-    return schedules.linear_warmup(kl_warmup_steps, end)
-
-
-def sigmoid(end: float, kl_warmup_steps: Count = 1000) -> optax.Schedule:
-    """The KL weight rises as a logistic function (Bowman et al. 2015, arXiv:1511.06349)."""
-    return schedules.sigmoid_warmup(kl_warmup_steps, end)
-
-
-def cyclical(
-    end: float, kl_warmup_steps: Count = 1000, kl_cycles: Count = 4, kl_rise: Share = 0.5
-) -> optax.Schedule:
-    """The KL weight rises again in each cycle (Fu et al. 2019, arXiv:1903.10145).
-
-    Args:
-      kl_warmup_steps: steps of all cycles together.
-      kl_cycles: cycles.
-      kl_rise: share of a cycle in which the weight rises.
-    """
-    return schedules.cyclical(kl_warmup_steps, kl_cycles, kl_rise, end)
-
-
-WARMUPS = {"none": no_warmup, "linear": linear, "sigmoid": sigmoid, "cyclical": cyclical}
-Warmup = Choice(WARMUPS)
+Warmup = Choice(schedules.WARMUPS)
 
 
 # Cost of KL in the ELBO
@@ -307,7 +275,7 @@ def dip_ii(divergence_weight: Amount = 1.0) -> models.Penalty:
 def _of_critic(adversary: Callable, text: str) -> Callable:
     def critic(
         divergence_weight: Amount = 1.0,
-        critic_hidden: tuple[Count, ...] = (256, 256, 256),
+        critic_hidden: Widths = (256, 256, 256),
         critic_learning_rate: Amount = 1e-4,
     ) -> Critic:
         network = networks.mlp(critic_hidden, 1, functools.partial(jax.nn.leaky_relu, negative_slope=0.2))
