@@ -236,6 +236,11 @@ def all_names(config: Any) -> set[str]:
     return names
 
 
+def choice_names(config: Any) -> set[str]:
+    """The names of all fields that hold a member of a choice, whatever is chosen."""
+    return {field for field, _ in _choices(config)}
+
+
 def _choices(node: Any) -> Iterator[tuple[str, Choice]]:
     """Every choice that can come up in a configuration, with the name of its field."""
     for name, setting in fields_of(node).items():
@@ -245,16 +250,20 @@ def _choices(node: Any) -> Iterator[tuple[str, Choice]]:
                 yield from _choices(setting.value.choice(member))
 
 
-def unknown(config: Any, name: str) -> str:
-    """One sentence about a name that cannot be set: whom it belongs to, or the nearest one."""
+def unknown(config: Any, name: str, spelled: Callable[[str], str] = str) -> str:
+    """One sentence about a name that cannot be set: whom it belongs to, or the nearest one.
+
+    ``spelled`` writes a name as the reader knows it, such as ``--kl-weight``.
+    """
     belongs = owners(config, name)
     if belongs:
-        places = " or ".join(f"{field} {', '.join(members)}" for field, members in belongs.items())
+        places = " or ".join(f"{spelled(f)} {', '.join(members)}" for f, members in belongs.items())
         chosen = dict(settings_of(config))
-        now = ", ".join(f"{f} {chosen[f].value.name}" for f in belongs if f in chosen)
-        return f"{name} belongs to {places}" + (f"; here it is {now}" if now else "")
+        now = ", ".join(f"{spelled(f)} {chosen[f].value.name}" for f in belongs if f in chosen)
+        return f"{spelled(name)} belongs to {places}" + (f"; here it is {now}" if now else "")
     near = difflib.get_close_matches(name, sorted(all_names(config)), 1)
-    return f"there is no setting {name}" + (f"; did you mean {near[0]}?" if near else "")
+    hint = f"; did you mean {spelled(near[0])}?" if near else ""
+    return f"there is no setting {spelled(name)}{hint}"
 
 
 # JSON

@@ -25,15 +25,22 @@ class Condition(NamedTuple):
     shape: tuple[int, ...]  # of x, which the model explains
     raw: Callable[[Any], Any]  # split -> raw examples
     preprocess: Preprocess  # (key, raw example) -> Conditioned(x, y)
-    pictures: Callable[[Array, Array], Array] = lambda x, y: x  # (x, y) -> images
+    encoded: Callable[[Any], Array]  # raw condition -> y
+    pairs: bool = True  # whether raw examples are pairs of x and a condition
+    pictures: Callable[[Any, Any], Any] = lambda x, y: x  # (x, y) -> images
 
 
 def labels(data: Data) -> Condition:
     """The label of the example."""
     if not data.num_classes:
-        raise ValueError("condition=labels needs a set with labels in memory, and this has none")
-    one_hot = lambda y: jax.nn.one_hot(y, data.num_classes)
-    return _beside(data, lambda split: split.y, one_hot)
+        raise ValueError(
+            f"condition=labels needs a set with labels in memory; {data.name} has none here"
+        )
+    return _beside(data, lambda split: split.y, _one_hot(data.num_classes))
+
+
+def _one_hot(classes: int) -> Callable[[Array], Array]:
+    return lambda y: jax.nn.one_hot(y, classes)
 
 
 def attributes(data: Data) -> Condition:
@@ -41,18 +48,21 @@ def attributes(data: Data) -> Condition:
     if not data.num_attributes:
         raise ValueError(
             "condition=attributes needs a set in memory with several numbers for each image, such "
-            "as shapes or an .npz file with y_train [N, A], and this has none"
+            f"as shapes or an .npz file with y_train [N, A]; {data.name} has none here"
         )
     return _beside(data, datasets.attributes, lambda y: y)
 
 
-def _beside(data: Data, field: Callable[[Any], Any], encoded: Callable[[Array], Array]) -> Condition:
+def _beside(
+    data: Data, field: Callable[[Any], Any], encoded: Callable[[Array], Array]
+) -> Condition:
     preprocess = data.preprocess
 
     def pair(key: Array, raw: models.Conditioned) -> models.Conditioned:
         return models.Conditioned(preprocess(key, raw.x), encoded(raw.y))
 
-    return Condition(data.shape, lambda split: models.Conditioned(split.x, field(split)), pair)
+    raw = lambda split: models.Conditioned(split.x, field(split))
+    return Condition(data.shape, raw, pair, encoded)
 
 
 def quadrants(data: Data, quadrants: Annotated[int, Range(1, 3)] = 1) -> Condition:
@@ -76,7 +86,9 @@ def quadrants(data: Data, quadrants: Annotated[int, Range(1, 3)] = 1) -> Conditi
         image[..., seen], image[..., ~seen] = np.asarray(y), np.asarray(x)
         return image
 
-    return Condition((int((~seen).sum()),), lambda split: split.x, cut, whole)
+    of_image = lambda image: cut(jax.random.key(0), image).y
+    hidden = (int((~seen).sum()),)
+    return Condition(hidden, lambda split: split.x, cut, of_image, False, whole)
 
 
 def given_quadrants(shape: tuple[int, ...], number: int) -> np.ndarray:
@@ -152,6 +164,8 @@ def build(config: Config, data: Data) -> Built:
         penalty,
         preprocess=condition.preprocess,
         raw=condition.raw,
+        pairs=condition.pairs,
+        condition=condition.encoded,
         pictures=condition.pictures,
         discrete=likelihood.discrete,
     )
@@ -244,6 +258,8 @@ def build_predictor(config: Predictor, data: Data) -> Built:
         objective,
         preprocess=condition.preprocess,
         raw=condition.raw,
+        pairs=condition.pairs,
+        condition=condition.encoded,
         pictures=condition.pictures,
         discrete=likelihood.discrete,
     )

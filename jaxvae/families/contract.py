@@ -75,6 +75,8 @@ class Built(NamedTuple):
     parameters: Callable[[Any], Any] = training.trained  # state -> params of the model
     training_preprocess: Preprocess | None = None  # where training sees something else
     raw: Callable[[Any], Any] = _plain  # split -> raw examples
+    pairs: bool = False  # whether raw examples are pairs of x and a condition
+    condition: Callable[[Any], Any] | None = None  # raw condition -> as the model takes it
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
 

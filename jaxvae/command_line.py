@@ -1,0 +1,371 @@
+"""The command ``jaxvae``: ``jaxvae train|evaluate|sample|score ... --help`` says what each can do.
+
+``train`` has a flag for every setting of the configuration at hand. ``--posterior planar`` chooses a
+member, and with that the flags of the member's own settings exist. What cannot work ends in one
+sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxvae import families, processes, settings, training
+from jaxvae.runs.training import Job, train_in
+from jaxvae.settings import Chosen, changed, choice_names, fields_of, settings_of
+
+
+class Command(NamedTuple):
+    """A parsed command line of ``train``."""
+
+    preset: str
+    config: Any
+    job: Job
+    workdir: str | None
+    start_from: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where a run is written to, and what it starts from."""
+
+    workdir: str | None = None
+    """Run folder; None is runs/PRESET-DATASET-SEED, or the next free name."""
+    start_from: str | None = None
+    """Run folder whose parameters a new run starts from."""
+
+
+# Parsing
+
+
+def parse(arguments: Sequence[str], program: str = "jaxvae train") -> Command:
+    """What a command line of ``train`` says: ``[PRESET] [--setting value ...]``.
+
+    Raises ValueError with one sentence for a preset, a flag or a member that is not there.
+    """
+    preset, rest = "digits", list(arguments)
+    if rest and not rest[0].startswith("-"):
+        preset, *rest = rest
+    config = families.preset(preset)
+    chosen, rest = _take_choices(config, rest)
+    try:
+        config = changed(config, **chosen)
+    except ValueError as error:
+        raise ValueError(_in_flags(str(error), config)) from None
+    values = _values(preset, config, rest, program)
+    in_job, in_folders = (_names(kind) for kind in (Job, Folders))
+    job = Job(**{name: values[name] for name in in_job})
+    folders = {name: values[name] for name in in_folders}
+    others = in_job | in_folders
+    own = {name: value for name, value in values.items() if name not in others}
+    try:
+        return Command(preset, changed(config, **own), job, **folders)
+    except ValueError as error:
+        raise ValueError(_in_flags(str(error), config)) from None
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def flag(name: str) -> str:
+    """``kl_weight`` as the command line spells it: ``--kl-weight``."""
+    return "--" + name.replace("_", "-")
+
+
+def _in_flags(sentence: str, config: Any) -> str:
+    """A sentence of the library with the names of settings as flags."""
+    names = settings.all_names(config) | _names(Job) | _names(Folders)
+    for name in sorted(names, key=len, reverse=True):
+        sentence = re.sub(rf"(?<![\w-]){name}=", flag(name) + " ", sentence)
+        verbs = "must|was|were|belongs|and|goes"
+        sentence = re.sub(rf"(?<![\w-]){name}(?= (?:{verbs})\b)", flag(name), sentence)
+        if "_" in name:
+            sentence = re.sub(rf"(?<![\w-]){name}\b", flag(name), sentence)
+    return re.sub(r"^(\w+): no ", lambda m: f"{flag(m[1])}: no ", sentence)
+
+
+def _take_choices(config: Any, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The members that are chosen, ``{field: name}``, and the rest of the command line."""
+    choices = choice_names(config)
+    chosen, rest, place = {}, [], 0
+    while place < len(arguments):
+        head, equals, value = arguments[place].partition("=")
+        name = head[2:].replace("-", "_") if head.startswith("--") else ""
+        place += 1
+        if name not in choices:
+            rest.append(arguments[place - 1])
+            continue
+        if not equals:
+            if place == len(arguments):
+                raise ValueError(f"{head} needs a value")
+            value = arguments[place]
+            place += 1
+        chosen[name] = value
+    return chosen, rest
+
+
+def _values(preset: str, config: Any, arguments: list[str], program: str) -> dict[str, Any]:
+    """The values of all settings that are numbers or words, as tyro reads them."""
+    live = _live(config)
+    for argument in arguments:
+        name = argument.partition("=")[0][2:].replace("-", "_")
+        if argument.startswith("--") and name not in live and name != "help":
+            if name.startswith("no_") and name[3:] in live:
+                continue
+            raise ValueError(_unknown(config, live, name))
+    fields = [(n, s.annotation, _field(n, s)) for n, s in live.items() ]
+    kind = dataclasses.make_dataclass("Settings", fields, frozen=True)
+    text = f"{_first_lines(preset, config)}\n\n{_chosen_lines(config)}"
+    found = _tyro(kind, arguments, f"{program} {preset}", text)
+    return {field.name: getattr(found, field.name) for field in dataclasses.fields(kind)}
+
+
+def _live(config: Any) -> dict[str, settings.Setting]:
+    """Every setting of the command line as it stands that is no choice, by name."""
+    live = dict(fields_of(Folders()))
+    live |= {n: s for n, s in settings_of(config) if not isinstance(s.value, Chosen)}
+    return live | fields_of(Job())
+
+
+def _field(name: str, setting: settings.Setting) -> Any:
+    return dataclasses.field(default=setting.value, metadata={"help": setting.help})
+
+
+def _unknown(config: Any, live: Mapping[str, Any], name: str) -> str:
+    sentence = settings.unknown(config, name, flag)
+    if " belongs to " in sentence:
+        return sentence
+    for preset, (_, other) in families.presets().items():
+        if name in settings.all_names(other):
+            return f"{flag(name)} belongs to {_kin(name)}; this preset is of another family"
+    names = sorted({*live, *settings.all_names(config)})
+    near = difflib.get_close_matches(name, names, 1)
+    return f"there is no {flag(name)}" + (f"; did you mean {flag(near[0])}?" if near else "")
+
+
+def _kin(name: str) -> str:
+    """The presets that have a setting, by family."""
+    having = []
+    for family in families.FAMILIES.values():
+        if name in settings.all_names(family.Config()):
+            having += list(family.presets)[:3]
+    return "the presets " + ", ".join(having)
+
+
+def _first_lines(preset: str, config: Any) -> str:
+    rows = "\n".join(f"* {name}: {text}" for name, (text, _) in families.presets().items())
+    return (
+        f"{type(config).__doc__}\n\nusage: jaxvae train [PRESET] [--setting value ...]. The same "
+        "command resumes a run that was stopped. Presets (digits is the default):\n\n" + rows
+    )
+
+
+def _chosen_lines(config: Any) -> str:
+    """The choices as they stand, for the help."""
+    lines = ["Choices, each with settings of its own that are flags once it is chosen:", ""]
+    for name, setting in settings_of(config):
+        if isinstance(setting.value, Chosen):
+            members = ", ".join(setting.value.choice.members())
+            lines.append(f"* {flag(name)} {setting.value.name}: {setting.help} ({members})")
+    return "\n".join(lines)
+
+
+def _tyro(kind: type, arguments: list[str], program: str, description: str) -> Any:
+    """Reads values by tyro. ValueError with one sentence for a value that is none."""
+    tyro = _import_tyro()
+    annotated = {
+        field.name: Annotated[field.type, tyro.conf.arg(help=field.metadata["help"])]
+        for field in dataclasses.fields(kind)
+    }
+    for field in dataclasses.fields(kind):
+        field.type = annotated[field.name]
+    kind.__annotations__.update(annotated)
+    kind.__doc__ = description
+    if any(argument in ("--help", "-h") for argument in arguments):
+        return tyro.cli(kind, args=arguments, prog=program, description=description)
+    return _quietly(lambda: tyro.cli(kind, args=arguments, prog=program, description=description))
+
+
+def _quietly(read: Callable[[], Any]) -> Any:
+    """What tyro reads. What it would print of a mistake becomes one sentence."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return read()
+    except SystemExit as ended:
+        if not ended.code:
+            print(said.getvalue())
+            raise
+        text = re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue())
+        sentence = " ".join(text.split()).removeprefix("Parsing error ")
+        raise ValueError(sentence.partition(" For full helptext")[0]) from None
+
+
+def _import_tyro() -> Any:
+    try:
+        import tyro
+    except ImportError:
+        raise ValueError(
+            "the command line needs tyro: pip install 'jaxvae[experiments]'"
+        ) from None
+    return tyro
+
+
+# Commands
+
+
+def train(arguments: Sequence[str], program: str = "jaxvae train") -> None:
+    """Trains a model, and resumes where a run with the same folder stopped."""
+    command = parse(arguments, program)
+    place = command.workdir
+    try:
+        train_in(
+            command.preset, command.config, command.job, place, start_from=command.start_from
+        )
+    except ValueError as error:
+        raise ValueError(_in_flags(str(error), command.config)) from error
+
+
+def of_function(function: Callable) -> Callable[[Sequence[str], str], None]:
+    """A command whose flags are the arguments of a function."""
+
+    def command(arguments: Sequence[str], program: str) -> None:
+        _call(function, list(arguments), program)
+
+    command.__doc__ = function.__doc__
+    return command
+
+
+def _call(function: Callable, arguments: list[str], program: str) -> None:
+    """Reads the arguments, where a mistake is said in a sentence, and then calls the function."""
+    tyro = _import_tyro()
+    held: list[Callable[[], Any]] = []
+
+    @functools.wraps(function)
+    def remember(*args: Any, **named: Any) -> None:
+        held.append(lambda: function(*args, **named))
+
+    read = lambda: tyro.cli(remember, args=arguments, prog=program)
+    if any(argument in ("--help", "-h") for argument in arguments):
+        read()
+    _quietly(read)
+    held[0]()
+
+
+def _evaluate(arguments: Sequence[str], program: str) -> None:
+    """Evaluates a trained model on a split: bounds, likelihood, and metrics that are asked for."""
+    from jaxvae.runs.commands import evaluate
+
+    of_function(evaluate)(arguments, program)
+
+
+def _sample(arguments: Sequence[str], program: str) -> None:
+    """Draws from a trained model: pictures and arrays."""
+    from jaxvae.runs.commands import sample
+
+    of_function(sample)(arguments, program)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
+    "train": train,
+    "evaluate": _evaluate,
+    "sample": _sample,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``jaxvae``: runs one of ``COMMANDS``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given else "--help"
+    if name in ("--help", "-h"):
+        print("usage: jaxvae COMMAND ...\n")
+        for each, function in COMMANDS.items():
+            print(f"  {each:<10} {(function.__doc__ or '').splitlines()[0]}")
+        print("\njaxvae COMMAND --help says what it can do.")
+        return
+    if name == "--version":
+        import jaxvae
+
+        print(jaxvae.__version__)
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        fail(f"no command {name!r}; there are {', '.join(COMMANDS)}.{hint}")
+    run(COMMANDS[name], given[1:], f"jaxvae {name}")
+
+
+def run(
+    command: Callable[[Sequence[str], str], None], arguments: Sequence[str], program: str
+) -> None:
+    """Runs a command; what cannot work ends in one sentence and exit code 2."""
+    quiet_threads()
+    use_compilation_cache()
+    try:
+        command(arguments, program)
+    except (ValueError, OSError, training.NotFiniteError) as error:
+        fail(error)
+
+
+# Ends
+
+
+def fail(error: Exception | str, place: Any = None) -> NoReturn:
+    """Ends the process with one sentence and exit code 2.
+
+    ``place`` is where an error of the file system happened. In a job of several processes none
+    waits for the others, but process 0 stays a moment longer, because the others are aborted when
+    it is gone.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        error = f"{error.filename or place}: {error.strerror}"
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        time.sleep(2.0 if processes.is_first() else 0.0)
+        os._exit(2)
+    raise SystemExit(2)
+
+
+def quiet_threads() -> None:
+    """Leaves failures to the main thread, which says them in a sentence.
+
+    On a full disk TensorBoard's writer would print tracebacks from its thread and at the end.
+    TensorStore would print one for each write that Orbax has given up, and so would asyncio's log.
+    """
+    never = "exception was never retrieved"
+    logging.getLogger("asyncio").addFilter(lambda record: never not in record.getMessage())
+    in_threads, at_end, everywhere = threading.excepthook, sys.unraisablehook, sys.excepthook
+    closed = lambda error: isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    quiet = lambda error: isinstance(error, OSError) or closed(error)
+    threading.excepthook = lambda args: None if quiet(args.exc_value) else in_threads(args)
+    sys.unraisablehook = lambda args: None if quiet(args.exc_value) else at_end(args)
+    sys.excepthook = lambda kind, e, trace: None if closed(e) else everywhere(kind, e, trace)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in ~/.cache/jaxvae, or where JAX_COMPILATION_CACHE_DIR says."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if jax.config.jax_compilation_cache_dir is None and caches.is_absolute():
+        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        compilation_cache.reset_cache()  # what was compiled at import has settled that there is none
+
+
+if __name__ == "__main__":
+    main()
