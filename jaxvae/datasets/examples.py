@@ -1,4 +1,6 @@
-"""Examples as they are stored, together with the function that turns one into what a model takes."""
+"""Examples as they are stored, together with the function that turns one into what a model
+takes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Examples:
 
 
 def preprocessed(key: Array, example: Any) -> Any:
-    """What a model takes of one example: ``preprocess(key, raw)``, or the example where it is plain."""
+    """What a model takes of one example: ``preprocess(key, raw)``, or the example where it is
+    plain.
+    """
     return example.preprocess(key, example.raw) if isinstance(example, Examples) else example
 
 
