@@ -61,15 +61,15 @@ def png(image):
 def together(*splits):
     """The examples of some splits as a multiset of (pixels, label)."""
     return Counter(
-        (image.tobytes(), None if split.labels is None else int(split.labels[i]))
+        (image.tobytes(), None if split.y is None else int(split.y[i]))
         for split in splits
-        for i, image in enumerate(split.images)
+        for i, image in enumerate(split.x)
     )
 
 
 def same(a, b):
-    labels = a.labels is b.labels is None or np.array_equal(a.labels, b.labels)
-    return labels and a.images.dtype == b.images.dtype and np.array_equal(a.images, b.images)
+    labels = a.y is b.y is None or np.array_equal(a.y, b.y)
+    return labels and a.x.dtype == b.x.dtype and np.array_equal(a.x, b.x)
 
 
 def same_sets(a, b):
@@ -239,9 +239,9 @@ def test_a_prepared_set_is_read_as_it_was_written(sets, name, expected, levels):
         and dataset.splits.keys() == expected.keys()
     )
     for part, split in dataset.splits.items():
-        wanted = expected[part].images
-        assert split.images.dtype == np.uint8 and split.images.shape == (*wanted.shape, 1)[:4]
-        assert split.labels is None or split.labels.dtype == np.int32
+        wanted = expected[part].x
+        assert split.x.dtype == np.uint8 and split.x.shape == (*wanted.shape, 1)[:4]
+        assert split.y is None or split.y.dtype == np.int32
         assert together(split) == together(expected[part])
 
 
@@ -251,10 +251,10 @@ def test_attributes_of_a_prepared_set_stay_with_their_images(sets):
     """
     expected = {image.tobytes(): [i / 2, i == 1] for i, image in enumerate(TINY["train"])}
     found = load("faces", sets).splits
-    assert len(found["train"].images) + len(found["test"].images) == len(expected)
+    assert len(found["train"].x) + len(found["test"].x) == len(expected)
     for split in found.values():
-        assert split.labels is None and split.attributes.dtype == np.float32
-        assert split.attributes.tolist() == [expected[image.tobytes()] for image in split.images]
+        assert split.y is None and split.attributes.dtype == np.float32
+        assert split.attributes.tolist() == [expected[image.tobytes()] for image in split.x]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 23, 100])
@@ -265,7 +265,7 @@ def test_the_size_of_the_chunks_that_are_read_does_not_matter(sets, chunk):
         "tiny", data_dir=str(sets)
     ).as_data_source("train")
     assert same(
-        catalog.held(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"]
+        catalog.read_records(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"]
     )
 
 
@@ -489,19 +489,19 @@ def test_digits_are_those_of_scikit_learn(digits):
 
     oracle = load_digits()
     assert together(*digits.splits.values()) == together(
-        Split(oracle.images.astype(np.uint8), oracle.target)
+        Split(oracle.x.astype(np.uint8), oracle.target)
     )
 
 
 def test_digits_have_17_levels_and_two_splits(digits):
-    assert digits.levels == 17 and max(split.images.max() for split in digits.splits.values()) == 16
+    assert digits.levels == 17 and max(split.x.max() for split in digits.splits.values()) == 16
     shapes = {"train": (1437, 8, 8, 1), "test": (360, 8, 8, 1)}
-    assert {name: split.images.shape for name, split in digits.splits.items()} == shapes
+    assert {name: split.x.shape for name, split in digits.splits.items()} == shapes
 
 
 def test_each_split_of_the_digits_has_a_tenth_of_each_class(digits):
     for split in digits.splits.values():
-        assert stats.chisquare(np.bincount(split.labels, minlength=10)).pvalue > 1e-3
+        assert stats.chisquare(np.bincount(split.y, minlength=10)).pvalue > 1e-3
 
 
 def test_digits_are_prepared_once_and_then_read_from_disk(digits_folder, digits, monkeypatch):
@@ -660,8 +660,8 @@ def test_arrays_come_as_uint8_or_float32_with_channels_last(
     assert dataset.levels == levels and dataset.name == (
         "x" if source in ("npy", "npz") else "arrays"
     )
-    assert all(split.images.dtype == expected.dtype for split in dataset.splits.values())
-    assert all(split.images.shape[1:] == expected.shape[1:] for split in dataset.splits.values())
+    assert all(split.x.dtype == expected.dtype for split in dataset.splits.values())
+    assert all(split.x.shape[1:] == expected.shape[1:] for split in dataset.splits.values())
     assert whole(dataset) == together(Split(expected))
 
 
@@ -751,8 +751,8 @@ NAMES = np.array(["cat", "dog", "eel"])
 )
 def test_labels_that_are_words_mean_the_same_class_in_every_split(train, test, expected):
     dataset = load({"train": (GREY[: len(train)], train), "test": (GREY[: len(test)], test)})
-    assert dataset.splits["test"].labels.tolist() == expected
-    assert dataset.splits["train"].labels.tolist() == [NAMES.tolist().index(name) for name in train]
+    assert dataset.splits["test"].y.tolist() == expected
+    assert dataset.splits["train"].y.tolist() == [NAMES.tolist().index(name) for name in train]
 
 
 BAD_ARRAYS = {
@@ -812,13 +812,13 @@ def test_several_numbers_for_each_image_are_attributes(tmp_path, kind):
     arrays = {"train": (GREY, numbers), "test": (GREY[:2], LABELS[:2])}
     found = load(arrays if kind == "arrays" else tmp_path / "x.npz").splits
     np.testing.assert_array_equal(found["train"].attributes, numbers.astype(np.float32))
-    assert found["train"].labels is None and found["test"].attributes is None
+    assert found["train"].y is None and found["test"].attributes is None
     both = load({"train": Split(GREY, LABELS, numbers[:, :1])}).splits
     for split in both.values():
         at = [
-            np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.images
+            np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.x
         ]
-        assert np.array_equal(split.labels, LABELS[at]) and np.allclose(
+        assert np.array_equal(split.y, LABELS[at]) and np.allclose(
             split.attributes, numbers[at, :1]
         )
     np.testing.assert_array_equal(
@@ -969,7 +969,7 @@ def test_sub_folders_mean_the_same_class_in_every_split(tmp_path, test_classes):
     folder_of(
         tmp_path, {f"{part}/{NAMES[c]}/0.png": GREY[c] for part in classes for c in classes[part]}
     )
-    assert {part: split.labels.tolist() for part, split in load(tmp_path).splits.items()} == classes
+    assert {part: split.y.tolist() for part, split in load(tmp_path).splits.items()} == classes
 
 
 def test_a_folder_with_a_train_folder_only_holds_out_some(tmp_path):
@@ -996,7 +996,7 @@ PALETTE = Image.fromarray(RGB).quantize(20)
 )
 def test_images_of_every_mode_are_grey_or_colour(tmp_path, image, expected):
     assert np.array_equal(
-        load(folder_of(tmp_path, {"0.png": image})).splits["train"].images, expected[None]
+        load(folder_of(tmp_path, {"0.png": image})).splits["train"].x, expected[None]
     )
 
 
@@ -1012,7 +1012,7 @@ DEEP_IMAGES = {
 def test_images_of_more_than_8_bits_are_brought_to_8_or_refused_but_never_clipped(tmp_path, image):
     folder_of(tmp_path, {"0.tif": image})
     try:
-        read = load(tmp_path).splits["train"].images[0]
+        read = load(tmp_path).splits["train"].x[0]
     except DataError:
         return
     assert np.allclose(read[..., 0], DEEP / 257, atol=1.01)
@@ -1104,7 +1104,7 @@ TWENTY = Dataset("twenty", {"train": Split(COUNT.reshape(20, 1, 1, 1), COUNT), "
 )
 def test_a_part_has_its_own_examples_and_labels(spec, rows):
     part = select(TWENTY, spec)
-    assert part.images.ravel().tolist() == part.labels.tolist() == list(rows)
+    assert part.x.ravel().tolist() == part.y.tolist() == list(rows)
 
 
 @pytest.mark.parametrize(
@@ -1130,7 +1130,7 @@ def test_a_part_without_examples_says_so(spec):
 
 
 def lengths(dataset):
-    return {name: len(split.images) for name, split in dataset.splits.items()}
+    return {name: len(split.x) for name, split in dataset.splits.items()}
 
 
 @pytest.mark.parametrize("n, held_out", [(2, 1), (5, 1), (10, 1), (19, 1), (20, 2), (200, 20)])
@@ -1144,7 +1144,7 @@ def test_a_set_of_one_split_holds_out_a_tenth(n, held_out, name):
 
 
 def test_what_is_held_out_is_spread_over_the_set():
-    rows = load(np.arange(2000.0).reshape(-1, 1)).splits["test"].images.ravel()
+    rows = load(np.arange(2000.0).reshape(-1, 1)).splits["test"].x.ravel()
     assert stats.kstest(rows / 2000, "uniform").pvalue > 1e-3
 
 
@@ -1175,7 +1175,7 @@ MANY = (20_000, 4, 8, 1)  # one shape for all draws: what is compiled once serve
 def preprocessed(name, images, levels, seed=0, wrap=lambda preprocess: preprocess):
     """Images as the training step sees them: prepared, then treated one by one."""
     keys = jax.random.split(jax.random.key(seed), len(images))
-    images = prepared(Split(np.asarray(images)), name, levels).images
+    images = prepared(Split(np.asarray(images)), name, levels).x
     return np.asarray(wrap(jax.vmap(preprocessing(name, levels)))(keys, images))
 
 
@@ -1241,9 +1241,9 @@ def test_static_pixels_are_drawn_once_from_the_seed():
     first, again, other = (prepared(split, "static", 256, seed) for seed in (0, 0, 1))
     assert same(first, again) and not same(first, other)
     assert (
-        first.images.dtype == np.uint8
-        and np.array_equal(first.labels, split.labels)
-        and (split.images == 128).all()
+        first.x.dtype == np.uint8
+        and np.array_equal(first.y, split.y)
+        and (split.x == 128).all()
     )
 
 
@@ -1302,7 +1302,7 @@ def test_real_values_stay_as_they_are(name, images):
 def test_constant_images_work_in_every_treatment(name, value):
     dataset = load({"train": np.full_like(GREY, value), "test": np.full_like(GREY[:2], value)})
     assert dataset.levels == (256 if value else 2)
-    x = preprocessed(name, dataset.splits["train"].images, dataset.levels)
+    x = preprocessed(name, dataset.splits["train"].x, dataset.levels)
     if name == "dequantize":
         assert x.min() >= value / dataset.levels and x.max() < (value + 1) / dataset.levels
     else:
@@ -1314,7 +1314,7 @@ def test_constant_images_work_in_every_treatment(name, value):
 def test_values_that_are_not_finite_are_counted_and_refused(name, bad):
     split = load(np.array([[0.5, bad], [bad, 0.1], [0.2, 0.3], [bad, bad]] * 2)).splits["train"]
     with pytest.raises(
-        DataError, match=f"{(~np.isfinite(split.images)).sum()} values that are not finite"
+        DataError, match=f"{(~np.isfinite(split.x)).sum()} values that are not finite"
     ):
         prepared(split, name, 256)
 

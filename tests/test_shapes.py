@@ -236,11 +236,11 @@ def test_the_set_has_two_splits_of_all_images(dataset):
     train, test = dataset.splits["train"], dataset.splits["test"]
     assert (dataset.name, dataset.levels) == ("shapes", 2)
     assert (datasets.num_examples(train), datasets.num_examples(test)) == (COUNT - 10_000, 10_000)
-    rows = np.concatenate([shapes.index_of(split.images.factors) for split in (train, test)])
+    rows = np.concatenate([shapes.index_of(split.x.factors) for split in (train, test)])
     np.testing.assert_array_equal(np.sort(rows), np.arange(COUNT))
-    np.testing.assert_array_equal(test.labels, test.images.factors[:, 0])
+    np.testing.assert_array_equal(test.y, test.images.factors[:, 0])
     assert (
-        np.abs(np.bincount(test.labels[:900]) - 300).max() < 75
+        np.abs(np.bincount(test.y[:900]) - 300).max() < 75
     )  # five standard deviations: in random order
     part = datasets.select(dataset, "train[:100]")
     assert (
@@ -251,7 +251,7 @@ def test_the_set_has_two_splits_of_all_images(dataset):
 
 
 def test_treatments_render(dataset):
-    some = dataset.splits["test"].images[:4]
+    some = dataset.splits["test"].x[:4]
     each = {name: datasets.preprocessing(name, 2) for name in datasets.PREPROCESSING}
     preprocess = jax.jit(
         lambda keys, raw: {
@@ -303,5 +303,5 @@ def test_streamed_shapes_are_the_same():
     assert jax.eval_shape(read).shape == ()  # as a training does that counts its operations
     for name in ("train", "test"):
         np.testing.assert_array_equal(
-            stream.splits[name][[5, 9]], np.asarray(held.splits[name].images[[5, 9]])
+            stream.splits[name][[5, 9]], np.asarray(held.splits[name].x[[5, 9]])
         )

@@ -137,7 +137,7 @@ def test_a_streamed_set_holds_what_a_loaded_one_holds(sets):
     assert streamed._replace(splits=None) == held._replace(splits=None)
     assert streamed.splits.keys() == held.splits.keys()
     for name, split in streamed.splits.items():
-        images = held.splits[name].images
+        images = held.splits[name].x
         assert isinstance(split, Stream) and len(split) == num_examples(split) == len(images)
         assert (
             split.shape == held.splits[name].shape == images.shape[1:]
@@ -154,16 +154,16 @@ def test_batches_are_the_rows_of_the_set_in_memory(sets):
     batches = list(streamed.batches(rows_of, 0, stop))
     assert len(batches) == stop
     for step, batch in enumerate(batches):
-        assert batch.dtype == streamed.dtype and np.array_equal(batch, held.images[rows_of(step)])
+        assert batch.dtype == streamed.dtype and np.array_equal(batch, held.x[rows_of(step)])
 
 
 @pytest.mark.parametrize(
     "part", ["train", "test", "train[:80%]", "train[5:]", "train[-3:-1]", "train[50%:60%]"]
 )
 def test_parts_of_a_set_are_selected_as_in_memory(sets, part):
-    if len(sets[1].splits["train"].images) < 20:
+    if len(sets[1].splits["train"].x) < 20:
         part = part.split("[")[0]
-    chosen, images = select(sets[0], part), select(sets[1], part).images
+    chosen, images = select(sets[0], part), select(sets[1], part).x
     assert isinstance(chosen, Stream) and np.array_equal(chosen[:], images)
 
 
@@ -454,7 +454,7 @@ def test_records_that_fail_together_are_read_alone():
             raise OSError("not together")
 
     assert np.array_equal(
-        stream(Apart(COLOUR)).splits["train"][:], load(COLOUR).splits["train"].images
+        stream(Apart(COLOUR)).splits["train"][:], load(COLOUR).splits["train"].x
     )
 
 
@@ -487,7 +487,7 @@ def test_a_damaged_record_of_a_prepared_set_is_named(data_dir, tmp_path):
     row = int(str(error.value).split()[1])
     with pytest.raises(DataError, match=f"example {row} of"):
         split[row]
-    assert np.array_equal(split[:row], load("digits", data_dir).splits["train"].images[:row])
+    assert np.array_equal(split[:row], load("digits", data_dir).splits["train"].x[:row])
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxvae.datasets.splits import DataError
+from jaxvae.datasets.splits import common_length
 from jaxvae.datasets.streams import Stream
 
 
@@ -25,6 +24,13 @@ def batch_rows(
     Every epoch is a permutation of all n examples of its own (Philox keyed by seed and epoch). The
     last batch of an epoch is ragged: it is filled up to ``batch_size``, or to ``padded``, with row
     0 at mask 0.
+
+    Args:
+      seed: what the order of all epochs depends on.
+      step: the number of the batch, counted from 0 over all epochs.
+      n: examples of the set.
+      batch_size: examples of a batch.
+      padded: length of rows and mask, where that is more than ``batch_size``.
     """
     per_epoch = -(-n // batch_size)
     epoch, place = divmod(step, per_epoch)
@@ -35,14 +41,8 @@ def batch_rows(
 
 
 def num_examples(examples: Any) -> int:
-    """The length of a stream, or of the leading axis that all arrays share, which must not
-    differ.
+    """The length of a stream, or of the leading axis that all arrays share.
+
+    Raises DataError where they share none.
     """
-    if isinstance(examples, Stream):
-        return len(examples)
-    lengths = {(np.shape(leaf) or (0,))[0] for leaf in jax.tree.leaves(examples)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise DataError(
-            f"examples need one common leading axis [N, ...] with N >= 1; lengths were {sorted(lengths)}"
-        )
-    return lengths.pop()
+    return len(examples) if isinstance(examples, Stream) else common_length(examples)

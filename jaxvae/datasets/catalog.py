@@ -32,63 +32,65 @@ def _tfds() -> Any:
         from tensorflow_datasets.core import read_only_builder  # noqa: F401
     except ImportError as error:
         raise DataError(
-            f"reading this set needs tensorflow-datasets, and {error.name or error} is missing: {INSTALL}"
+            f"reading this set needs tensorflow-datasets, and {error.name or error} is missing: "
+            f"{INSTALL}"
         ) from error
     return tfds
 
 
 def from_tfds(
     name: str, data_dir: str | os.PathLike | None, make: Callable[[Any, str, str | None, str], S]
-) -> dict[str, S]:
-    """All splits of a set that is on disk, or is prepared first: ``make(records, image, label,
-    name)`` of each.
+) -> tuple[dict[str, S], tuple[str, ...]]:
+    """All splits of a set that is on disk, or is prepared first, and the names of its classes.
 
-    A record holds the features of an example; ``image`` and ``label`` are the names of two of them.
+    A split is ``make(records, image, label, name)``. A record holds the features of an example;
+    ``image`` and ``label`` are the names of two of them.
     """
     tfds = _tfds()
-    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\w.*]+)?", name):
-        raise DataError(
-            f"{name!r} is no name of a data set (name, name/config or name:1.0.0) and no path.{_near(tfds, name)}"
-        )
-    data_dir = (
-        Path(data_dir).expanduser() if data_dir is not None else Path(tfds.core.constants.DATA_DIR)
-    )
-    try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
-    except tfds.core.DatasetNotFoundError:
-        builder = _prepare(tfds, name, data_dir)
-    except Exception as error:
-        raise _damaged(name, data_dir, error) from error
+    folder = Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+    builder = _builder(tfds, name, folder)
     image = _image_feature(builder)
-    label = next(
-        (
-            key
-            for key, f in builder.info.features.items()
-            if isinstance(f, tfds.features.ClassLabel)
-        ),
-        None,
-    )
+    features = builder.info.features
+    kinds = tfds.features.ClassLabel
+    label = next((key for key, feature in features.items() if isinstance(feature, kinds)), None)
     try:
-        return {
+        splits = {
             str(split): make(builder.as_data_source(split), image, label, f"{name}[{split}]")
             for split in builder.info.splits
         }
     except NotImplementedError as error:
         raise DataError(
-            f"{name} lies in {data_dir} in a format that needs TensorFlow; convert it: tfds convert_format "
-            f"--dataset_dir={builder.data_dir} --out_file_format=array_record"
+            f"{name} lies in {folder} in a format that needs TensorFlow; convert it: "
+            f"tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record"
         ) from error
     except DataError:
         raise
     except ImportError as error:
         raise DataError(f"reading {name} failed: {error}; {INSTALL}") from error
     except Exception as error:
-        raise _damaged(name, data_dir, error) from error
+        raise _damaged(name, folder, error) from error
+    return splits, tuple(features[label].names) if label else ()
+
+
+def _builder(tfds: Any, name: str, folder: Path) -> Any:
+    """What reads a set that lies in a folder, or is prepared there first."""
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\w.*]+)?", name):
+        raise DataError(
+            f"{name!r} is no name of a data set (name, name/config or name:1.0.0) and no path."
+            f"{_near(tfds, name)}"
+        )
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
+    except tfds.core.DatasetNotFoundError:
+        return _prepare(tfds, name, folder)
+    except Exception as error:
+        raise _damaged(name, folder, error) from error
 
 
 def _damaged(name: str, data_dir: Path, error: Exception) -> DataError:
     return DataError(
-        f"{name} in {data_dir} cannot be read ({reason(error)}); delete its folder, prepare it again"
+        f"{name} in {data_dir} cannot be read ({reason(error)}); "
+        "delete its folder, prepare it again"
     )
 
 
@@ -103,14 +105,23 @@ def _image_feature(builder: Any) -> str:
     ]
     if not images:
         raise DataError(
-            f"{builder.info.name} holds no uint8 images [H, W, C]; its features are {sorted(features)}"
+            f"{builder.info.name} holds no uint8 images [H, W, C]; "
+            f"its features are {sorted(features)}"
         )
     return "image" if "image" in images else images[0]
 
 
-def held(records: Any, image: str, label: str | None, name: str, chunk: int = 4096) -> Split:
-    """All records of a split, held in memory; with ``attributes``, where that is a feature of
-    numbers by name.
+def read_records(
+    records: Any, image: str, label: str | None, name: str, chunk: int = 4096
+) -> Split:
+    """All records of a split, in memory; with ``attributes``, where these are numbers by name.
+
+    Args:
+      records: the records of a split, with random access.
+      image: the feature that is the image.
+      label: the feature that is the label, or None.
+      name: what errors call the split.
+      chunk: records that are decoded at once.
     """
     n = len(records)
     images, labels = None, None if label is None else np.zeros(n, np.int32)
@@ -122,7 +133,8 @@ def held(records: Any, image: str, label: str | None, name: str, chunk: int = 40
             images = np.zeros((n, *min(shapes)), np.uint8)
         if shapes != {images.shape[1:]}:
             raise DataError(
-                f"the images of {name} differ in shape ({sorted(shapes | {images.shape[1:]})[:3]}, ...)"
+                f"the images of {name} differ in shape "
+                f"({sorted(shapes | {images.shape[1:]})[:3]}, ...)"
             )
         images[start : start + len(examples)] = [example[image] for example in examples]
         if labels is not None:
@@ -164,16 +176,18 @@ def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
     without = "" if importlib.util.find_spec("tensorflow") else "pip install tensorflow && "
     if not _online():
         raise DataError(
-            f"{name} is not prepared in {data_dir} and there is no network to download it; where there is one, run "
-            f"`{without}{build}` and copy the folder here, or pass --data-dir with the folder that holds it."
+            f"{name} is not prepared in {data_dir} and there is no network to download it; "
+            f"where there is one, run `{without}{build}` and copy the folder here, "
+            "or pass --data-dir with the folder that holds it."
         )
     try:
         builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
         builder.download_and_prepare()
     except ImportError as error:
         raise DataError(
-            f"{name} is not prepared in {data_dir}, and preparing it (not reading it) needs {error.name or error}: run "
-            f"`{without}{build}`, or pass --data-dir with the folder that holds it."
+            f"{name} is not prepared in {data_dir}, and preparing it (not reading it) needs "
+            f"{error.name or error}: run `{without}{build}`, "
+            "or pass --data-dir with the folder that holds it."
         ) from error
     except Exception as error:
         raise DataError(
@@ -254,6 +268,7 @@ def _prepare_digits(tfds: Any, data_dir: Path) -> Any:
             builder.download_and_prepare()
     except OSError as error:
         raise DataError(
-            f"digits cannot be prepared in {data_dir} ({error}); pass --data-dir with a folder you may write to"
+            f"digits cannot be prepared in {data_dir} ({error}); "
+            "pass --data-dir with a folder you may write to"
         ) from error
     return builder

@@ -1,6 +1,4 @@
-"""Examples as they are stored, together with the function that turns one into what a model
-takes.
-"""
+"""Examples as they are stored, and the function that turns one into what a model takes."""
 
 from __future__ import annotations
 
@@ -24,10 +22,13 @@ class Examples:
     preprocess: Preprocess = static()  # (key, raw example) -> x
 
 
+def with_preprocess(raw: Any, preprocess: Preprocess | None) -> Any:
+    """The raw arrays as ``Examples``, or as they are where there is no preprocessing."""
+    return raw if preprocess is None else Examples(raw, preprocess)
+
+
 def preprocessed(key: Array, example: Any) -> Any:
-    """What a model takes of one example: ``preprocess(key, raw)``, or the example where it is
-    plain.
-    """
+    """What a model takes of an example: ``preprocess(key, raw)``, or a plain one as it is."""
     return example.preprocess(key, example.raw) if isinstance(example, Examples) else example
 
 

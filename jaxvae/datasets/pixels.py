@@ -1,42 +1,43 @@
-"""Pixel treatments: what a stored example becomes before a likelihood sees it."""
+"""Preprocessing of pixels: what a stored example becomes before a likelihood sees it."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvae.contracts import Array, Preprocess
 from jaxvae.datasets.shapes import Images
-from jaxvae.datasets.splits import DataError, S, Split
+from jaxvae.datasets.splits import DataError, Dataset, S, is_array
 from jaxvae.datasets.streams import Stream
 
-Array = jax.Array
+
+def _unit(pixels: Array, levels: int | None) -> Array:
+    if not jnp.issubdtype(pixels.dtype, jnp.integer):
+        return pixels
+    if levels is None:
+        raise DataError("integer pixels need the number of values that one can take: give levels")
+    return pixels.astype(jnp.float32) / max(levels - 1, 1)
 
 
-def _unit(pixels: Array, levels: int) -> Array:
-    return (
-        pixels.astype(jnp.float32) / max(levels - 1, 1)
-        if jnp.issubdtype(pixels.dtype, jnp.integer)
-        else pixels
-    )
-
-
-def _dynamic(key: Array, pixels: Array, levels: int) -> Array:
+def _dynamic(key: Array, pixels: Array, levels: int | None) -> Array:
     return jax.random.bernoulli(key, _unit(pixels, levels)).astype(jnp.float32)
 
 
-def _dequantize(key: Array, pixels: Array, levels: int) -> Array:
-    u = (
-        jax.random.bits(key, pixels.shape, jnp.uint16) / 2**16
-    )  # coarse enough that 255 + u is exact in float32, < 256
+def _dequantize(key: Array, pixels: Array, levels: int | None) -> Array:
+    assert levels is not None, "preprocessing refuses it"
+    # Coarse enough that 255 + u is exact in float32, and below 256.
+    u = jax.random.bits(key, pixels.shape, jnp.uint16) / 2**16
     return (pixels.astype(jnp.float32) + u.astype(jnp.float32)) / levels
 
 
-# name -> (key, pixels [H, W, C], levels) -> x; `static` sets are binarized once, when they are
-# prepared.
-PREPROCESSING: dict[str, Callable[[Array, Array, int], Array]] = {
+# name -> (key, pixels [H, W, C], levels) -> x. A ``static`` set is binarized when it is prepared.
+PREPROCESSING: dict[str, Callable[[Array, Array, int | None], Array]] = {
     "dynamic": _dynamic,
     "static": lambda key, pixels, levels: pixels.astype(jnp.float32),
     "dequantize": _dequantize,
@@ -60,8 +61,12 @@ CORRUPTIONS: dict[str, Callable[[Array, Array, float], Array]] = {
 }
 
 
-def preprocessing(name: str, levels: int) -> Callable[[Array, Array], Array]:
-    """The pixel treatment ``(key, pixels) -> x`` of one example.
+@functools.lru_cache(maxsize=256)
+def preprocessing(name: str, levels: int | None) -> Preprocess:
+    """The preprocessing ``(key, pixels) -> x`` of one example, by name.
+
+    One name and number of levels give the same function object, so that what is compiled for it is
+    compiled once.
 
     * ``dynamic``: Bernoulli(pixel / (levels - 1)), fresh each time the example is seen, from the
       example's own key.
@@ -71,60 +76,133 @@ def preprocessing(name: str, levels: int) -> Callable[[Array, Array], Array]:
     * ``scale``: pixel / (levels - 1), in [0, 1].
     * ``counts``: the integer values.
     * ``none``: real values as they are.
+
+    Values that are no integers are taken as they are where a pixel is divided: they lie in [0, 1].
+    With ``levels=None`` all do. Raises DataError for an unknown name, and for ``dequantize``
+    without levels.
     """
-    if name not in PREPROCESSING:
-        raise DataError(f"no preprocessing {name!r}; there are {', '.join(PREPROCESSING)}")
+    _check_name(name)
+    if name == "dequantize" and levels is None:
+        raise DataError("pixels='dequantize' needs the number of values of a pixel: give levels")
     return lambda key, pixels: PREPROCESSING[name](key, pixels, levels)
 
 
-def prepared(split: S, name: str, levels: int, seed: int = 0) -> S:
-    """The split with what a treatment does once, before training, and a check that it can be used
-    on these values.
+def describe(name: str, levels: int | None) -> str:
+    """One sentence on what a preprocessing does to the data."""
+    _check_name(name)
+    if levels == 2 and name in ("dynamic", "static", "scale"):
+        return f"{name}: pixels are 0 or 1, and stay as they are"
+    unit = "its value" if levels is None else f"pixel / {levels - 1}"
+    integers = "integers that they are" if levels is None else f"integers 0 to {levels - 1}"
+    drawn = f"drawn{{}} as 0 or 1 with probability {unit}"
+    sentences = {
+        "dynamic": f"every pixel is {drawn.format(' anew')} each time it is seen",
+        "static": f"every pixel is {drawn.format('')}, once for all",
+        "dequantize": f"every pixel becomes (pixel + u) / {levels} with u uniform in [0, 1), "
+        "drawn anew each time it is seen",
+        "scale": f"every pixel becomes {unit}, in [0, 1]",
+        "counts": f"pixels are the {integers}",
+        "none": "values stay as they are",
+    }
+    return f"{name}: {sentences[name]}"
 
-    ``static`` binarization draws Bernoulli(pixel / (levels - 1)) with a generator keyed by ``seed``
-    and the number of examples. Values that are no pixels are refused by the treatments that need
-    pixels.
 
-    A stream stays as it is: ``static`` is refused, and a thousand of its examples are checked. So
-    do images that are rendered, which are binary, and ``static`` as they are.
+def _check_name(name: str) -> None:
+    if name not in PREPROCESSING:
+        raise DataError(f"no preprocessing {name!r}; there are {', '.join(PREPROCESSING)}")
+
+
+@overload
+def prepared(
+    source: Dataset[S], name: str, levels: int | None = None, seed: int = 0
+) -> Dataset[S]: ...
+@overload
+def prepared(source: S, name: str, levels: int | None = None, seed: int = 0) -> S: ...
+def prepared(source: Any, name: str, levels: int | None = None, seed: int = 0) -> Any:
+    """A data set, split or stream that carries its preprocessing, once its values are checked.
+
+    ``static`` binarization draws Bernoulli(pixel / (levels - 1)) here, with a generator keyed by
+    ``seed`` and the number of examples; a data set has two levels then. A stream cannot be
+    binarized so, and a thousand of its examples are checked. Rendered images are binary and stay.
+
+    Args:
+      source: what is preprocessed.
+      name: a name of ``PREPROCESSING``.
+      levels: values that a pixel can take; of a data set its own where this is None, and of a split
+        real numbers.
+      seed: of ``static`` binarization.
+
+    Raises DataError for values that the preprocessing cannot take.
     """
-    if isinstance(split, Stream):
-        if name == "static":
-            raise DataError(
-                "a stream cannot be binarized once: use pixels='dynamic', or hold the set in memory"
-            )
-        any_fits = split.dtype == np.uint8 and levels > 255
-        for part in () if any_fits else split.glimpse():
-            _once(part, name, levels, seed)
-        return split
-    if isinstance(split.images, Images):
-        _once(Split(np.asarray(split.images[:1])), name, levels, seed)
-        return split
-    return _once(split, name, levels, seed)
-
-
-def _once(split: Split, name: str, levels: int, seed: int) -> Split:
-    images = split.images
-    floating = np.issubdtype(images.dtype, np.floating)
-    if not np.isfinite(images).all():
+    if isinstance(source, Dataset):
+        levels = source.levels if levels is None else levels
+        splits = {n: prepared(split, name, levels, seed) for n, split in source.splits.items()}
+        return source._replace(splits=splits, levels=2 if name == "static" else levels)
+    preprocess = preprocessing(name, levels)
+    if isinstance(source, Stream):
+        _check_stream(source, name, levels)
+        return dataclasses.replace(source, preprocess=preprocess)
+    if not is_array(source.x):
         raise DataError(
-            f"the images hold {np.sum(~np.isfinite(images))} values that are not finite"
+            f"pixels={name!r} is for one array, and these examples are a "
+            f"{type(source.x).__name__} of arrays: give Split(x, preprocess=...) a function "
+            "(key, example) -> x"
         )
+    if isinstance(source.x, Images):
+        _check_values(np.asarray(source.x[:1]), name, levels)
+        return source.replace(preprocess=preprocess)
+    _check_values(source.x, name, levels)
+    x = _binarized(source.x, levels, seed) if name == "static" else source.x
+    return source.replace(x=x, preprocess=preprocess)
+
+
+def _binarized(x: np.ndarray, levels: int | None, seed: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=[seed, len(x)]))
+    scale = 1 if levels is None or np.issubdtype(x.dtype, np.floating) else max(levels - 1, 1)
+    return (generator.random(x.shape) < x / scale).astype(np.uint8)
+
+
+def _check_stream(stream: Stream, name: str, levels: int | None) -> None:
+    if name == "static":
+        raise DataError(
+            "a stream cannot be binarized once: use pixels='dynamic', or hold the set in memory"
+        )
+    if stream.dtype == np.uint8 and levels is not None and levels > 255:
+        return  # any value will do
+    for part in stream.glimpse():
+        _check_values(part.x, name, levels)
+
+
+def _check_values(x: Any, name: str, levels: int | None) -> None:
+    """Raises DataError for values that a preprocessing cannot take."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if not np.isfinite(x).all():
+        raise DataError(f"the images hold {np.sum(~np.isfinite(x))} values that are not finite")
+    if name == "none":
+        return
     if floating and name in ("dequantize", "counts"):
         raise DataError(
-            f"pixels={name!r} needs integer values; these are {images.dtype}. Use 'scale' or 'none'."
+            f"pixels={name!r} needs integer values; these are {x.dtype}. Use 'scale' or 'none'."
         )
-    if floating and name != "none" and (images.min() < 0 or images.max() > 1):
+    if floating and (x.min() < 0 or x.max() > 1):
         raise DataError(
-            f"pixels={name!r} needs uint8 pixels or values in [0, 1]; these lie in [{images.min():g}, "
-            f"{images.max():g}]. Rescale them, or use 'none' with a likelihood for real values."
+            f"pixels={name!r} needs uint8 pixels or values in [0, 1]; these lie in "
+            f"[{x.min():g}, {x.max():g}]. Rescale them, or use 'none' with a likelihood for real "
+            "values."
         )
-    if not floating and name != "none" and images.max() >= levels:
+    if floating:
+        return
+    if x.min() < 0:
         raise DataError(
-            f"the largest pixel is {images.max()}, but the set is said to have {levels} levels (0..{levels - 1})"
+            f"pixels={name!r} needs integers from 0; the least is {x.min()}. Use 'none'."
         )
-    if name == "static":
-        generator = np.random.Generator(np.random.Philox(key=[seed, len(images)]))
-        probability = images if floating else images / max(levels - 1, 1)
-        images = (generator.random(images.shape) < probability).astype(np.uint8)
-    return split._replace(images=images)
+    if levels is None and name != "counts" and x.max() > 1:
+        raise DataError(
+            f"pixels={name!r} needs the number of values that an integer pixel can take: "
+            "give levels"
+        )
+    if levels is not None and x.max() >= levels:
+        raise DataError(
+            f"the largest pixel is {x.max()}, but the set is said to have {levels} levels "
+            f"(0..{levels - 1})"
+        )

@@ -50,8 +50,8 @@ def render(factors: Array) -> Array:
     """
     if factors.shape != (len(SIZES),):
         raise ValueError(
-            f"render takes the {len(SIZES)} factors of one image, {', '.join(NAMES)}; they had shape {factors.shape}. "
-            "Use jax.vmap for several."
+            f"render takes the {len(SIZES)} factors of one image, {', '.join(NAMES)}; "
+            f"they had shape {factors.shape}. Use jax.vmap for several."
         )
     shape, scale, rotation, x, y = factors.astype(jnp.int32)
     angle = rotation * (2 * math.pi / SIZES[2])
@@ -120,7 +120,8 @@ def index_of(factors: Any) -> Array:
     factors = jnp.asarray(factors)
     if factors.shape[-1:] != (len(SIZES),):
         raise ValueError(
-            f"factors have {len(SIZES)} values, {', '.join(NAMES)}; these have shape {factors.shape}"
+            f"factors have {len(SIZES)} values, {', '.join(NAMES)}; "
+            f"these have shape {factors.shape}"
         )
     _check(factors, np.array(SIZES), f"the factors {', '.join(NAMES)}")
     strides = np.cumprod((1, *SIZES[:0:-1]))[::-1]
@@ -143,8 +144,8 @@ class Images:
 
     To who reads them they are an array ``[N, 64, 64, 1]`` of uint8: ``images[rows]`` are the images
     of some rows, still as factors; ``astype`` and NumPy's ``asarray`` render. As a pytree they are
-    their factors, so that a training holds these on its devices, and ``datasets.treatment`` renders
-    each example inside the step.
+    their factors, so that a training holds these on its devices, and ``datasets.preprocessing``
+    renders each example inside the step.
     """
 
     factors: Any  # [..., 5] integers
@@ -200,7 +201,7 @@ def splits() -> dict[str, Split]:
     """Training and test splits, both in the order of a fixed permutation, so that any part of one
     is a random choice.
 
-    The test split has 10,000 images. The label is the shape; all factors are ``split.images.factors
+    The test split has 10,000 images. The label is the shape; all factors are ``split.x.factors
     [N, 5]``.
     """
     everything: Any = images()

@@ -1,104 +1,125 @@
-"""What a data set is: splits of images with labels or attributes."""
+"""What a data set is: splits of examples, with labels or attributes where there are any."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
+import jax
 import numpy as np
 
-if TYPE_CHECKING:
-    from jaxvae.datasets.streams import Stream
+from jaxvae.contracts import Preprocess, pytree, static
+from jaxvae.datasets.examples import rows_of, with_preprocess
+
+MISSING = -1  # the label of an example whose class is unknown
 
 
 class DataError(ValueError):
     """The data cannot be had or used; the message says what is missing and how to mend it."""
 
 
-class Split(NamedTuple):
-    """Part of a data set."""
+@pytree
+class Split:
+    """Part of a data set, in memory: a pytree of arrays [N, ...] and its preprocessing.
 
-    images: np.ndarray  # [N, H, W, C] uint8, or float32; shapes.Images where they are rendered
-    labels: np.ndarray | None = None  # [N] int
-    attributes: np.ndarray | None = None  # [N, A] float32
+    Nothing is checked here, so that x may be images, sequences, spectra, or a dict of several
+    modalities. Checks for images stand where images are read.
+    """
+
+    x: Any  # pytree of [N, ...]: images [N, H, W, C] uint8 or float32, or shapes.Images
+    y: Any = None  # labels [N] int32, where -1 is a missing one; or any pytree of [N, ...]
+    attributes: Any = None  # [N, A] float32
+    preprocess: Preprocess | None = static(None)  # (key, raw example) -> what a model takes
+
+    @property
+    def examples(self) -> Any:
+        """What training and evaluation take: ``Examples(x, preprocess)``, or x without one."""
+        return with_preprocess(self.x, self.preprocess)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one stored example, [H, W, C]."""
-        return self.images.shape[1:]
+        """Shape of one stored example, such as [H, W, C], where x is a single array."""
+        return tuple(self._single().shape[1:])
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the stored examples, uint8 or float32."""
-        return self.images.dtype
+        """Type of the stored examples, such as uint8, where x is a single array."""
+        return self._single().dtype
 
     def take(self, rows: Any) -> Split:
-        """The examples of some rows, an index array or a slice."""
-        return Split(
-            self.images[rows], *(None if field is None else field[rows] for field in self[1:])
-        )
+        """The examples of some rows, an index array or a slice; the preprocessing stays."""
+        return rows_of(self, rows)
+
+    def replace(self, **fields: Any) -> Split:
+        """The split with some fields exchanged."""
+        return dataclasses.replace(self, **fields)
 
     def glimpse(self) -> Iterator[Split]:
         """Examples to judge the split by: all of them."""
         yield self
 
+    def _single(self) -> Any:
+        if not is_array(self.x):
+            raise DataError(
+                f"these examples are a {type(self.x).__name__} of arrays and have no single shape "
+                "and dtype: ask the arrays in `split.x`"
+            )
+        return self.x
 
-S = TypeVar("S", Split, "Stream")  # a split in memory, or one that is streamed
+
+class Part(Protocol):
+    """What a split in memory and one that is streamed have in common."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def preprocess(self) -> Preprocess | None: ...
+    def take(self, rows: Any) -> Self: ...
+    def glimpse(self) -> Iterator[Split]: ...
+
+
+S = TypeVar("S", bound=Part)  # a split in memory, or one that is streamed
 
 
 class Dataset(NamedTuple, Generic[S]):
-    """The splits of a data set by name, and the number of values that a pixel can take."""
+    """The splits of a data set by name, and what is known of its values and classes.
+
+    ``levels`` is the number of values that a pixel can take. None says that the values are real
+    numbers: densities of them are in nats per dimension, because bits/dim need a number of levels.
+    Where levels are stated, values in [0, 1] are taken as k / (levels - 1).
+    """
 
     name: str
     splits: dict[str, S]
-    levels: int = 256
+    levels: int | None = None
+    classes: tuple[str, ...] = ()  # names of the labels 0, 1, ..., where they have names
 
 
-def as_split(
-    images: Any, labels: Any = None, where: str = "the array", attributes: Any = None
-) -> Split:
-    """Checks what a user gave: [N, H, W, C], or [N, H, W], which gets C = 1, or vectors [N, D].
+def is_array(x: Any) -> bool:
+    """Whether the examples are a single array, or images that are rendered, which act as one."""
+    return hasattr(x, "shape") and hasattr(x, "dtype")
 
-    Labels are [N], one for each image, or attributes [N, A]: several numbers for each.
-    """
-    try:
-        images = np.asarray(images)
-    except ValueError as error:
-        raise DataError(f"{where} has images that differ in shape ({error})") from error
-    if images.dtype == bool:
-        images = images.astype(np.uint8)
-    integers = np.issubdtype(images.dtype, np.integer)
-    if not integers and not np.issubdtype(images.dtype, np.floating):
-        raise DataError(f"{where} holds {images.dtype}; images are uint8, or floats")
-    if images.ndim not in (2, 3, 4) or 0 in images.shape:
+
+def shape_and_dtype(part: Part) -> Any:
+    """Shape and dtype of one stored example, in words that can be compared."""
+    if not isinstance(part, Split) or is_array(part.x):
+        return f"{part.dtype} {part.shape}"
+    one = lambda a: f"{np.asarray(a).dtype} {np.shape(a)[1:]}"
+    return str(jax.tree.map(one, part.x, is_leaf=is_array))
+
+
+def common_length(examples: Any) -> int:
+    """The leading axis that all arrays of a pytree share; DataError where they share none."""
+    lengths = {(np.shape(leaf) or (0,))[0] for leaf in jax.tree.leaves(examples)}
+    if len(lengths) != 1 or 0 in lengths:
         raise DataError(
-            f"{where} has shape {images.shape}; images are [N, H, W, C], [N, H, W] or [N, D], none of them 0"
+            "examples need one common leading axis [N, ...] with N >= 1; "
+            f"lengths were {sorted(lengths)}"
         )
-    if integers and images.dtype != np.uint8 and (images.min() < 0 or images.max() > 255):
-        raise DataError(
-            f"{where} holds integers from {images.min()} to {images.max()}; pixels are 0..255"
-        )
-    images = images.astype(np.uint8 if integers else np.float32)
-    if labels is not None and np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
-        labels, attributes = None, labels
-    if labels is not None:
-        labels = np.asarray(labels).reshape(-1)
-        if len(labels) != len(images):
-            raise DataError(f"{where} has {len(images)} images but {len(labels)} labels")
-        if np.issubdtype(labels.dtype, np.integer):
-            labels = labels.astype(np.int32)
-    if attributes is not None:
-        if len(attributes) != len(images):
-            raise DataError(
-                f"{where} has {len(images)} images but {len(attributes)} rows of attributes"
-            )
-        try:
-            attributes = np.asarray(attributes).astype(np.float32)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where} has attributes that are no numbers ({error})") from error
-        if not np.isfinite(attributes).all():
-            raise DataError(f"{where} has attributes that are not finite")
-    return Split(images[..., None] if images.ndim == 3 else images, labels, attributes)
+    return lengths.pop()
 
 
 def reason(error: Exception) -> str:

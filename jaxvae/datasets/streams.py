@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxvae.datasets.files import from_path, image_files, read_image
-from jaxvae.datasets.splits import DataError, Split, as_split, reason
+from jaxvae.contracts import Preprocess
+from jaxvae.datasets.arrays import as_images
+from jaxvae.datasets.examples import with_preprocess
+from jaxvae.datasets.files import Size, from_path, how_to_mend, read_image, readable_files
+from jaxvae.datasets.splits import DataError, Split, reason
 
 THREADS, AHEAD = 4, 8  # reader threads, and batches that they read ahead of the one in use
 MOST = 2**31 - 1  # examples of a stream, whose rows are int32
@@ -34,6 +37,7 @@ class Stream:
     records: Any = dataclasses.field(repr=False)  # record = records[row]
     read: Callable[[Any], Any] = dataclasses.field(repr=False)  # record -> image
     where: Callable[[int], str] = dataclasses.field(repr=False)  # what errors call a row
+    preprocess: Preprocess | None = None  # (key, raw example) -> what a model takes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,11 +57,15 @@ class Stream:
             image = _image(self.read, record_of, row, self.where(row))
             if image.shape != self.shape or image.dtype != self.dtype:
                 raise DataError(
-                    f"images differ: {self.where(row)} is {image.dtype} {image.shape}, the first one is {self.dtype} "
-                    f"{self.shape}; resize or convert them"
+                    f"images differ: {self.where(row)} is {image.dtype} {image.shape}, the first "
+                    f"one is {self.dtype} {self.shape}; {self._mended(image)}"
                 )
             images[place] = image
         return images[places]
+
+    def wrapped(self, raw: Any) -> Any:
+        """Arrays that were read, as the examples that training takes: with the preprocessing."""
+        return with_preprocess(raw, self.preprocess)
 
     def take(self, rows: Any) -> Stream:
         """The stream of some rows, an index array or a slice; reads nothing."""
@@ -69,7 +77,7 @@ class Stream:
         """
         rows = np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)
         for start in range(0, len(rows), size):
-            yield Split(self[rows[start : start + size]])
+            yield Split(self[rows[start : start + size]], preprocess=self.preprocess)
 
     def batches(
         self, rows_of: Callable[[int], np.ndarray], start: int, stop: int
@@ -89,6 +97,11 @@ class Stream:
         with contextlib.closing(iter(ahead)) as iterator:
             yield from iterator
 
+    def _mended(self, image: np.ndarray) -> str:
+        if len(self.shape) != 3 or self.dtype != image.dtype or image.ndim != 3:
+            return "convert them to one kind"
+        return how_to_mend(self.shape, image.shape)
+
     def _records(self, rows: list[int]) -> Callable[[int], Any]:
         """row -> record, read in one go where the records can be, as those of
         tensorflow-datasets can.
@@ -104,7 +117,8 @@ def require_grain() -> Any:
         import grain
     except ImportError as error:
         raise DataError(
-            f"streaming needs Grain, and {error.name or error} is missing: pip install 'jaxvae[stream]'"
+            f"streaming needs Grain, and {error.name or error} is missing: "
+            "pip install 'jaxvae[stream]'"
         ) from error
     return grain
 
@@ -118,12 +132,14 @@ def opened(
     """The stream of all records, with shape and dtype of the first."""
     if not (hasattr(records, "__len__") and hasattr(records, "__getitem__")):
         raise DataError(
-            f"{name} is a {type(records).__name__}; a stream needs random access, by __len__ and __getitem__"
+            f"{name} is a {type(records).__name__}; a stream needs random access, "
+            "by __len__ and __getitem__"
         )
     n = len(records)
     if not 1 <= n <= MOST:
         raise DataError(
-            f"{name} has {n} examples; a stream needs 1 to {MOST}, and a Grain pipeline must not repeat"
+            f"{name} has {n} examples; a stream needs 1 to {MOST}, "
+            "and a Grain pipeline must not repeat"
         )
     where = where or (lambda row: f"example {row} of {name}")
     first = _image(read, lambda row: records[row], 0, where(0))
@@ -135,7 +151,7 @@ def _image(
 ) -> np.ndarray:
     """One example as a split holds it."""
     try:
-        return as_split(np.asarray(read(record_of(row)))[None], where=where).images[0]
+        return as_images(np.asarray(read(record_of(row)))[None], where)[0]
     except DataError:
         raise
     except Exception as error:
@@ -155,9 +171,15 @@ def of_objects(source: Any) -> dict[str, Stream]:
     return {name: opened(records, f"split {name!r}") for name, records in splits.items()}
 
 
-def of_path(path: Path) -> dict[str, Stream]:
+def of_path(path: Path, image_size: Size, unreadable: str) -> dict[str, Stream]:
     """Streams of a ``.npy`` file, mapped to memory, or of the images in a folder."""
-    return from_path(path, opened, _of_archive, _of_folder)
+
+    def of_folder(folder: Path) -> Stream:
+        files = readable_files(folder, unreadable)
+        read = lambda file: read_image(file, image_size)
+        return opened(files, str(folder), read, lambda row: str(files[row]))
+
+    return from_path(path, opened, _of_archive, of_folder)
 
 
 def of_records(records: Any, image: str, label: str | None, name: str) -> Stream:
@@ -169,8 +191,3 @@ def _of_archive(path: Path) -> dict[str, Stream]:
     raise DataError(
         f"{path} cannot be read in parts: save its images as .npy with np.save, or load it whole"
     )
-
-
-def _of_folder(folder: Path) -> Stream:
-    files = image_files(folder)
-    return opened(files, str(folder), read_image, lambda row: str(files[row]))
