@@ -182,7 +182,9 @@ def learned_function(control: Any, context: Array, z: Array) -> Array:
 
 
 @controlled(one_sample, CONTINUOUS, _each, init=_lax_network, name="lax")
-def lax_estimator(noise: Array, q: Any, f: Function, control: Any, context: Array) -> tuple[Array, Any]:
+def lax_estimator(
+    noise: Array, q: Any, f: Function, control: Any, context: Array
+) -> tuple[Array, Any]:
     """A learned c(z), (f(z) - c(z)) grad log q(z) + grad c(z(phi)) (Grathwohl et al. 2017,
     arXiv:1711.00123).
 
