@@ -21,6 +21,7 @@ from jaxvae import divergences, expectations
 from jaxvae.distributions import (
     Bernoulli,
     Normal,
+    log_prob_of,
     reparameterize,
     sample_and_log_prob_of,
     sample_noise,
@@ -32,13 +33,14 @@ from jaxvae.expectations.contract import (
     Estimator,
     Noise,
     estimator,
+    of_scalars,
     with_gradient,
 )
 from jaxvae.expectations.discrete import antithetic_pair
 from jaxvae.expectations.noises import many_samples, power
 
 Array = jax.Array
-LogJoint = Callable[[Array], Array]
+LogJoint = Callable[[Any], Array]  # z, any pytree -> log p(x, z)
 
 BOUNDS: dict[str, Estimator] = {}
 _bound = functools.partial(estimator, table=BOUNDS, uses_samples_jointly=True)
@@ -47,16 +49,24 @@ _each = lambda k, d, c: k
 
 def log_weights(key: Array, q: Any, log_joint: LogJoint, num_samples: int) -> Array:
     """Importance weights log w_k = log p(x, z_k) - log q(z_k|x), z_k ~ q: [K], in nats."""
-    return _drawn_weights(sample_noise(q, key, (num_samples,)), q, log_joint)
+    noise = sample_noise(q, key, (num_samples,))
+    return _drawn_weights(noise, q, of_scalars(log_joint, "log_joint"))
 
 
-def _drawn_weights(noise: Array, q: Any, log_joint: LogJoint) -> Array:
+def _drawn_weights(noise: Any, q: Any, log_joint: LogJoint) -> Array:
+    """log w_k [K] of the draws that the noise gives."""
     z, log_q = sample_and_log_prob_of(q, noise)
     return jax.vmap(log_joint)(z) - log_q
 
 
-def _log_weights(z: Array, q: Any, log_joint: LogJoint) -> Array:
-    return jax.vmap(lambda z: log_joint(z) - q.log_prob(z))(z)
+def _log_weights(z: Any, q: Any, log_joint: LogJoint) -> Array:
+    """log w_k [K] of draws z [K]."""
+    return jax.vmap(lambda z: log_joint(z) - log_prob_of(q, z))(z)
+
+
+def _log_densities(q: Any, z: Any) -> Array:
+    """log q(z_k) of draws z [K], [K]."""
+    return jax.vmap(lambda z: log_prob_of(q, z))(z)
 
 
 def _log_mean(log_w: Array) -> Array:
@@ -83,7 +93,8 @@ def elbo_analytic(noise: Array, q: Any, log_joint: LogJoint, prior: Any) -> Arra
     no closed form.
     """
     fixed = stop_gradient(prior)
-    likelihood = jax.vmap(lambda z: log_joint(z) - fixed.log_prob(z))(reparameterize(q, noise))
+    z = reparameterize(q, noise)
+    likelihood = jax.vmap(lambda z: log_joint(z) - log_prob_of(fixed, z))(z)
     return likelihood.mean() - divergences.kl(q, prior)
 
 
@@ -150,6 +161,11 @@ def gdreg(noise: Array, q: Any, log_joint: LogJoint, prior: Normal) -> Array:
     dT/dtheta, where z_k = T(e_k; theta) with e_k fixed. The prior is a Normal with parameters of
     its own, and ``log_joint`` must carry no gradient in them.
     """
+    if not isinstance(prior, Normal):
+        raise ValueError(
+            f"gdreg moves the parameters of a Normal prior through its own reparameterization; "
+            f"the prior is a {type(prior).__name__}, for which dreg serves"
+        )
     z, fixed = stop_gradient(reparameterize(q, noise)), stop_gradient(prior)
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v**2)
     v = jax.nn.softmax(stop_gradient(log_w)).reshape(-1, *[1] * (z.ndim - 1))
@@ -208,13 +224,15 @@ def ciwae(noise: Array, q: Any, log_joint: LogJoint, elbo_weight: float = 0.5) -
 
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="renyi")
-def renyi(noise: Array, q: Any, log_joint: LogJoint, order: float = 0.5) -> Array:
-    """1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``order`` (Li & Turner 2016, arXiv:1602.02311):
-    a = 0 is L_K.
+def renyi(noise: Array, q: Any, log_joint: LogJoint, renyi_order: float = 0.5) -> Array:
+    """1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``renyi_order``.
+
+    Li & Turner 2016, arXiv:1602.02311. a = 0 is L_K.
     """
-    if order == 1:
+    if renyi_order == 1:
         raise ValueError("the Renyi bound of order 1 is the elbo")
-    return _log_mean((1 - order) * _drawn_weights(noise, q, log_joint)) / (1 - order)
+    log_w = _drawn_weights(noise, q, log_joint)
+    return _log_mean((1 - renyi_order) * log_w) / (1 - renyi_order)
 
 
 # For any latents: the gradient of L_K is that of log w at the draws and sum_k (L_K - c_k) grad log
@@ -224,7 +242,7 @@ def renyi(noise: Array, q: Any, log_joint: LogJoint, order: float = 0.5) -> Arra
 def _scored(z: Array, q: Any, log_joint: LogJoint, left: Callable[[Array], Array]) -> Array:
     z = stop_gradient(z)
     log_w = _log_weights(z, q, log_joint)
-    return with_gradient(_log_mean(log_w), left(stop_gradient(log_w)), jax.vmap(q.log_prob)(z))
+    return with_gradient(_log_mean(log_w), left(stop_gradient(log_w)), _log_densities(q, z))
 
 
 def _log_others(log_w: Array) -> Array:
@@ -244,9 +262,8 @@ def elbo_rloo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """The ELBO by ``expectations.rloo``; log q carries no gradient of its own, whose mean is
     zero.
     """
-    return expectations.rloo.estimate(
-        noise, q, lambda z: log_joint(z) - stop_gradient(q).log_prob(z)
-    )
+    still = stop_gradient(q)
+    return expectations.rloo.estimate(noise, q, lambda z: log_joint(z) - log_prob_of(still, z))
 
 
 @_bound(many_samples, ANY, _each, estimates="iwae")
@@ -311,19 +328,23 @@ _one_more = Noise(
 )
 
 
+_ONE_MORE = slice(-1), slice(-1, None)  # the K draws, and the one beside them
+
+
 @_bound(_one_more, ANY, lambda k, d, c: k + 1, estimates="iwae")
 def ovis_mc(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """c_k = L_K - v_k with z_k replaced by one more draw (Liévin et al. 2020, arXiv:2008.01998,
     eq. 12).
     """
     z = stop_gradient(reparameterize(q, noise))
-    log_w = _log_weights(z[:-1], q, log_joint)
+    first, last = (jax.tree.map(lambda leaf, part=part: leaf[part], z) for part in _ONE_MORE)
+    log_w = _log_weights(first, q, log_joint)
     values = stop_gradient(log_w)
-    more = stop_gradient(_log_weights(z[-1:], q, log_joint))
+    more = stop_gradient(_log_weights(last, q, log_joint))
     there = _replaced(values, jnp.broadcast_to(more, values.shape))
     share = jnp.exp(more - there) / len(values)  # its v in the place of z_k
     left = _log_mean(values) - (there - share)
-    return with_gradient(_log_mean(log_w), left, jax.vmap(q.log_prob)(z[:-1]))
+    return with_gradient(_log_mean(log_w), left, _log_densities(q, first))
 
 
 _pairs = Noise(
@@ -359,7 +380,7 @@ def rws(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """
     z = stop_gradient(reparameterize(q, noise))
     log_w = _log_weights(z, stop_gradient(q), log_joint)
-    return with_gradient(_log_mean(log_w), jax.nn.softmax(log_w), jax.vmap(q.log_prob)(z))
+    return with_gradient(_log_mean(log_w), jax.nn.softmax(log_w), _log_densities(q, z))
 
 
 @_bound(many_samples, ANY, _each, estimates="tvo", min_samples=2, unbiased=False)
@@ -372,7 +393,7 @@ def tvo(noise: Array, q: Any, log_joint: LogJoint, betas: tuple[float, ...] = (0
     grad log p + (1 - b) grad log q).
     """
     z = stop_gradient(reparameterize(q, noise))
-    log_q = jax.vmap(q.log_prob)(z)
+    log_q = _log_densities(q, z)
     log_w = jax.vmap(log_joint)(z) - log_q
     k = len(log_w)
 

@@ -16,10 +16,10 @@ from scipy import special, stats
 from jaxvae.distributions import Bernoulli, Laplace, MultivariateNormal, Normal
 from jaxvae.divergences import (
     Decomposition,
-    decomposition,
     dip_i,
     dip_ii,
     exact_decomposition,
+    minibatch_decomposition,
     pairwise_log_densities,
     permuted,
     stratified_decomposition,
@@ -77,7 +77,7 @@ def exact_oracle(own: int, batch: np.ndarray, density: np.ndarray) -> float:
 
 
 ESTIMATES = {
-    "weighted": (lambda *args: decomposition(*args, N), weighted_oracle),
+    "weighted": (lambda *args: minibatch_decomposition(*args, N), weighted_oracle),
     "stratified": (lambda *args: stratified_decomposition(*args, N), stratified_oracle),
     "symmetric": (lambda *args: symmetric_decomposition(*args, N), symmetric_oracle),
     "exact": (exact_decomposition, exact_oracle),
@@ -132,7 +132,9 @@ REFUSED = {
     "shared": lambda: pairwise_log_densities(Normal(jnp.zeros((N, D)), jnp.ones(D)), Z),
     "rows": lambda: pairwise_log_densities(Normal(jnp.zeros((N, D)), jnp.ones((N, D))), Z[1:]),
     "one": lambda: pairwise_log_densities(Normal(jnp.zeros(D), jnp.ones(D)), Z[0]),
-    "not_square": lambda: decomposition(np.zeros((3, 4, 2)), np.zeros((4, 2)), np.ones(4) / 4, 9),
+    "not_square": lambda: minibatch_decomposition(
+        np.zeros((3, 4, 2)), np.zeros((4, 2)), np.ones(4) / 4, 9
+    ),
     "prior": lambda: exact_decomposition(np.zeros((4, 4, 2)), np.zeros(4), np.ones(4) / 4),
     "weight": lambda: symmetric_decomposition(
         np.zeros((4, 4, 2)), np.zeros((4, 2)), np.ones(5) / 5, 9

@@ -4,7 +4,8 @@
 Every axis of the parameters belongs to the event: a ``Normal`` with ``loc [H, W, C]`` is one
 density over one image, and ``log_prob`` is a single number in nats. Batches are made by
 ``jax.vmap``. ``sample(key, shape)`` puts ``shape`` in front of the event, and ``log_prob`` accepts
-what ``sample`` returns: ``x [*shape, *event] -> [*shape]``.
+what ``sample`` returns: ``x [*shape, *event] -> [*shape]``. The models, bounds and estimators ask
+for the density of one event alone, and an event may then be any pytree.
 
 NumPyro's distributions satisfy the same contract (with ``to_event`` so that ``batch_shape`` is
 empty).
@@ -26,6 +27,9 @@ from jaxvae.distributions.continuous import (
 from jaxvae.distributions.contract import (
     LOG_2PI,
     Distribution,
+    check_scalar,
+    event_shapes,
+    log_prob_of,
     mean_of,
     reparameterize,
     sample_and_log_prob_of,
@@ -76,6 +80,9 @@ __all__ = [
     "VonMisesFisher",
     "ZeroInflatedNegativeBinomial",
     "bernoulli_log_prob",
+    "check_scalar",
+    "event_shapes",
+    "log_prob_of",
     "logistic",
     "mean_of",
     "pytree",

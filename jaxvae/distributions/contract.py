@@ -1,6 +1,4 @@
-"""What every distribution is made of: the contract, pytrees of frozen fields, checks at the
-door.
-"""
+"""What every distribution is made of: the contract, and checks where arrays enter."""
 
 from __future__ import annotations
 
@@ -17,11 +15,12 @@ LOG_2PI = math.log(2 * math.pi)
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What the library asks of a distribution: a pytree that can be sampled and has a
-    log-density in nats.
+    """What the library asks of a distribution, itself a pytree.
+
+    A draw may be any pytree, with ``shape`` in front of every leaf. ``log_prob`` is in nats.
     """
 
-    def sample(self, key: Array, shape: tuple[int, ...] = (), /) -> Array: ...
+    def sample(self, key: Array, shape: tuple[int, ...] = (), /) -> Any: ...
 
     def log_prob(self, x: Any, /) -> Array: ...
 
@@ -32,8 +31,9 @@ def check_event(distribution: Any, x: Array) -> tuple[int, ...]:
     lead = len(shape) - len(event)
     if lead < 0 or shape[lead:] != event:
         raise ValueError(
-            f"{type(distribution).__name__}.log_prob got x of shape {shape}, but one event has shape {event}: "
-            f"expected {event}, or [*samples, *{event}]. A batch of examples goes through jax.vmap."
+            f"{type(distribution).__name__}.log_prob got x of shape {shape}, but one event has "
+            f"shape {event}: expected {event}, or [*samples, *{event}]. "
+            "A batch of examples goes through jax.vmap."
         )
     return shape[:lead]
 
@@ -73,39 +73,85 @@ class Factorized:
         return jnp.broadcast_to(value, self.event_shape)
 
 
-def mean_of(distribution: Any, draws: int = 64) -> Array:
-    """The mean; of a family that has none in closed form, that of some draws with a fixed key."""
-    known = getattr(distribution, "mean", None)
-    return distribution.sample(jax.random.key(0), (draws,)).mean(0) if known is None else known
+def log_prob_of(distribution: Any, x: Any) -> Array:
+    """log p(x) of one event in nats, a scalar.
 
-
-# What is drawn and what becomes of it: z is a function of noise where the family has ``noise`` and
-# ``at``, and comes with its log-density by one pass where it has ``from_noise_and_log_prob``.
-
-
-def sample_noise(distribution: Any, key: Array, shape: tuple[int, ...] = ()) -> Array:
-    """What ``reparameterize`` makes samples of: the samples themselves where the family has no
-    noise.
+    Wherever a user's distribution enters, its density is taken here. Raises ValueError when
+    ``log_prob`` returns anything else, as a NumPyro distribution does without ``to_event``.
     """
+    value = distribution.log_prob(x)
+    return check_scalar(value, f"{type(distribution).__name__}.log_prob")
+
+
+def check_scalar(value: Any, name: str) -> Array:
+    """Returns ``value``, or says that ``name`` gave an array in the place of a number."""
+    shape = jnp.shape(value)
+    if shape != ():
+        raise ValueError(
+            f"{name} returned shape {shape} for one event, where a scalar was expected: sum over "
+            f"the axes of the event, which NumPyro's distributions do after .to_event({len(shape)})"
+        )
+    return value
+
+
+def event_shapes(distribution: Any) -> Any:
+    """``event_shape``; of a family that does not state it, the shapes of a draw, a tree like z."""
+    stated = getattr(distribution, "event_shape", None)
+    if stated is not None:
+        return stated
+    draw = jax.eval_shape(distribution.sample, jax.random.key(0))
+    return jax.tree.map(jnp.shape, draw)
+
+
+def mean_of(distribution: Any, draws: int = 64) -> Any:
+    """The mean; of a family that states none, the mean of some draws with a fixed key."""
+    stated = getattr(distribution, "mean", None)
+    if stated is not None:
+        return stated
+    samples = distribution.sample(jax.random.key(0), (draws,))
+    return jax.tree.map(lambda leaf: leaf.mean(0), samples)
+
+
+# A draw and its noise. A family that can be reparameterized has ``noise`` and ``from_noise``, and
+# z is a function of the noise. A family with ``from_noise_and_log_prob`` gives z and its
+# log-density in one pass. Both z and the noise may be any pytree.
+
+
+def sample_noise(distribution: Any, key: Array, shape: tuple[int, ...] = ()) -> Any:
+    """The noise of draws; a family that has no noise gives the draws themselves."""
     return getattr(distribution, "noise", distribution.sample)(key, shape)
 
 
-def reparameterize(distribution: Any, noise: Array) -> Array:
-    """Samples as differentiable functions of the parameters, where the family has them so;
-    [*event] or [K, *event].
+def reparameterize(distribution: Any, noise: Any) -> Any:
+    """Draws made of noise, differentiable in the parameters where the family allows it.
+
+    One noise gives one draw, and K noises stacked in front give K draws.
     """
-    at = getattr(distribution, "from_noise", None)
-    return (
-        noise
-        if at is None
-        else (jax.vmap(at) if noise.ndim > len(distribution.event_shape) else at)(noise)
-    )
+    from_noise = getattr(distribution, "from_noise", None)
+    if from_noise is None:
+        return noise
+    return (jax.vmap(from_noise) if _is_stacked(distribution, noise) else from_noise)(noise)
 
 
-def sample_and_log_prob_of(distribution: Any, noise: Array) -> tuple[Array, Array]:
-    """Samples [K, *event] of noises [K, *event], and their log-densities [K]."""
+def _is_stacked(distribution: Any, noise: Any) -> bool:
+    """Whether there is an axis of draws in front of the noise."""
+    event = getattr(distribution, "event_shape", None)
+    if event is None:
+        one = jax.eval_shape(distribution.noise, jax.random.key(0))
+        event = jax.tree.leaves(one)[0].shape
+    return jnp.ndim(jax.tree.leaves(noise)[0]) > len(event)
+
+
+def sample_and_log_prob_of(distribution: Any, noise: Any) -> tuple[Any, Array]:
+    """K draws made of K noises, and their log-densities [K] in nats."""
     both = getattr(distribution, "from_noise_and_log_prob", None)
     if both is not None:
-        return jax.vmap(both)(noise)
+
+        def one(noise: Any) -> tuple[Any, Array]:
+            z, log_prob = both(noise)
+            name = f"{type(distribution).__name__}.from_noise_and_log_prob"
+            return z, check_scalar(log_prob, name)
+
+        return jax.vmap(one)(noise)
     z = reparameterize(distribution, noise)
-    return z, jax.vmap(distribution.log_prob)(z)
+    return z, jax.vmap(lambda z: log_prob_of(distribution, z))(z)

@@ -37,7 +37,7 @@ def pairwise_log_densities(q: Any, z: Array) -> Array:
     return jax.vmap(lambda z: jax.vmap(lambda q: q.log_density(z))(q))(z)
 
 
-class Decomposition(NamedTuple):
+class MinibatchDecomposition(NamedTuple):
     """E KL(q(z|x) || p(z)) in three terms (Chen et al. 2018, arXiv:1802.04942; Hoffman & Johnson
     2016), in nats.
 
@@ -50,7 +50,9 @@ class Decomposition(NamedTuple):
     dimension_wise_kl: Array  # mean_i sum_d [log q(z_id) - log p(z_id)]
 
 
-def decomposition(log_q: Array, log_p: Array, weight: Array, dataset_size: int) -> Decomposition:
+def minibatch_decomposition(
+    log_q: Array, log_p: Array, weight: Array, dataset_size: int
+) -> MinibatchDecomposition:
     """The three terms by minibatch-weighted sampling, q(z_i) ~ sum_j q(z_i|x_j) / (N M)
     (arXiv:1802.04942, appendix).
 
@@ -71,7 +73,7 @@ def decomposition(log_q: Array, log_p: Array, weight: Array, dataset_size: int) 
 
 def stratified_decomposition(
     log_q: Array, log_p: Array, weight: Array, dataset_size: int
-) -> Decomposition:
+) -> MinibatchDecomposition:
     """The three terms by minibatch-stratified sampling (Chen et al. 2018, arXiv:1802.04942,
     appendix).
 
@@ -79,25 +81,25 @@ def stratified_decomposition(
     of the K = M - 1 others and k the last: unbiased for q(z_i) and its marginals if the M were
     drawn without replacement. By Jensen's inequality, E log q(z) is still underestimated, but with
     M -> N ever less: so the mutual information comes out too large and the dimension-wise KL too
-    small. Arguments as for ``decomposition``; it needs M > 1.
+    small. Arguments as for ``minibatch_decomposition``; it needs M > 1.
     """
     return _decomposed(log_q, log_p, weight, stratified_importance(weight, dataset_size))
 
 
 def symmetric_decomposition(
     log_q: Array, log_p: Array, weight: Array, dataset_size: int
-) -> Decomposition:
+) -> MinibatchDecomposition:
     """The three terms with q(z_i) ~ q(z_i|x_i) / N + (N - 1) / N mean_j q(z_i|x_j), j over all
     others of the batch.
 
     It is minibatch-stratified sampling averaged over the orders of a batch: unbiased for q(z_i) as
     well, of less variance, hence of less bias in the logarithm; independent of the order, and exact
-    where the batch is the data set. Arguments as for ``decomposition``; it needs M > 1.
+    where the batch is the data set. Arguments as for ``minibatch_decomposition``; it needs M > 1.
     """
     return _decomposed(log_q, log_p, weight, symmetric_importance(weight, dataset_size))
 
 
-def exact_decomposition(log_q: Array, log_p: Array, weight: Array) -> Decomposition:
+def exact_decomposition(log_q: Array, log_p: Array, weight: Array) -> MinibatchDecomposition:
     """The three terms where the batch is the whole data set, q(z_i) = mean_j q(z_i|x_j), exact but
     for the draws z_i.
 
@@ -108,7 +110,7 @@ def exact_decomposition(log_q: Array, log_p: Array, weight: Array) -> Decomposit
 
 
 def weighted_importance(weight: Array, dataset_size: int) -> Array:
-    """What ``decomposition`` gives q(z_i|x_j), 1 / (N M); zero for padding rows j. [rows i, rows
+    """What ``minibatch_decomposition`` gives q(z_i|x_j), 1 / (N M); zero for padding rows j. [rows i, rows
     j]
     """
     valid, count = _counted(weight)
@@ -207,7 +209,9 @@ def _with_own(valid: Array, dataset_size: int, others: Array) -> Array:
     )
 
 
-def _decomposed(log_q: Array, log_p: Array, weight: Array, importance: Array) -> Decomposition:
+def _decomposed(
+    log_q: Array, log_p: Array, weight: Array, importance: Array
+) -> MinibatchDecomposition:
     rows = len(weight)
     if jnp.shape(log_q)[:2] != (rows, rows) or jnp.shape(log_q)[1:] != jnp.shape(log_p):
         raise ValueError(
@@ -221,7 +225,7 @@ def _decomposed(log_q: Array, log_p: Array, weight: Array, importance: Array) ->
     log_product = logsumexp(log_importance[..., None] + log_q, 1).sum(-1)
     log_prior = jnp.where(valid[:, None], log_p, 0.0).sum(-1)
     mean = lambda terms: jnp.sum(weight * terms)
-    return Decomposition(
+    return MinibatchDecomposition(
         mean(jnp.diagonal(joint) - log_joint),
         mean(log_joint - log_product),
         mean(log_product - log_prior),

@@ -28,6 +28,8 @@ from jaxvae.distributions import (
     SphericalUniform,
     SpikeAndSlab,
     VonMisesFisher,
+    event_shapes,
+    log_prob_of,
     sample_and_log_prob_of,
     sample_noise,
 )
@@ -92,7 +94,7 @@ def sampled_kl(key: Array, q: Any, p: Any, num_samples: int = 1) -> Array:
     any pair.
     """
     z, log_q = sample_and_log_prob_of(q, sample_noise(q, key, (num_samples,)))
-    return jnp.mean(log_q - jax.vmap(p.log_prob)(z))
+    return jnp.mean(log_q - jax.vmap(lambda z: log_prob_of(p, z))(z))
 
 
 def kl_per_latent(q: Any, p: Any) -> Array | None:
@@ -116,8 +118,10 @@ def has_closed_form(q: Any, p: Any) -> bool:
 
 def _check_same_event(q: Any, p: Any) -> None:
     batches = [getattr(distribution, "batch_shape", ()) for distribution in (q, p)]
-    if q.event_shape != p.event_shape or batches != [(), ()]:
-        described = [f"{type(d).__name__} has event shape {d.event_shape}" for d in (q, p)]
+    events = [event_shapes(distribution) for distribution in (q, p)]
+    if events[0] != events[1] or batches != [(), ()]:
+        named = zip((q, p), events, strict=True)
+        described = [f"{type(d).__name__} has event shape {event}" for d, event in named]
         described += [f"batch shape {batch}" for batch in batches if batch]
         raise ValueError(
             f"KL needs two distributions over the same event: {', '.join(described)}. "

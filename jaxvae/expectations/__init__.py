@@ -1,17 +1,18 @@
-"""Gradient estimators of E_q f(z), ``(key, q, f, num_samples) -> scalar``: its gradient estimates
-the gradient.
+"""Gradient estimators of E_q f(z): ``(key, q, f, num_samples) -> scalar``.
 
-``f`` takes one z of q's event shape to a number, may depend on parameters itself, and is
-differentiated in them where z was drawn. What an estimator serves, whether it is unbiased and what
-it costs stands in ``ESTIMATORS``.
+The gradient of the scalar estimates the gradient of E_q f(z). ``f`` takes one z of q to a scalar.
+It may depend on parameters too, and is differentiated in them at the draws. ``ESTIMATORS`` holds
+for each estimator which latents it serves, whether it is unbiased and what it costs.
 """
 
 from jaxvae.expectations.contract import (
     ESTIMATORS,
     Estimator,
     Noise,
+    as_estimator,
     controlled,
     estimator,
+    of_scalars,
 )
 from jaxvae.expectations.control import (
     double_cv,
@@ -38,7 +39,7 @@ from jaxvae.expectations.discrete import (
     local_expectation,
 )
 from jaxvae.expectations.general import (
-    lax,
+    lax_estimator,
     linearized_pathwise,
     measure_valued,
     measure_valued_independent,
@@ -49,6 +50,7 @@ from jaxvae.expectations.general import (
     rloo,
     score_function,
 )
+from jaxvae.expectations.learned import Controlled, context_of, controlled_at
 from jaxvae.expectations.relaxed import (
     concrete,
     gumbel_rao,
@@ -65,6 +67,7 @@ from jaxvae.expectations.sets import (
 
 __all__ = [
     "ESTIMATORS",
+    "Controlled",
     "Estimator",
     "Noise",
     "ar",
@@ -72,9 +75,12 @@ __all__ = [
     "arms",
     "ars",
     "arsm",
+    "as_estimator",
     "carms",
     "concrete",
+    "context_of",
     "controlled",
+    "controlled_at",
     "disarm",
     "disarm_iw",
     "disarm_sb",
@@ -83,7 +89,7 @@ __all__ = [
     "enumeration",
     "estimator",
     "gumbel_rao",
-    "lax",
+    "lax_estimator",
     "linearized_pathwise",
     "local_expectation",
     "measure_valued",
@@ -91,6 +97,7 @@ __all__ = [
     "moving_average",
     "muprop",
     "nvil",
+    "of_scalars",
     "pathwise",
     "rebar",
     "rebar_tied",

@@ -1,15 +1,15 @@
-"""What every gradient estimator is made of: an estimate as a function of what is drawn, the draw,
-and its facts.
+"""What a gradient estimator is made of: a function of noise, the draw of the noise, and facts.
 
-Because the estimate is a function of its noise, the same code is sampled in training and, where the
-noise has a law that can be enumerated or integrated (``noises``), has its bias and variance
-computed exactly (``measurements.exact``).
+Because the estimate is a function of its noise, training samples the same code whose bias and
+variance ``measurements.exact`` computes exactly, if the law of the noise can be enumerated or
+integrated (``noises``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxvae.distributions import check_scalar
+
 Array = jax.Array
-Function = Callable[[Array], Array]
+Function = Callable[[Any], Array]  # z, any pytree -> scalar
 Cost = Callable[[int, int, int], int]  # K samples, D latents, C classes -> how many
 
 CONTINUOUS, BINARY, CATEGORICAL = (
@@ -47,14 +49,16 @@ class Noise(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Estimator:
-    """A gradient estimator, ``(key, q, f, num_samples) -> scalar``, and what one needs to know to
-    choose it.
+    """A gradient estimator ``(key, q, f, num_samples) -> scalar`` and the facts about it.
 
-    The value estimates E_q f, and its gradient the gradient of that, in the parameters of q and of
-    f. A *joint* one uses its ``num_samples`` draws together; any other is averaged over them. One
-    that *learns* takes ``control``, the parameters of its control variate, as ``init(key, q,
-    context)`` makes them, and ``context [X]``, what it may look at besides z, an example for
-    instance. Raises ValueError for fewer samples than it needs.
+    The value estimates E_q f(z), and its gradient estimates the gradient of E_q f(z) in the
+    parameters of q and of f. ``f`` takes one z, which may be any pytree, to a scalar. An estimator
+    that uses its samples jointly is called once with all K draws; any other is averaged over K
+    independent draws. An estimator with a learned control variate (``init`` is not None) takes two
+    more arguments: ``control``, the parameters that ``init(key, q, context)`` returned, and
+    ``context [X]``, further inputs of the control variate, such as the flattened example.
+
+    Raises ValueError for fewer samples than it needs, and when ``f`` returns no scalar.
     """
 
     estimate: Callable  # (noise, q, f, **settings) -> scalar
@@ -66,16 +70,15 @@ class Estimator:
     uses_samples_jointly: bool = False
     min_samples: int = 1  # the fewest samples, which is also the default
     init: Callable[[Array, Any, Array], Any] | None = None
-    optimizer: Callable[[float], optax.GradientTransformation] = (
-        optax.adam
-    )  # learning rate -> that of its control
+    # The control's optimizer, made of a learning rate.
+    optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam
+    # The usual learning rate of the control; None where its optimizer has a rate of its own.
+    control_learning_rate: float | None = 1e-3
     estimates: str = ""  # the bound that it estimates, for those of ``bounds``
-    takes_prior: bool = (
-        False  # whether it is called with ``prior``, and a log_joint without a gradient in it
-    )
-    learning: Callable | None = (
-        None  # (noise, q, f, control, context) -> scalar, which the control descends
-    )
+    takes_prior: bool = False  # it is called with ``prior``, and log_joint has no gradient in it
+    # (noise, q, f, control, context) -> scalar, which the control descends.
+    learning: Callable | None = None
+    name: str = ""  # that of the table, where it is not the function's
 
     def __call__(
         self, key: Array, q: Any, f: Function, num_samples: int | None = None, **settings: Any
@@ -85,8 +88,9 @@ class Estimator:
     def learn(
         self, key: Array, q: Any, f: Function, num_samples: int | None = None, **settings: Any
     ) -> Array:
-        """What the control descends, at the draws of the same key; its gradient in q and f means
-        nothing.
+        """What the control descends, at the draws of the same key.
+
+        Its gradient in the parameters of q and f means nothing.
         """
         if self.learning is None:
             raise ValueError(f"{self.__name__} has nothing to learn")
@@ -100,18 +104,95 @@ class Estimator:
             raise ValueError(
                 f"{self.__name__} needs at least {self.min_samples} samples; num_samples was {k}"
             )
+        f = of_scalars(f, "log_joint" if self.estimates else "f")
         if self.uses_samples_jointly or k == 1:
             return function(self.noise.draw(key, q, k), q, f, **settings)
         each = lambda key: function(self.noise.draw(key, q, 1), q, f, **settings)
         return jax.vmap(each)(jax.random.split(key, k)).mean()
 
     @property
+    def settings(self) -> dict[str, inspect.Parameter]:
+        """The keyword settings with their defaults, by name: those that ``configured`` takes."""
+        parameters = inspect.signature(self.estimate, eval_str=True).parameters
+        found = {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.default is not parameter.empty and name not in GIVEN_BY_THE_MODEL
+        }
+        if self.init is None or self.control_learning_rate is None:
+            return found
+        rate = inspect.Parameter(
+            CONTROL_RATE,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=self.control_learning_rate,
+            annotation=float,
+        )
+        return found | {CONTROL_RATE: rate}
+
+    def configured(self, **settings: Any) -> Estimator:
+        """The same estimator with some of its ``settings`` changed; its facts and name stay.
+
+        Raises ValueError for a name that is none of its settings.
+
+        >>> expectations.concrete.configured(temperature=0.3).settings["temperature"].default
+        0.3
+        """
+        if not settings:
+            return self
+        unknown = [name for name in settings if name not in self.settings]
+        if unknown:
+            known = ", ".join(self.settings) or "none"
+            raise ValueError(
+                f"{self.__name__} has no setting {', '.join(unknown)}; its settings: {known}"
+            )
+        rate = settings.pop(CONTROL_RATE, self.control_learning_rate)
+        estimate = functools.partial(self.estimate, **settings) if settings else self.estimate
+        changed = {"estimate": estimate, CONTROL_RATE: rate, "name": self.__name__}
+        return dataclasses.replace(self, **changed)
+
+    @property
     def __name__(self) -> str:
-        return self.estimate.__name__
+        return self.name or self.estimate.__name__
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
-        return self.estimate.__doc__
+        estimate = self.estimate
+        while isinstance(estimate, functools.partial):
+            estimate = estimate.func
+        return estimate.__doc__
+
+
+# Arguments of ``estimate`` that the model gives, so that no user sets them.
+GIVEN_BY_THE_MODEL = frozenset({"control", "context", "prior"})
+CONTROL_RATE = "control_learning_rate"
+
+
+def of_scalars(f: Function, name: str = "f") -> Function:
+    """``f``, refused in a sentence if it does not return a scalar."""
+    return lambda z: check_scalar(f(z), name)
+
+
+def as_estimator(function: Callable[..., Array]) -> Estimator:
+    """A plain function ``(key, q, f, num_samples) -> scalar`` as an estimator.
+
+    It is taken for one that differentiates through continuous z. An ``Estimator`` stays as it is.
+    """
+    if isinstance(function, Estimator):
+        return function
+
+    def estimate(noise: tuple[Array, int], q: Any, f: Function) -> Array:
+        key, num_samples = noise
+        return function(key, q, f, num_samples)
+
+    noise = Noise(lambda key, q, num_samples: (key, num_samples))
+    name = getattr(function, "__name__", type(function).__name__)
+    return Estimator(
+        *(estimate, noise, CONTINUOUS, True),
+        evaluations=lambda k, d, c: k,
+        gradient_evaluations=lambda k, d, c: k,
+        uses_samples_jointly=True,
+        name=name,
+    )
 
 
 ESTIMATORS: dict[str, Estimator] = {}
@@ -128,14 +209,24 @@ def estimator(
     table: dict[str, Estimator] = ESTIMATORS,
     **more: Any,
 ) -> Callable[[Callable], Estimator]:
-    """Decorator: makes ``(noise, q, f, **settings) -> scalar`` an estimator and enters it in the
-    table.
+    """Decorator that makes an estimator of a function and enters it in the table.
+
+    Args:
+      noise: what is drawn.
+      latents: the kinds of latents that it serves.
+      evaluations: how often it evaluates f, (K samples, D latents, C classes) -> count.
+      gradient_evaluations: how often it evaluates the gradient of f in z.
+      unbiased: whether the mean of its gradient is the gradient.
+      table: where it is entered, by its name.
+      more: further fields of ``Estimator``.
+
+    The function is ``(noise, q, f, **settings) -> scalar``.
     """
 
     def add(estimate: Callable) -> Estimator:
-        table[estimate.__name__] = made = Estimator(
-            estimate, noise, latents, unbiased, evaluations, gradient_evaluations, **more
-        )
+        facts = latents, unbiased, evaluations, gradient_evaluations
+        made = Estimator(estimate, noise, *facts, **more)
+        table[made.__name__] = made
         return made
 
     return add
@@ -148,9 +239,13 @@ def controlled(
     gradient_evaluations: Cost = _none,
     **more: Any,
 ) -> Callable:
-    """Decorator: makes ``(noise, q, f, control, context) -> f(z), gradient like q`` an estimator.
+    """Decorator that makes an estimator of a gradient with a learned control variate.
 
-    Its control descends the square of that gradient, which is its variance and a constant.
+    Args:
+      noise, latents, evaluations, gradient_evaluations, more: as for ``estimator``.
+
+    The function is ``(noise, q, f, control, context) -> (f(z), gradient, a tree like q)``. The
+    control descends the squared norm of the gradient, which is the variance and a constant.
     """
 
     def add(gradient: Callable) -> Estimator:
@@ -170,8 +265,12 @@ def controlled(
 
 
 def with_gradient(value: Array, direction: Any, at: Any) -> Array:
-    """``value``, whose gradient is its own and ``direction`` times that of ``at``, trees of the
-    same structure.
+    """``value``, to whose gradient ``direction`` times the gradient of ``at`` is added.
+
+    ``direction`` and ``at`` are trees of the same structure.
     """
-    inner = lambda d, a: jnp.sum(lax.stop_gradient(d) * (a - lax.stop_gradient(a)))
+
+    def inner(d: Array, a: Array) -> Array:
+        return jnp.sum(lax.stop_gradient(d) * (a - lax.stop_gradient(a)))
+
     return value + jnp.stack(jax.tree.leaves(jax.tree.map(inner, direction, at))).sum()

@@ -11,7 +11,7 @@ import optax
 from jax.lax import stop_gradient
 
 from jaxvae import networks
-from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical, reparameterize
+from jaxvae.distributions import Bernoulli, Normal, OneHotCategorical, log_prob_of, reparameterize
 from jaxvae.expectations.contract import (
     ANY,
     BINARY,
@@ -29,15 +29,19 @@ _each = lambda k, d, c: k
 
 
 @estimator(one_sample, ANY, _each)
-def score_function(noise: Array, q: Any, f: Function, baseline: Array | float = 0.0) -> Array:
-    """REINFORCE, (f(z) - b) grad log q(z) (Williams 1992; Mohamed et al. 2020, arXiv:1906.10652,
-    eq. 14).
+def score_function(noise: Array, q: Any, f: Function, baseline: float = 0.0) -> Array:
+    """REINFORCE, (f(z) - b) grad log q(z) with a constant baseline b.
 
-    ``baseline`` b must not depend on z.
+    Williams 1992; Mohamed et al. 2020, arXiv:1906.10652, eq. 14.
     """
+    return _scored(noise, q, f, baseline)
+
+
+def _scored(noise: Any, q: Any, f: Function, baseline: Array | float) -> Array:
+    """(f(z) - b) grad log q(z); the baseline b must not depend on z."""
     z = stop_gradient(reparameterize(q, noise))
     value = f(z)
-    return with_gradient(value, value - baseline, q.log_prob(z))
+    return with_gradient(value, value - baseline, log_prob_of(q, z))
 
 
 @estimator(many_samples, ANY, _each, uses_samples_jointly=True, min_samples=2)
@@ -47,8 +51,8 @@ def rloo(noise: Array, q: Any, f: Function) -> Array:
     Of the ELBO it is the gradient of VarGrad (Richter et al. 2020, arXiv:2010.10436).
     """
     z = stop_gradient(reparameterize(q, noise))
-    values, scores = jax.vmap(f)(z), jax.vmap(q.log_prob)(z)
-    return with_gradient(values.mean(), (values - values.mean()) / (len(z) - 1), scores)
+    values, scores = jax.vmap(f)(z), jax.vmap(lambda z: log_prob_of(q, z))(z)
+    return with_gradient(values.mean(), (values - values.mean()) / (len(values) - 1), scores)
 
 
 # Learned baselines
@@ -72,6 +76,7 @@ def _constant_error(noise: Array, q: Any, f: Function, control: Array, context: 
     init=lambda key, q, context: jnp.zeros(()),
     learning=_constant_error,
     optimizer=lambda learning_rate: optax.sgd(DECAY),
+    control_learning_rate=None,
 )
 def moving_average(noise: Array, q: Any, f: Function, control: Array, context: Array) -> Array:
     """The mean of earlier values as baseline, b <- b - r (b - f) (Mohamed et al. 2020,
@@ -79,7 +84,7 @@ def moving_average(noise: Array, q: Any, f: Function, control: Array, context: A
 
     The step descends (f - b)^2 / 2, with r = 0.1.
     """
-    return score_function.estimate(noise, q, f, control)
+    return _scored(noise, q, f, control)
 
 
 def _nvil_init(key: Array, q: Any, context: Array) -> Any:
@@ -103,7 +108,7 @@ def nvil(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Arr
     Mnih & Gregor 2014, arXiv:1402.0030, without the division by a running
     standard deviation, which scales the gradient.
     """
-    return score_function.estimate(noise, q, f, _of_context(control, context))
+    return _scored(noise, q, f, _of_context(control, context))
 
 
 @estimator(one_sample, CONTINUOUS | BINARY, lambda k, d, c: k + 1, lambda k, d, c: 1)
@@ -117,7 +122,7 @@ def muprop(noise: Array, q: Any, f: Function) -> Array:
     value, mean = f(z), q.mean
     at_mean, slope = jax.value_and_grad(f)(stop_gradient(mean))
     expansion = at_mean + jnp.sum(slope * (z - mean))
-    return with_gradient(value, (value - expansion, slope), (q.log_prob(z), mean))
+    return with_gradient(value, (value - expansion, slope), (log_prob_of(q, z), mean))
 
 
 # Reparameterized densities
@@ -131,10 +136,11 @@ def pathwise(noise: Array, q: Any, f: Function) -> Array:
     Explicit where z is a function of noise; implicit, dz = -dF / q(z), for gamma, beta, Dirichlet
     and Student's t (Figurnov et al. 2018, arXiv:1805.08498).
     """
-    z = reparameterize(
-        q, noise
-    )  # a single one goes without the axis, which XLA's CPU compiler handles badly
-    return f(z[0]) if len(z) == 1 else jax.vmap(f)(z).mean()
+    z = reparameterize(q, noise)
+    if len(jax.tree.leaves(z)[0]) > 1:
+        return jax.vmap(f)(z).mean()
+    # XLA's CPU compiler handles an axis of one draw badly.
+    return f(jax.tree.map(lambda leaf: leaf[0], z))
 
 
 @estimator(one_sample, CONTINUOUS, _each, lambda k, d, c: 2 * k + 1 + d)
@@ -175,8 +181,10 @@ def learned_function(control: Any, context: Array, z: Array) -> Array:
     return CONTROL.apply(control, jnp.concatenate([context.ravel(), z.ravel()]))[0]
 
 
-@controlled(one_sample, CONTINUOUS, _each, init=_lax_network)
-def lax(noise: Array, q: Any, f: Function, control: Any, context: Array) -> tuple[Array, Any]:
+@controlled(one_sample, CONTINUOUS, _each, init=_lax_network, name="lax")
+def lax_estimator(
+    noise: Array, q: Any, f: Function, control: Any, context: Array
+) -> tuple[Array, Any]:
     """A learned c(z), (f(z) - c(z)) grad log q(z) + grad c(z(phi)) (Grathwohl et al. 2017,
     arXiv:1711.00123).
 
@@ -185,7 +193,7 @@ def lax(noise: Array, q: Any, f: Function, control: Any, context: Array) -> tupl
     z = stop_gradient(reparameterize(q, noise))
     value = f(z)
     left = value - learned_function(control, context, z)
-    score = jax.grad(lambda q: q.log_prob(z))(q)
+    score = jax.grad(lambda q: log_prob_of(q, z))(q)
     path = jax.grad(lambda q: learned_function(control, context, reparameterize(q, noise)))(q)
     return value, jax.tree.map(lambda s, p: left * s + p, score, path)
 

@@ -1,8 +1,7 @@
-"""Models of examples that come with something else: conditions (Sohn et al. 2015) and corrupted
-inputs.
+"""Conditional models (Sohn et al. 2015) and denoising ones.
 
-Each is a model in that it has ``init`` and gives the VAE ``at`` an example, so that every objective
-and every judgement of a VAE is one of these as well.
+``model.at(example)`` returns an ordinary VAE and the x that it explains, so every loss and every
+evaluation of a VAE applies unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxvae.contracts import Array, Params
 from jaxvae.likelihoods import Likelihood
-from jaxvae.models.vae import VAE
+from jaxvae.models.vae import VAE, Modules, check_raw
 from jaxvae.networks import Network
 from jaxvae.posteriors import Posterior
 from jaxvae.priors import Prior
@@ -29,13 +28,11 @@ class Conditioned(NamedTuple):
 
 
 class CVAE(NamedTuple):
-    """A conditional VAE of p(x|y) = E_p(z|y) p(x|z, y): pure functions of one example and its
-    condition.
-    """
+    """A conditional VAE of p(x|y) = E_p(z|y) p(x|z, y): pure functions of one example and its y."""
 
     init: Callable[[Array, Conditioned], Params]  # (key, example)  -> params
     encode: Callable[[Params, Any, Any], Any]  # (params, x, y) -> q(z|x, y)
-    decode: Callable[[Params, Array, Any], Any]  # (params, z, y) -> p(x|z, y)
+    decode: Callable[[Params, Any, Any], Any]  # (params, z, y) -> p(x|z, y)
     prior: Callable[[Params, Any], Any]  # (params, y)    -> p(z|y)
 
     def at(self, example: Conditioned) -> tuple[VAE, Any]:
@@ -60,13 +57,19 @@ def cvae(
     likelihood: Likelihood,
     prior: Network | Prior,
 ) -> CVAE:
-    """A conditional VAE of networks that take two arrays: encoder (x, y), decoder (z, y), and prior
-    network y.
+    """A conditional VAE, whose networks take two arrays, flattened one behind the other.
 
-    A prior network gives what ``posterior`` needs, and p(z|y) is of that family (Sohn et al. 2015,
-    eq. 4); a ``Prior`` does not depend on y. Networks get their two inputs flattened, one behind
-    the other.
+    Args:
+      encoder: takes (x, y) to ``[posterior.size]``.
+      decoder: takes (z, y) to an array as for ``vae``.
+      posterior: the family of q(z|x, y).
+      likelihood: the family of p(x|z, y).
+      prior: a network that takes y to ``[posterior.size]``, so that p(z|y) is of the posterior's
+        family (Sohn et al. 2015, eq. 4); or a ``Prior``, which does not depend on y.
+
+    ``init`` raises ValueError when shapes disagree.
     """
+    modules = Modules(encoder, decoder, posterior, likelihood)
     both = lambda a, b: jnp.concatenate([jnp.ravel(a), jnp.ravel(b)])
 
     def make_prior(params: Params, y: Any) -> Any:
@@ -74,36 +77,30 @@ def cvae(
             return prior.make(params["prior"])
         return posterior.make(params["posterior"], prior.apply(params["prior"], y))
 
-    def decode(params: Params, z: Array, y: Any) -> Any:
-        raw = decoder.apply(params["decoder"], both(z, y))
-        raw = raw.reshape(*raw.shape[:-1], raw.shape[-1] // likelihood.size, likelihood.size)
-        return likelihood.make(params["likelihood"], raw)
-
-    def encode(params: Params, x: Any, y: Any) -> Any:
-        return posterior.make(params["posterior"], encoder.apply(params["encoder"], both(x, y)))
+    def init_prior(key: Array, y: Any) -> Any:
+        if isinstance(prior, Prior):
+            return prior.init(key)
+        params = prior.init(key, y)
+        check_raw("prior network", jax.eval_shape(prior.apply, params, y).shape, posterior)
+        return params
 
     def init(key: Array, example: Conditioned) -> Params:
-        keys = jax.random.split(key, 5)
         x, y = example
-        params = {
-            "encoder": encoder.init(keys[0], both(x, y)),
-            "posterior": posterior.init(keys[4]),
-        }
-        z = encode(params, x, y).sample(key)
-        return params | {
-            "decoder": decoder.init(keys[1], both(z, y)),
-            "likelihood": likelihood.init(keys[2]),
-            "prior": prior.init(keys[3]) if isinstance(prior, Prior) else prior.init(keys[3], y),
-        }
+        of_prior = lambda key: init_prior(key, y)
+        return modules.init(key, x, both(x, y), lambda z: both(z, y), of_prior)
 
-    return CVAE(init, encode, decode, make_prior)
+    return CVAE(
+        init,
+        lambda params, x, y: modules.encode(params, both(x, y)),
+        lambda params, z, y: modules.decode(params, both(z, y)),
+        make_prior,
+    )
 
 
 def gaussian_stochastic(model: CVAE) -> CVAE:
-    """The Gaussian stochastic network of a CVAE: z is drawn from p(z|y) in training too (Sohn et
-    al. 2015, sec. 4.2).
+    """The Gaussian stochastic network of a CVAE: z is drawn from p(z|y) in training too.
 
-    Its ELBO is E_p(z|y) log p(x|z, y), with a KL of zero.
+    Sohn et al. 2015, sec. 4.2. Its ELBO is E_p(z|y) log p(x|z, y), with a KL of zero.
     """
     return model._replace(encode=lambda params, x, y: model.prior(params, y))
 

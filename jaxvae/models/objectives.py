@@ -1,9 +1,9 @@
-"""Losses of a batch that are no means over examples: rates of its KL, penalties on its codes,
-adversaries.
+"""Batch losses that are not means over examples.
 
-Each is a ``training.BatchLoss`` and sees the global batch: what it needs of the examples is
-gathered from all devices first, because the mean of a divergence over devices is not the divergence
-of the batch.
+They are functions of the batch's KL divergence (free bits, capacity), penalties on its latent
+codes, and adversarial terms. Each is a ``training.BatchLoss`` and sees the global batch: what it
+needs of the examples is gathered from all devices first, because the mean of a divergence over
+devices is not the divergence of the batch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from jax import lax
 
 from jaxvae import divergences, expectations
 from jaxvae.contracts import Array, BatchLoss, Loss, Params, Terms
+from jaxvae.distributions import log_prob_of
 from jaxvae.kl_costs import KLCost
 from jaxvae.models.vae import VAE, Expectation
 from jaxvae.networks import Network
 
 
 class Codes(NamedTuple):
-    """What is known of the codes of a whole batch; the rows of padding have weight zero."""
+    """The latent codes of a whole batch. Rows of padding have weight zero."""
 
     key: Array  # the same on all devices
     q: Any  # the posteriors q(z|x_i), stacked [B]
-    z: Array  # [B, *event], one draw of each
-    other: Array  # [B, *event], draws of the prior
+    z: Any  # [B, *event], one draw of each
+    other: Any  # [B, *event], draws of the prior
     weight: Array  # [B], sums to one
+    x: Any = None  # [B, ...], the examples that the likelihood explains
 
 
 Penalty = Callable[[Codes], Array]  # -> nats
@@ -39,44 +41,57 @@ Penalty = Callable[[Codes], Array]  # -> nats
 def codes(
     vae: VAE, params: Params, keys: Array, x: Any, weight: Array, axis_name: str | None
 ) -> Codes:
-    """The codes of the global batch, of which x [B, ...] is this device's part."""
+    """The codes of the global batch.
 
-    def example(key: Array, x: Any) -> tuple[Any, Array, Array]:
+    Args:
+      vae: the model, or any that gives a VAE ``at`` an example.
+      params: its parameters.
+      keys: one for each example, [B].
+      x: this device's examples, [B, ...].
+      weight: of the examples, [B].
+      axis_name: of the devices, or None for one.
+
+    What a penalty does not look at is neither computed nor gathered in a compiled program.
+    """
+
+    def example(key: Array, x: Any) -> tuple[Any, Any, Any, Any]:
         key_z, key_other = jax.random.split(key)
         here, x = vae.at(x)
         q = here.encode(params, x)
-        return q, q.sample(key_z), here.prior(params).sample(key_other)
+        return q, q.sample(key_z), here.prior(params).sample(key_other), x
 
     pairs = jax.vmap(jax.random.split)(keys)  # [B, 2]
     rows = (*jax.vmap(example)(pairs[:, 0], x), weight, jax.random.key_data(pairs[:, 1]))
     if axis_name is not None:
         rows = jax.tree.map(lambda a: lax.all_gather(a, axis_name, tiled=True), rows)
-    q, z, other, weight, words = rows
-    return Codes(jax.random.wrap_key_data(words[0]), q, z, other, weight)
+    q, z, other, x, weight, words = rows
+    return Codes(jax.random.wrap_key_data(words[0]), q, z, other, weight, x)
 
 
 def negative_reconstruction(
     vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise
 ) -> Loss:
-    """-E_q log p(x|z): what an autoencoder descends, and a Wasserstein one beside its penalty."""
+    """-E_q log p(x|z): the loss of an autoencoder, and of a Wasserstein one beside its penalty."""
+    estimator = expectations.as_estimator(estimator)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         here, x = vae.at(x)
-        f = lambda z: here.decode(params, z).log_prob(x)
-        reconstruction = estimator(key, here.encode(params, x), f, num_samples)
+        log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
+        reconstruction = estimator(key, here.encode(params, x), log_likelihood, num_samples)
         return -reconstruction, {"reconstruction": reconstruction}
 
     return loss
 
 
 def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> Loss:
-    """sum_i w_i loss_i of an example, all with the same key; the terms that are reported are the
-    first one's.
+    """sum_i w_i loss_i of an example, all with the same key.
+
+    The terms that are reported are those of the first loss.
     """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        found = [(weight, *own(params, key, x, step)) for weight, own in parts]
-        return jnp.stack([weight * value for weight, value, _ in found]).sum(), found[0][2]
+        results = [(weight, *part(params, key, x, step)) for weight, part in parts]
+        return jnp.stack([weight * value for weight, value, _ in results]).sum(), results[0][2]
 
     return loss
 
@@ -87,8 +102,9 @@ def decoder_decay() -> Loss:
 
 
 def decoder_gradient(vae: VAE) -> Loss:
-    """|d E[x|z] / dz|^2 (Frobenius) at a code of the example, of RAE-GP (Ghosh et al. 2019,
-    arXiv:1903.12436).
+    """|d E[x|z] / dz|^2 (Frobenius) at a code of the example, of RAE-GP.
+
+    Ghosh et al. 2019, arXiv:1903.12436.
     """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
@@ -100,9 +116,13 @@ def decoder_gradient(vae: VAE) -> Loss:
 
 
 def with_kl_cost(
-    vae: VAE, rate: KLCost, num_samples: int = 1, estimator: Expectation = expectations.pathwise
+    vae: VAE,
+    kl_cost: KLCost,
+    num_samples: int = 1,
+    estimator: Expectation = expectations.pathwise,
 ) -> BatchLoss:
-    """-E_q log p(x|z) + rate(E_x KL(q(z|x) || p(z)), step), with one of ``kl_costs``."""
+    """-E_q log p(x|z) + cost(E_x KL(q(z|x) || p(z)), step), with one of ``kl_costs``."""
+    estimator = expectations.as_estimator(estimator)
 
     def loss(
         params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
@@ -111,21 +131,26 @@ def with_kl_cost(
             key_z, key_kl = jax.random.split(key)
             here, x = vae.at(x)
             q, p = here.encode(params, x), here.prior(params)
-            factorized = (type(q), type(p)) in divergences.FACTORIZED_KL
-            terms = divergences.kl_per_latent(q, p) if factorized else None
-            kl = divergences.kl(q, p, key_kl) if terms is None else terms
-            return estimator(
-                key_z, q, lambda z: here.decode(params, z).log_prob(x), num_samples
-            ), jnp.ravel(kl)
+            log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
+            reconstruction = estimator(key_z, q, log_likelihood, num_samples)
+            return reconstruction, jnp.ravel(_kl_by_latent(q, p, key_kl))
 
         reconstruction, kl = jax.tree.map(
             lambda v: jnp.tensordot(weight, v, 1, precision="float32"), jax.vmap(example)(keys, x)
         )
         if axis_name is not None:
             reconstruction, kl = lax.psum((reconstruction, kl), axis_name)
-        return rate(kl, step) - reconstruction, {"reconstruction": reconstruction, "kl": kl.sum()}
+        total = kl_cost(kl, step) - reconstruction
+        return total, {"reconstruction": reconstruction, "kl": kl.sum()}
 
     return loss
+
+
+def _kl_by_latent(q: Any, p: Any, key: Array) -> Array:
+    """KL of each latent where it is their sum, else of the whole."""
+    factorized = (type(q), type(p)) in divergences.FACTORIZED_KL
+    terms = divergences.kl_per_latent(q, p) if factorized else None
+    return divergences.kl(q, p, key) if terms is None else terms
 
 
 def penalized(loss: BatchLoss, vae: VAE, penalties: dict[str, Penalty]) -> BatchLoss:
@@ -154,32 +179,29 @@ def divergence(weight: float, between: Callable[[Array, Array, Array, Array], Ar
 
 
 def code_penalty(weight: float) -> Penalty:
-    """``weight`` E |z|^2 / 2, of a regularized autoencoder (Ghosh et al. 2019,
-    arXiv:1903.12436).
-    """
-    return lambda codes: (
-        weight * jnp.sum(codes.weight * jax.vmap(lambda z: jnp.sum(z**2))(codes.z)) / 2
-    )
+    """``weight`` E |z|^2 / 2, of a regularized autoencoder (Ghosh et al. 2019, arXiv:1903.12436)."""
+
+    def penalty(codes: Codes) -> Array:
+        squares = jax.vmap(lambda z: jnp.sum(z**2))(codes.z)
+        return weight * jnp.sum(codes.weight * squares) / 2
+
+    return penalty
 
 
 def total_correlation(
-    weight: float, dataset_size: int, decompose: Callable = divergences.decomposition
+    weight: float, dataset_size: int, decompose: Callable = divergences.minibatch_decomposition
 ) -> Penalty:
-    """``weight`` TC, beside a whole KL the beta - 1 of a beta-TCVAE (Chen et al. 2018,
-    arXiv:1802.04942, eq. 4).
+    """``weight`` TC; beside a whole KL term, weight = beta - 1 makes a beta-TCVAE.
 
-    ``decompose`` is how TC is estimated: ``divergences.decomposition``, or
-    ``stratified_decomposition``.
+    Chen et al. 2018, arXiv:1802.04942, eq. 4. ``decompose`` estimates TC: it is
+    ``divergences.minibatch_decomposition`` or ``stratified_decomposition``.
     """
 
     def penalty(codes: Codes) -> Array:
         log_q = divergences.pairwise_log_densities(codes.q, codes.z)
-        return (
-            weight
-            * decompose(
-                log_q, jnp.zeros_like(codes.z), codes.weight, dataset_size
-            ).total_correlation
-        )
+        no_prior = jnp.zeros_like(codes.z)
+        terms = decompose(log_q, no_prior, codes.weight, dataset_size)
+        return weight * terms.total_correlation
 
     return penalty
 
@@ -196,48 +218,52 @@ def dip_ii(off_diagonal: float, diagonal: float) -> Penalty:
     )
 
 
-# Adversaries: a critic that is learned beside the model, and what it says of the codes
+# Adversaries: a critic that is learned beside the model, and its verdict on the codes
 
 
 class Adversary(NamedTuple):
-    """A critic of codes. The model pays ``penalty``, the critic descends ``loss``, each in its
-    own parameters.
+    """A critic of codes and, if it likes, of their examples.
+
+    The model pays ``penalty`` and the critic descends ``loss``, each in its own parameters. A
+    critic T(x, z) that tells q(z|x) from p(z) estimates their KL divergence (adversarial
+    variational Bayes: Mescheder et al. 2017, arXiv:1701.04722): it reads ``codes.x``.
     """
 
-    init: Callable[[Array, Array], Any]  # (key, z) -> params
-    penalty: Callable[[Any, Codes], Array]
-    loss: Callable[[Any, Codes], Array]
+    init: Callable[[Array, Any, Any], Any]  # (key, x, z) of one example -> params
+    penalty: Callable[[Any, Codes], Array]  # (params, codes) -> nats
+    loss: Callable[[Any, Codes], Array]  # (params, codes) -> scalar
+
+
+def _scores(critic: Network, params: Any, z: Array) -> Array:
+    """The critic's number for each code, [B]."""
+    return jax.vmap(lambda z: critic.apply(params, z)[0])(z)
 
 
 def _cross_entropy(critic: Network, params: Any, yes: Array, no: Array, weight: Array) -> Array:
     """-E log s(c(yes)) - E log s(-c(no)), whose optimum is c = log p(yes) / p(no)."""
-    score = jax.vmap(lambda z: critic.apply(params, z)[0])
-    return jnp.sum(weight * (jax.nn.softplus(-score(yes)) + jax.nn.softplus(score(no))))
+    of_yes, of_no = _scores(critic, params, yes), _scores(critic, params, no)
+    return jnp.sum(weight * (jax.nn.softplus(-of_yes) + jax.nn.softplus(of_no)))
+
+
+def _init_of_codes(critic: Network) -> Callable[[Array, Any, Any], Any]:
+    return lambda key, x, z: critic.init(key, z)
 
 
 def density_ratio(critic: Network, weight: float) -> Adversary:
-    """``weight`` TC, as E_q(z) c(z), where c learns log q(z) / prod_d q(z_d) from codes permuted
-    over the batch.
+    """``weight`` TC, by a critic that learns log q(z) / prod_d q(z_d).
 
-    FactorVAE: Kim & Mnih 2018, arXiv:1802.05983, eq. 3 and alg. 1 and 2. ``critic`` gives one
-      number.
+    It learns the ratio from codes and from codes permuted over the batch. FactorVAE: Kim & Mnih
+    2018, arXiv:1802.05983, eq. 3 and alg. 1 and 2. ``critic`` gives one number.
     """
 
     def penalty(params: Any, codes: Codes) -> Array:
-        return weight * jnp.sum(
-            codes.weight * jax.vmap(lambda z: critic.apply(params, z)[0])(codes.z)
-        )
+        return weight * jnp.sum(codes.weight * _scores(critic, params, codes.z))
 
     def loss(params: Any, codes: Codes) -> Array:
-        return _cross_entropy(
-            critic,
-            params,
-            codes.z,
-            divergences.permuted(codes.key, codes.z, codes.weight),
-            codes.weight,
-        )
+        permuted = divergences.permuted(codes.key, codes.z, codes.weight)
+        return _cross_entropy(critic, params, codes.z, permuted, codes.weight)
 
-    return Adversary(critic.init, penalty, loss)
+    return Adversary(_init_of_codes(critic), penalty, loss)
 
 
 def adversarial(critic: Network, weight: float) -> Adversary:
@@ -248,13 +274,12 @@ def adversarial(critic: Network, weight: float) -> Adversary:
     """
 
     def penalty(params: Any, codes: Codes) -> Array:
-        score = jax.vmap(lambda z: critic.apply(params, z)[0])(codes.z)
-        return weight * jnp.sum(codes.weight * jax.nn.softplus(-score))
+        return weight * jnp.sum(codes.weight * jax.nn.softplus(-_scores(critic, params, codes.z)))
 
     def loss(params: Any, codes: Codes) -> Array:
         return _cross_entropy(critic, params, codes.other, codes.z, codes.weight)
 
-    return Adversary(critic.init, penalty, loss)
+    return Adversary(_init_of_codes(critic), penalty, loss)
 
 
 def adversarial_init(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], dict[str, Params]]:
@@ -265,17 +290,16 @@ def adversarial_init(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], d
         params = vae.init(key_model, x)
         here, x = vae.at(x)
         z = here.encode(params, x).sample(key_z)
-        return {"model": params, "critic": adversary.init(key_critic, z)}
+        return {"model": params, "critic": adversary.init(key_critic, x, z)}
 
     return init
 
 
 def adversarial_losses(loss: BatchLoss, vae: VAE, adversary: Adversary) -> dict[str, BatchLoss]:
-    """Losses of the two players ``model`` and ``critic``, in the parameters of both, for
-    ``training.players``.
+    """Losses of the two players ``model`` and ``critic``, for ``training.players``.
 
-    Both see the codes of one batch; Kim & Mnih 2018 (arXiv:1802.05983) permute those of a second
-    one.
+    Each is a function of the parameters of both. Both see the codes of one batch, where Kim & Mnih
+    2018 (arXiv:1802.05983) permute the codes of a second one.
     """
 
     def of_model(params: Params, *args: Any) -> tuple[Array, Terms]:

@@ -1,14 +1,13 @@
-"""The variational autoencoder (Kingma & Welling 2013, arXiv:1312.6114; Rezende et al. 2014,
-arXiv:1401.4082).
+"""The variational autoencoder and its losses.
+
+Kingma & Welling 2013, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +15,7 @@ from jax import lax
 
 from jaxvae import divergences, expectations
 from jaxvae.contracts import Array, Loss, Params, Terms
-from jaxvae.distributions import Mixture, sample_and_log_prob_of, sample_noise
+from jaxvae.distributions import Mixture, log_prob_of, sample_and_log_prob_of, sample_noise
 from jaxvae.likelihoods import Likelihood
 from jaxvae.networks import Network
 from jaxvae.posteriors import Posterior
@@ -28,13 +27,14 @@ Expectation = Callable[..., Array]  # (key, q, f, num_samples) -> scalar
 class VAE(NamedTuple):
     """A variational autoencoder: four pure functions of one example.
 
-    Objectives and evaluations ask a model for its VAE ``at`` an example and for the x that its
-    likelihood is of: a conditional model gives the VAE at the example's condition.
+    x and z may be any pytrees. Losses and evaluations ask a model for its VAE ``at`` an example and
+    for the x that its likelihood explains: a conditional model returns the VAE at the example's
+    condition.
     """
 
     init: Callable[[Array, Any], Params]  # (key, x)    -> params
     encode: Callable[[Params, Any], Any]  # (params, x) -> q(z|x)
-    decode: Callable[[Params, Array], Any]  # (params, z) -> p(x|z)
+    decode: Callable[[Params, Any], Any]  # (params, z) -> p(x|z)
     prior: Callable[[Params], Any]  # (params,)   -> p(z)
 
     def at(self, example: Any) -> tuple[VAE, Any]:
@@ -47,49 +47,107 @@ def vae(
 ) -> VAE:
     """A VAE of two networks and three families.
 
-    The encoder maps x to ``[posterior.size]``; the decoder maps z to an array whose last axis holds
-    ``likelihood.size`` numbers for each channel of x: ``[H, W, C * size]``, or ``[D * size]`` for a
-    vector. Parameters are ``{"encoder", "posterior", "decoder", "likelihood", "prior"}``. ``init``
-    raises ValueError when shapes disagree.
+    Args:
+      encoder: takes x to ``[posterior.size]``.
+      decoder: takes z to an array whose last axis holds ``likelihood.size`` numbers for each
+        channel of x: ``[H, W, C * size]``, or ``[D * size]`` for a vector.
+      posterior: the family of q(z|x), one of ``posteriors``.
+      likelihood: the family of p(x|z), one of ``likelihoods``.
+      prior: the family of p(z), one of ``priors``.
+
+    Parameters are ``{"encoder", "posterior", "decoder", "likelihood", "prior"}``. ``init`` raises
+    ValueError when shapes disagree.
+
+    >>> posterior, prior = posteriors.normal(2), priors.standard_normal(2)
+    >>> encoder, decoder = networks.mlp((16,), posterior.size), networks.mlp((16,), 64)
+    >>> vae = models.vae(encoder, decoder, posterior, likelihoods.bernoulli(), prior)
+    >>> params = vae.init(jax.random.key(0), jnp.zeros(64))
+    >>> vae.encode(params, jnp.zeros(64)).mean.shape
+    (2,)
     """
-
-    def encode(params: Params, x: Array) -> Any:
-        return posterior.make(params["posterior"], encoder.apply(params["encoder"], x))
-
-    def decode(params: Params, z: Array) -> Any:
-        raw = decoder.apply(params["decoder"], z)
-        raw = raw.reshape(*raw.shape[:-1], raw.shape[-1] // likelihood.size, likelihood.size)
-        return likelihood.make(params["likelihood"], raw)
+    modules = Modules(encoder, decoder, posterior, likelihood)
+    as_it_is = lambda z: z
 
     def init(key: Array, x: Array) -> Params:
-        keys = jax.random.split(key, 5)
-        encoder_params = encoder.init(keys[0], x)
-        raw = jax.eval_shape(encoder.apply, encoder_params, x)
-        if raw.shape != (posterior.size,):
-            raise ValueError(
-                f"the encoder returned shape {raw.shape}; the posterior needs ({posterior.size},)"
-            )
-        posterior_params = posterior.init(keys[4])
-        z = jax.eval_shape(
-            lambda: posterior.make(posterior_params, jnp.zeros(raw.shape)).sample(key)
+        return modules.init(key, x, x, as_it_is, prior.init)
+
+    return VAE(init, modules.encode, modules.decode, lambda params: prior.make(params["prior"]))
+
+
+class Modules(NamedTuple):
+    """Networks and families of a VAE, whatever its networks take: x alone, or x and a condition."""
+
+    encoder: Network
+    decoder: Network
+    posterior: Posterior
+    likelihood: Likelihood
+
+    def encode(self, params: Params, inputs: Array) -> Any:
+        """q(z|x), where ``inputs`` is what the encoder takes."""
+        return self.posterior.make(
+            params["posterior"], self.encoder.apply(params["encoder"], inputs)
         )
-        decoder_params = decoder.init(keys[1], jnp.zeros(z.shape, z.dtype))
-        shape = jax.eval_shape(decoder.apply, decoder_params, z).shape
-        expected = (*jnp.shape(x)[:-1], jnp.shape(x)[-1] * likelihood.size)
-        if shape != expected:
+
+    def decode(self, params: Params, inputs: Array) -> Any:
+        """p(x|z), where ``inputs`` is what the decoder takes."""
+        raw, size = self.decoder.apply(params["decoder"], inputs), self.likelihood.size
+        raw = raw.reshape(*raw.shape[:-1], raw.shape[-1] // size, size)
+        return self.likelihood.make(params["likelihood"], raw)
+
+    def init(
+        self,
+        key: Array,
+        x: Array,
+        inputs: Array,
+        decoder_inputs: Callable[[Array], Array],
+        init_prior: Callable[[Array], Any],
+    ) -> Params:
+        """Parameters of all parts; ValueError when a network's output has another shape.
+
+        Args:
+          key: of the parameters.
+          x: an example.
+          inputs: what the encoder takes of it.
+          decoder_inputs: z -> what the decoder takes.
+          init_prior: key -> the prior's parameters.
+        """
+        keys = jax.random.split(key, 5)
+        encoder_params, posterior_params = (
+            self.encoder.init(keys[0], inputs),
+            self.posterior.init(keys[4]),
+        )
+        raw = jax.eval_shape(self.encoder.apply, encoder_params, inputs)
+        check_raw("encoder", raw.shape, self.posterior)
+
+        def of_decoder() -> Array:
+            q = self.posterior.make(posterior_params, jnp.zeros(raw.shape))
+            return decoder_inputs(q.sample(key))
+
+        shape = jax.eval_shape(of_decoder)
+        latent = jnp.zeros(shape.shape, shape.dtype)
+        decoder_params = self.decoder.init(keys[1], latent)
+        decoded = jax.eval_shape(self.decoder.apply, decoder_params, latent).shape
+        expected = (*jnp.shape(x)[:-1], jnp.shape(x)[-1] * self.likelihood.size)
+        if decoded != expected:
             raise ValueError(
-                f"the decoder returned shape {shape}; for examples of shape {jnp.shape(x)} and a likelihood of "
-                f"{likelihood.size} numbers per channel it must be {expected}"
+                f"the decoder returned shape {decoded}; for examples of shape {jnp.shape(x)} and a "
+                f"likelihood of {self.likelihood.size} numbers per channel it must be {expected}"
             )
         return {
             "encoder": encoder_params,
             "posterior": posterior_params,
             "decoder": decoder_params,
-            "likelihood": likelihood.init(keys[2]),
-            "prior": prior.init(keys[3]),
+            "likelihood": self.likelihood.init(keys[2]),
+            "prior": init_prior(keys[3]),
         }
 
-    return VAE(init, encode, decode, lambda params: prior.make(params["prior"]))
+
+def check_raw(network: str, shape: tuple[int, ...], posterior: Posterior) -> None:
+    """Says so when a network does not return the numbers that the family needs."""
+    if shape != (posterior.size,):
+        raise ValueError(
+            f"the {network} returned shape {shape}; the posterior needs ({posterior.size},)"
+        )
 
 
 def with_vampprior(
@@ -97,12 +155,11 @@ def with_vampprior(
     pseudo_inputs: Callable[[Array, Any], Array],
     bounded: Callable[[Array], Array] = lambda u: u,
 ) -> VAE:
-    """The same model with the prior 1/K sum_k q(z | u_k), u_k learned (Tomczak & Welling 2017,
-    arXiv:1705.07120).
+    """The same model with the prior 1/K sum_k q(z | u_k), u_k learned.
 
-    ``pseudo_inputs(key, x) -> [K, *x.shape]`` are those it starts from: noise, or examples.
-    ``bounded`` brings what has been learned back to where inputs lie, such as ``lambda u:
-    jnp.clip(u, 0, 1)``.
+    Tomczak & Welling 2017, arXiv:1705.07120. ``pseudo_inputs(key, x) -> [K, *x.shape]`` are the u_k
+    that training starts from: noise, or examples. ``bounded`` maps what has been learned to where
+    inputs lie, such as ``lambda u: jnp.clip(u, 0, 1)``.
     """
 
     def init(key: Array, x: Any) -> Params:
@@ -116,6 +173,9 @@ def with_vampprior(
     return vae._replace(init=init, prior=prior)
 
 
+# Terms and losses
+
+
 def elbo_terms(
     vae: VAE,
     params: Params,
@@ -124,25 +184,42 @@ def elbo_terms(
     num_samples: int,
     estimator: Expectation = expectations.pathwise,
 ) -> Terms:
-    """The terms of the ELBO of one example, E_q log p(x|z) over ``num_samples`` draws and KL(q(z|x)
-    || p(z)), nats.
+    """The two terms of the ELBO of one example, E_q log p(x|z) and KL(q(z|x) || p(z)), in nats.
 
-    ``estimator`` decides on the gradient of the first. A KL without closed form is that of the same
-    draws.
+    Args:
+      vae: the model, or any that gives a VAE ``at`` an example.
+      params: its parameters.
+      key: of the draws.
+      x: an example, as the model takes it.
+      num_samples: draws of z for the first term.
+      estimator: one of ``expectations``, for the gradient of the first term.
+
+    A KL divergence without a closed form is estimated from the same draws. Raises ValueError when a
+    log-density is not a scalar.
     """
-    key_z, key_kl = jax.random.split(key)
     vae, x = vae.at(x)
+    return _terms(vae, params, key, x, num_samples, estimator)
+
+
+def _terms(
+    vae: VAE, params: Params, key: Array, x: Any, num_samples: int, estimator: Expectation
+) -> Terms:
+    key_z, key_kl = jax.random.split(key)
     q, p = vae.encode(params, x), vae.prior(params)
-    f = lambda z: vae.decode(params, z).log_prob(x)
+    log_likelihood = lambda z: log_prob_of(vae.decode(params, z), x)
     if estimator is expectations.pathwise and not divergences.has_closed_form(q, p):
         z, log_q = sample_and_log_prob_of(q, sample_noise(q, key_z, (num_samples,)))
-        reconstruction, log_p = jax.vmap(f)(z).mean(), jax.vmap(p.log_prob)(z)
-        divergence = jnp.mean(log_q - log_p)
+        reconstruction = jax.vmap(log_likelihood)(z).mean()
+        divergence = jnp.mean(log_q - jax.vmap(lambda z: log_prob_of(p, z))(z))
     else:
-        reconstruction = estimator(key_z, q, f, num_samples)
+        reconstruction = estimator(key_z, q, log_likelihood, num_samples)
         divergence = divergences.kl(q, p, key_kl)
-    chex.assert_shape([reconstruction, divergence], ())
     return {"reconstruction": reconstruction, "kl": divergence}
+
+
+def log_joint(vae: VAE, params: Params, x: Any, prior: Any) -> Callable[[Any], Array]:
+    """z -> log p(x|z) + log p(z) of a VAE at an example, in nats, for a density ``prior``."""
+    return lambda z: log_prob_of(vae.decode(params, z), x) + log_prob_of(prior, z)
 
 
 def negative_elbo(
@@ -151,24 +228,29 @@ def negative_elbo(
     kl_weight: optax.Schedule = lambda step: 1.0,
     estimator: Expectation = expectations.pathwise,
 ) -> Loss:
-    """-E_q log p(x|z) + w(step) KL(q(z|x) || p(z)) with KL in closed form where there is one
-    (arXiv:1312.6114, eq. 7).
+    """-E_q log p(x|z) + w(step) KL(q(z|x) || p(z)), with KL in closed form where there is one.
 
-    ``kl_weight`` is a schedule in the manner of optax: a warm-up from ``schedules``, or a constant
-    for a beta-VAE. ``estimator`` is one of ``expectations``; one that learns needs the model that
-    ``with_control`` makes.
+    Kingma & Welling 2013, arXiv:1312.6114, eq. 7. ``kl_weight`` is an optax schedule: a warm-up
+    from ``schedules``, or a constant for a beta-VAE. ``estimator`` is one of ``expectations``; one
+    that learns a control variate needs the model that ``with_control`` returns.
+
+    >>> loss = models.negative_elbo(vae, num_samples=2)
+    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(64), step=0)
+    >>> bool(jnp.allclose(value, terms["kl"] - terms["reconstruction"]))
+    True
     """
+    estimator = expectations.as_estimator(estimator)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        terms = elbo_terms(
-            vae, params, key, x, num_samples, _given(estimator, params, vae.at(x)[1])
-        )
-        total = kl_weight(step) * terms["kl"] - terms["reconstruction"]
         here, x = vae.at(x)
-        f = lambda still, z: here.decode(still, z).log_prob(x)
-        return total + _learning(
-            estimator, here, params, jax.random.split(key)[0], x, f, num_samples
-        ), terms
+        estimate, learning = expectations.controlled_at(estimator, params, x)
+
+        def problem(params: Params) -> tuple[Any, Callable]:
+            return here.encode(params, x), lambda z: log_prob_of(here.decode(params, z), x)
+
+        terms = _terms(here, params, key, x, num_samples, estimate)
+        total = kl_weight(step) * terms["kl"] - terms["reconstruction"]
+        return total + learning(jax.random.split(key)[0], problem, num_samples), terms
 
     return loss
 
@@ -176,34 +258,31 @@ def negative_elbo(
 def negative_sampled_elbo(
     vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise
 ) -> Loss:
-    """-E_q [log p(x, z) - log q(z|x)] by an estimator of ``expectations``, with the KL term inside
-    the expectation.
+    """-E_q [log p(x, z) - log q(z|x)] by an estimator of ``expectations``.
 
-    log q carries no gradient of its own, which has mean zero, but where the estimator
-    differentiates through z alone.
+    The KL term is inside the expectation. The gradient of log q in its own parameters has mean zero
+    and is left out, unless the estimator differentiates through z alone.
     """
-    through = (
-        getattr(estimator, "latents", expectations.contract.CONTINUOUS)
-        == expectations.contract.CONTINUOUS
-    )
+    estimator = expectations.as_estimator(estimator)
+    through_z = estimator.latents == expectations.contract.CONTINUOUS
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        terms = elbo_terms(vae, lax.stop_gradient(params), key_terms, x, 1)
         here, x = vae.at(x)
+        terms = _sampled_terms(here, params, key_terms, x)
+        estimate, learning = expectations.controlled_at(estimator, params, x)
 
-        def f(params: Params, z: Array) -> Array:
+        def log_weight(params: Params, z: Any) -> Array:
             q = here.encode(params, x)
-            density = q if through else lax.stop_gradient(q)
-            return (
-                here.decode(params, z).log_prob(x)
-                + here.prior(params).log_prob(z)
-                - density.log_prob(z)
-            )
+            density = q if through_z else lax.stop_gradient(q)
+            joint = log_joint(here, params, x, here.prior(params))
+            return joint(z) - log_prob_of(density, z)
 
-        estimate = _given(estimator, params, x)
-        value = estimate(key_bound, here.encode(params, x), lambda z: f(params, z), num_samples)
-        return _learning(estimator, here, params, key_bound, x, f, num_samples) - value, terms
+        def problem(params: Params) -> tuple[Any, Callable]:
+            return here.encode(params, x), lambda z: log_weight(params, z)
+
+        value = estimate(key_bound, *problem(params), num_samples)
+        return learning(key_bound, problem, num_samples) - value, terms
 
     return loss
 
@@ -211,66 +290,47 @@ def negative_sampled_elbo(
 def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
     """-bound(key, q(z|x), log p(x, z), K) for any member of ``bounds``.
 
-    Reports the two terms of the ELBO as well, from one draw of their own that carries no gradient.
+    It reports the two terms of the ELBO too, from one further draw that carries no gradient.
+
+    >>> loss = models.negative(bounds.iwae, vae, num_samples=5)
+    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(64), step=0)
+    >>> sorted(terms)
+    ['kl', 'reconstruction']
     """
-    takes_prior = getattr(bound, "takes_prior", False)
+    bound = expectations.as_estimator(bound)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        terms = elbo_terms(vae, lax.stop_gradient(params), key_terms, x, 1)
         here, x = vae.at(x)
+        terms = _sampled_terms(here, params, key_terms, x)
         prior = here.prior(params)
-        density = lax.stop_gradient(prior) if takes_prior else prior
-        log_joint = lambda z: here.decode(params, z).log_prob(x) + density.log_prob(z)
-        more = {"prior": prior} if takes_prior else {}
-        return -bound(key_bound, here.encode(params, x), log_joint, num_samples, **more), terms
+        density = lax.stop_gradient(prior) if bound.takes_prior else prior
+        more = {"prior": prior} if bound.takes_prior else {}
+        joint = log_joint(here, params, x, density)
+        return -bound(key_bound, here.encode(params, x), joint, num_samples, **more), terms
 
     return loss
 
 
-# Estimators that learn: their control variate's parameters are the model's, under "control".
+def _sampled_terms(vae: VAE, params: Params, key: Array, x: Any) -> Terms:
+    """Terms to report, from one draw that carries no gradient."""
+    return _terms(vae, lax.stop_gradient(params), key, x, 1, expectations.pathwise)
 
 
-def with_control(vae: VAE, estimator: expectations.Estimator) -> VAE:
-    """The same model, whose parameters include those of the estimator's control variate, if it
-    has one.
+def with_control(vae: VAE, estimator: Expectation) -> VAE:
+    """The same model, with the control variate that an estimator learns, if it learns one.
+
+    The control's parameters are the model's, under ``control``.
     """
-    make = estimator.init
-    if make is None:
+    init_control = expectations.as_estimator(estimator).init
+    if init_control is None:
         return vae
 
     def init(key: Array, x: Any) -> Params:
         key_model, key_control = jax.random.split(key)
         params = vae.init(key_model, x)
         here, x = vae.at(x)
-        return params | {"control": make(key_control, here.encode(params, x), jnp.ravel(x) * 1.0)}
+        q, context = here.encode(params, x), expectations.context_of(x)
+        return params | {"control": init_control(key_control, q, context)}
 
     return vae._replace(init=init)
-
-
-def _given(estimator: Any, params: Params, x: Any) -> Callable:
-    """The estimator with its control, which the model's loss does not move."""
-    if getattr(estimator, "init", None) is None:
-        return estimator
-    if "control" not in params:
-        raise ValueError(
-            f"{estimator.__name__} learns a control variate: its model is models.with_control(vae, it)"
-        )
-    control = lax.stop_gradient(params["control"])
-    return functools.partial(estimator, control=control, context=jnp.ravel(x) * 1.0)
-
-
-def _learning(
-    estimator: Any, vae: VAE, params: Params, key: Array, x: Any, f: Callable, num_samples: int
-) -> Array | float:
-    """A zero, whose gradient in the control is that of what it descends, and in everything else
-    zero.
-    """
-    if getattr(estimator, "init", None) is None:
-        return 0.0
-    still = lax.stop_gradient(params)
-    settings = {"control": params["control"], "context": jnp.ravel(x) * 1.0}
-    value = estimator.learn(
-        key, vae.encode(still, x), lambda z: f(still, z), num_samples, **settings
-    )
-    return value - lax.stop_gradient(value)
