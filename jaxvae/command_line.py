@@ -63,10 +63,7 @@ def parse(arguments: Sequence[str], program: str = "jaxvae train") -> Command:
         preset, *rest = rest
     config = families.preset(preset)
     chosen, rest = _take_choices(config, rest)
-    try:
-        config = changed(config, **chosen)
-    except ValueError as error:
-        raise ValueError(_in_flags(str(error), config)) from None
+    config = _choose(config, chosen)
     values = _values(preset, config, rest, program)
     in_job, in_folders = (_names(kind) for kind in (Job, Folders))
     job = Job(**{name: values[name] for name in in_job})
@@ -77,6 +74,29 @@ def parse(arguments: Sequence[str], program: str = "jaxvae train") -> Command:
         return Command(preset, changed(config, **own), job, **folders)
     except ValueError as error:
         raise ValueError(_in_flags(str(error), config)) from None
+
+
+def _choose(config: Any, chosen: dict[str, str]) -> Any:
+    """The configuration with the members that were chosen."""
+    try:
+        return changed(config, **chosen)
+    except settings.UnknownSettingError as error:
+        raise ValueError(_unknown(error.config, {}, error.name)) from None
+    except settings.UnknownMemberError as error:
+        elsewhere = _presets_with(error.field, error.name)
+        hint = f". {error.name} is of the presets {', '.join(elsewhere)}" if elsewhere else ""
+        raise ValueError(_in_flags(str(error), config) + hint) from None
+
+
+def _presets_with(field: str, member: str) -> list[str]:
+    """Two presets of each family whose field has a member, or always is that member."""
+    having = []
+    for family in families.FAMILIES.values():
+        choices = [c for name, c in settings.choices_of(family.Config()) if name == field]
+        always = member in family.members and field == "posterior"
+        if always or any(member in choice.members() for choice in choices):
+            having += list(family.presets)[:2]
+    return having
 
 
 def _names(kind: type) -> set[str]:
@@ -129,7 +149,7 @@ def _values(preset: str, config: Any, arguments: list[str], program: str) -> dic
             if name.startswith("no_") and name[3:] in live:
                 continue
             raise ValueError(_unknown(config, live, name))
-    fields = [(n, s.annotation, _field(n, s)) for n, s in live.items() ]
+    fields = [(n, s.annotation, _field(n, s)) for n, s in live.items()]
     kind = dataclasses.make_dataclass("Settings", fields, frozen=True)
     text = f"{_first_lines(preset, config)}\n\n{_chosen_lines(config)}"
     found = _tyro(kind, arguments, f"{program} {preset}", text)
@@ -160,11 +180,11 @@ def _unknown(config: Any, live: Mapping[str, Any], name: str) -> str:
 
 
 def _kin(name: str) -> str:
-    """The presets that have a setting, by family."""
+    """The presets that have a setting, two of each family."""
     having = []
     for family in families.FAMILIES.values():
         if name in settings.all_names(family.Config()):
-            having += list(family.presets)[:3]
+            having += list(family.presets)[:2]
     return "the presets " + ", ".join(having)
 
 
@@ -212,18 +232,27 @@ def _quietly(read: Callable[[], Any]) -> Any:
         if not ended.code:
             print(said.getvalue())
             raise
-        text = re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue())
-        sentence = " ".join(text.split()).removeprefix("Parsing error ")
-        raise ValueError(sentence.partition(" For full helptext")[0]) from None
+        raise ValueError(_sentence(said.getvalue())) from None
+
+
+def _sentence(box: str) -> str:
+    """What tyro prints in a box, without the box, its title and its advice."""
+    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in box.splitlines()[1:]]
+    said = []
+    for line in lines:
+        if not line.strip("- "):
+            continue
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        said.append(line)
+    return " ".join(said)
 
 
 def _import_tyro() -> Any:
     try:
         import tyro
     except ImportError:
-        raise ValueError(
-            "the command line needs tyro: pip install 'jaxvae[experiments]'"
-        ) from None
+        raise ValueError("the command line needs tyro: pip install 'jaxvae[experiments]'") from None
     return tyro
 
 
@@ -235,9 +264,7 @@ def train(arguments: Sequence[str], program: str = "jaxvae train") -> None:
     command = parse(arguments, program)
     place = command.workdir
     try:
-        train_in(
-            command.preset, command.config, command.job, place, start_from=command.start_from
-        )
+        train_in(command.preset, command.config, command.job, place, start_from=command.start_from)
     except ValueError as error:
         raise ValueError(_in_flags(str(error), command.config)) from error
 

@@ -47,7 +47,7 @@ class Choice:
         return {name: self.function(x) for name, x in self.table.items() if self.where(x)}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Chosen:
     """A member of a choice and values of some of its settings; the others have their defaults."""
 
@@ -56,9 +56,8 @@ class Chosen:
     given: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        members = self.choice.members()
-        if self.name not in members:
-            raise ValueError(f"no {self.name!r}; there are {', '.join(members)}")
+        if self.name not in self.choice.members():
+            raise UnknownMemberError(self.choice, self.name)
         known = self.parameters
         for name, value in self.given:
             if name not in known:
@@ -96,6 +95,14 @@ class Chosen:
         """Calls the function with its settings and with those of ``given`` that it asks for."""
         asked = {name: given[name] for name in self.required if name in given}
         return self.function(**asked, **self.settings)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Chosen):
+            return NotImplemented
+        return (self.name, self.settings) == (other.name, other.settings)
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(self.settings)))
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.given)})"
@@ -164,6 +171,26 @@ def settings_of(node: Any) -> Iterator[tuple[str, Setting]]:
             yield from settings_of(setting.value)
 
 
+class UnknownSettingError(ValueError):
+    """A name that cannot be set in a configuration."""
+
+    def __init__(self, config: Any, name: str):
+        super().__init__(unknown(config, name))
+        self.config, self.name = config, name
+
+
+class UnknownMemberError(ValueError):
+    """A name that is none of a choice's members."""
+
+    def __init__(self, choice: Choice, name: str, field: str = ""):
+        members = choice.members()
+        near = difflib.get_close_matches(name, members, 1)
+        hint = f". Did you mean {near[0]}?" if near else ""
+        start = f"{field}: " if field else ""
+        super().__init__(f"{start}no {name!r}; there are {', '.join(members)}{hint}")
+        self.choice, self.name, self.field = choice, name, field
+
+
 def changed(config: C, **named: Any) -> C:
     """The configuration with other values, wherever in it these names stand.
 
@@ -174,7 +201,7 @@ def changed(config: C, **named: Any) -> C:
     left = dict(named)
     new = _changed(config, left)
     if left:
-        raise ValueError(unknown(config, next(iter(left))))
+        raise UnknownSettingError(new, next(iter(left)))
     return new
 
 
@@ -201,12 +228,9 @@ def _as_field(name: str, setting: Setting, value: Any) -> Any:
     if isinstance(before, Chosen) and isinstance(value, str):
         if value == before.name:
             return before
-        try:
-            return before.choice(value)
-        except ValueError as error:
-            near = difflib.get_close_matches(value, before.choice.members(), 1)
-            hint = f". Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name}: {error}{hint}") from None
+        if value not in before.choice.members():
+            raise UnknownMemberError(before.choice, value, name)
+        return before.choice(value)
     if isinstance(value, list):
         value = tuple(value)
     check_range(name, setting.annotation, value)
@@ -216,7 +240,7 @@ def _as_field(name: str, setting: Setting, value: Any) -> Any:
 def owners(config: Any, name: str) -> dict[str, list[str]]:
     """Where a name could be set if something else were chosen: {field: [members]}."""
     found: dict[str, list[str]] = {}
-    for field, choice in _choices(config):
+    for field, choice in choices_of(config):
         members = [
             member
             for member, function in choice.members().items()
@@ -230,7 +254,7 @@ def owners(config: Any, name: str) -> dict[str, list[str]]:
 def all_names(config: Any) -> set[str]:
     """Every name that a configuration of this type can have, whatever is chosen."""
     names = {field.name for field in dataclasses.fields(config)}
-    for _, choice in _choices(config):
+    for _, choice in choices_of(config):
         for function in choice.members().values():
             names |= parameters_of(function).keys()
     return names
@@ -238,16 +262,16 @@ def all_names(config: Any) -> set[str]:
 
 def choice_names(config: Any) -> set[str]:
     """The names of all fields that hold a member of a choice, whatever is chosen."""
-    return {field for field, _ in _choices(config)}
+    return {field for field, _ in choices_of(config)}
 
 
-def _choices(node: Any) -> Iterator[tuple[str, Choice]]:
+def choices_of(node: Any) -> Iterator[tuple[str, Choice]]:
     """Every choice that can come up in a configuration, with the name of its field."""
     for name, setting in fields_of(node).items():
         if isinstance(setting.value, Chosen):
             yield name, setting.value.choice
             for member in setting.value.choice.members():
-                yield from _choices(setting.value.choice(member))
+                yield from choices_of(setting.value.choice(member))
 
 
 def unknown(config: Any, name: str, spelled: Callable[[str], str] = str) -> str:
@@ -304,9 +328,7 @@ def _from_json(setting: Setting, value: Any) -> Any:
             f"{member.name} has no {min(unknown_names)}; it has {', '.join(known) or 'no settings'}"
         )
     read = {name: _from_json(known[name], each) for name, each in settings.items()}
-    return before.choice(
-        member.name, **{n: v for n, v in read.items() if v != known[n].value}
-    )
+    return before.choice(member.name, **{n: v for n, v in read.items() if v != known[n].value})
 
 
 def _title(node: Any) -> str:

@@ -265,7 +265,8 @@ def test_the_size_of_the_chunks_that_are_read_does_not_matter(sets, chunk):
         "tiny", data_dir=str(sets)
     ).as_data_source("train")
     assert same(
-        catalog.read_records(source, "image", "label", "tiny", chunk), load("tiny", sets).splits["train"]
+        catalog.read_records(source, "image", "label", "tiny", chunk),
+        load("tiny", sets).splits["train"],
     )
 
 
@@ -815,9 +816,7 @@ def test_several_numbers_for_each_image_are_attributes(tmp_path, kind):
     assert found["train"].y is None and found["test"].attributes is None
     both = load({"train": Split(GREY, LABELS, numbers[:, :1])}).splits
     for split in both.values():
-        at = [
-            np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.x
-        ]
+        at = [np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.x]
         assert np.array_equal(split.y, LABELS[at]) and np.allclose(
             split.attributes, numbers[at, :1]
         )
@@ -1240,11 +1239,7 @@ def test_static_pixels_are_drawn_once_from_the_seed():
     split = Split(np.full((50, 4, 4, 1), 128, np.uint8), np.arange(50))
     first, again, other = (prepared(split, "static", 256, seed) for seed in (0, 0, 1))
     assert same(first, again) and not same(first, other)
-    assert (
-        first.x.dtype == np.uint8
-        and np.array_equal(first.y, split.y)
-        and (split.x == 128).all()
-    )
+    assert first.x.dtype == np.uint8 and np.array_equal(first.y, split.y) and (split.x == 128).all()
 
 
 BINS = [(0, 256), (1, 256), (127, 256), (254, 256), (255, 256), (0, 17), (16, 17), (1, 2)]

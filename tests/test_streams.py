@@ -453,9 +453,7 @@ def test_records_that_fail_together_are_read_alone():
         def __getitems__(self, rows):
             raise OSError("not together")
 
-    assert np.array_equal(
-        stream(Apart(COLOUR)).splits["train"][:], load(COLOUR).splits["train"].x
-    )
+    assert np.array_equal(stream(Apart(COLOUR)).splits["train"][:], load(COLOUR).splits["train"].x)
 
 
 @pytest.mark.parametrize(

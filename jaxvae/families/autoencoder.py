@@ -103,4 +103,4 @@ PRESETS = {
         "an autoencoder of corrupted inputs (Vincent et al. 2008)", corruption="masking"
     ),
 }
-FAMILY = contract.Family(Config, build, PRESETS, support)
+FAMILY = contract.Family(Config, build, PRESETS, support, ("point",))

@@ -99,6 +99,7 @@ class Family(NamedTuple):
     build: Callable[[Any, Data], Built]
     presets: Mapping[str, tuple[str, Any]]  # name -> (what it is, its configuration)
     support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
+    members: tuple[str, ...] = ()  # what else people call it, such as the posterior it always has
 
 
 # Optimizers

@@ -110,12 +110,14 @@ BITS = contract.Family(
         ),
     },
     support,
+    ("bernoulli",),
 )
 CLASSES = contract.Family(
     Classes,
     builder(lambda config: posteriors.categorical(config.latent, config.classes)),
     {"classes": ("latents of some classes each: --estimator NAME", Classes())},
     support,
+    ("categorical",),
 )
 JOINT = contract.Family(
     Joint,
@@ -131,4 +133,5 @@ JOINT = contract.Family(
         ),
     },
     support,
+    ("joint",),
 )

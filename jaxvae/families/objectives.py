@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxvae import bounds, datasets, divergences, expectations, kl_costs, models, networks, schedules
+from jaxvae import (
+    bounds,
+    datasets,
+    divergences,
+    expectations,
+    kl_costs,
+    models,
+    networks,
+    schedules,
+)
 from jaxvae import training
 from jaxvae.contracts import Array, BatchLoss, Loss
 from jaxvae.ranges import Amount, Count, Widths
@@ -257,9 +266,7 @@ def total_correlation(size: int, divergence_weight: Amount = 1.0) -> models.Pena
 
 def stratified_total_correlation(size: int, divergence_weight: Amount = 1.0) -> models.Penalty:
     """Total correlation of q(z) by stratified sampling (arXiv:1802.04942, app. C)."""
-    return models.total_correlation(
-        divergence_weight, size, divergences.stratified_minibatch_decomposition
-    )
+    return models.total_correlation(divergence_weight, size, divergences.stratified_decomposition)
 
 
 def dip_i(divergence_weight: Amount = 1.0) -> models.Penalty:
@@ -278,7 +285,9 @@ def _of_critic(adversary: Callable, text: str) -> Callable:
         critic_hidden: Widths = (256, 256, 256),
         critic_learning_rate: Amount = 1e-4,
     ) -> Critic:
-        network = networks.mlp(critic_hidden, 1, functools.partial(jax.nn.leaky_relu, negative_slope=0.2))
+        network = networks.mlp(
+            critic_hidden, 1, functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
+        )
         made = adversary(networks.with_precision(network), divergence_weight)
         return Critic(made, training.adam(critic_learning_rate, 0.5, 0.9))
 
