@@ -1,4 +1,4 @@
-"""The command ``jaxvae``: ``jaxvae train|evaluate|sample|score ... --help`` says what each can do.
+"""The command ``jaxvae``: ``jaxvae train|evaluate|sample ... --help`` says what each can do.
 
 ``train`` has a flag for every setting of the configuration at hand. ``--posterior planar`` chooses a
 member, and with that the flags of the member's own settings exist. What cannot work ends in one
@@ -26,6 +26,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxvae import families, processes, settings, training
+from jaxvae.runs import stopping
 from jaxvae.runs.training import Job, train_in
 from jaxvae.settings import Chosen, changed, choice_names, fields_of, settings_of
 
@@ -269,16 +270,6 @@ def train(arguments: Sequence[str], program: str = "jaxvae train") -> None:
         raise ValueError(_in_flags(str(error), command.config)) from error
 
 
-def of_function(function: Callable) -> Callable[[Sequence[str], str], None]:
-    """A command whose flags are the arguments of a function."""
-
-    def command(arguments: Sequence[str], program: str) -> None:
-        _call(function, list(arguments), program)
-
-    command.__doc__ = function.__doc__
-    return command
-
-
 def _call(function: Callable, arguments: list[str], program: str) -> None:
     """Reads the arguments, where a mistake is said in a sentence, and then calls the function."""
     tyro = _import_tyro()
@@ -299,14 +290,14 @@ def _evaluate(arguments: Sequence[str], program: str) -> None:
     """Evaluates a trained model on a split: bounds, likelihood, and metrics that are asked for."""
     from jaxvae.runs.commands import evaluate
 
-    of_function(evaluate)(arguments, program)
+    _call(evaluate, list(arguments), program)
 
 
 def _sample(arguments: Sequence[str], program: str) -> None:
     """Draws from a trained model: pictures and arrays."""
     from jaxvae.runs.commands import sample
 
-    of_function(sample)(arguments, program)
+    _call(sample, list(arguments), program)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
@@ -338,10 +329,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(COMMANDS[name], given[1:], f"jaxvae {name}")
 
 
+def run_script(name: str) -> None:
+    """Runs one of ``COMMANDS`` with the arguments of the process: what a script of a command is."""
+    run(COMMANDS[name], sys.argv[1:], f"{Path(sys.argv[0]).name}")
+
+
+def run_function(function: Callable) -> None:
+    """Runs a function whose arguments are the flags of a script."""
+    called = lambda arguments, program: _call(function, list(arguments), program)
+    run(called, sys.argv[1:], Path(sys.argv[0]).name)
+
+
 def run(
     command: Callable[[Sequence[str], str], None], arguments: Sequence[str], program: str
 ) -> None:
     """Runs a command; what cannot work ends in one sentence and exit code 2."""
+    stopping.install()
     quiet_threads()
     use_compilation_cache()
     try:
