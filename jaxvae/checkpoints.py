@@ -1,14 +1,12 @@
-"""Checkpoints: Orbax behind one thin door, with checksums and a way back when the newest one is
-damaged.
+"""Checkpoints: Orbax with checksums, and a way back when the newest one is damaged.
 
-A checkpoint is a folder ``300`` that Orbax writes, and a record ``300.json`` beside it: shapes,
-types and CRC-32 of every array, the sums of an unfinished report and the metric by which the best
-is chosen. The record is written first, so a checkpoint that was cut short or lost afterwards is
+A checkpoint is a folder ``300`` that Orbax writes, and a record ``300.json`` beside it. The record
+has shape, type and CRC-32 of every array, the sums of an unfinished report and the metric by which
+the best is chosen. It is written first, so a checkpoint that was cut short or lost afterwards is
 missed by name.
 
-What is written are NumPy arrays, by the first process alone and in a thread of its own, so that
-training waits only until the state is copied to the host; the data of typed keys stand for the
-keys.
+The first process alone writes, NumPy arrays and in a thread of its own, so training waits only
+until the state is copied to the host. The data of typed keys stand for the keys.
 """
 
 from __future__ import annotations
@@ -49,12 +47,19 @@ class DamagedError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest two and the best one are kept, written in the
-    background.
+    """The checkpoints of a run in a folder: the newest two and the best one are kept.
 
-    In a job of several processes all of them call ``save``, and the first one writes, and all of
-    them restore, from a folder that all see. Use it as a context manager, or call ``close``, which
-    waits for what is being written.
+    >>> import tempfile
+    >>> state = {"params": {"w": jnp.arange(3.0)}, "optimizer": jnp.zeros(3)}
+    >>> with Checkpoints(tempfile.mkdtemp()) as saved:
+    ...     saved.save(300, state, totals={}, metric=-1.5)
+    ...     saved.wait()
+    ...     saved.restore_part(saved.best, {"params": {"w": jnp.zeros(3)}})
+    {'params': {'w': Array([0., 1., 2.], dtype=float32)}}
+
+    They are written in the background. In a job of several processes all of them call ``save``, and
+    the first one writes, and all of them restore, from a folder that all see. Use it as a context
+    manager, or call ``close``, which waits for what is being written.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -116,10 +121,10 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, totals: dict[str, Any], metric: float | None = None
     ) -> None:
-        """Saves a state in the background, with the metric of which the highest is best; None and
-        nan never are.
+        """Saves a state in the background, with the sums of an unfinished report.
 
-        A step that is there already is left as it is. Raises OSError if the one before it could not
+        The checkpoint with the highest ``metric`` is the best one; None and nan never are. A step
+        that is there already is left as it is. Raises OSError if the checkpoint before it could not
         be written.
         """
         self.wait()
@@ -132,9 +137,8 @@ class Checkpoints:
             "metric": judged,
             "finished": False,
         }
-        held = jax.tree.map(
-            np.array, jax.device_get(_data(processes.local(state)))
-        )  # copies: the next step overwrites
+        # Copies, since the next step overwrites the state.
+        held = jax.tree.map(np.array, jax.device_get(_data(processes.local(state))))
         self._writing = self._writer.submit(self._write, step, held, record)
 
     def _write(self, step: int, held: Any, record: dict[str, Any]) -> None:
@@ -149,12 +153,22 @@ class Checkpoints:
             self._prune()
         except Exception as error:
             raise OSError(
-                f"the checkpoint of step {step} could not be written to {self.folder}: {_short(error)}"
+                f"the checkpoint of step {step} could not be written to {self.folder}: "
+                f"{_short(error)}"
             ) from error
 
+    def arrays(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of every array of a checkpoint, by names such as ``params/model/w``.
+
+        They come from the record; no array is read. Raises DamagedError where the record cannot be
+        read.
+        """
+        processes.on_first(self.wait)
+        described = _read_record(self._record(step))["arrays"]
+        return {name: (tuple(a["shape"]), a["dtype"]) for name, a in described.items()}
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state of ``step`` and the sums saved with it, with the structure and placement of
-        ``like``.
+        """The state of a step and the sums saved with it, structured and placed like ``like``.
 
         ``like`` is a state or its shapes, which without a sharding are placed on the default
         device. Raises ValueError where the checkpoint is of another model, and DamagedError where
@@ -163,37 +177,53 @@ class Checkpoints:
         processes.on_first(self.wait)
         record = _read_record(self._record(step))
         _check_model(step, record["arrays"], _described(like))
+        return self._checked(step, like, record["arrays"]), record["totals"]
+
+    def restore_part(self, step: int, like: Any) -> Any:
+        """The arrays of a step that ``like`` has, which is a part of a state or its shapes.
+
+        ``{"params": {"model": shapes}}`` restores the parameters of a model, whatever optimizer
+        trained it; ``arrays`` tells what is there, such as ``average``. Nothing else is read. Raises
+        as ``restore`` does, because of these arrays alone.
+        """
+        processes.on_first(self.wait)
+        saved, asked = _read_record(self._record(step))["arrays"], _described(like)
+        named = {name: saved[name] for name in asked if name in saved}
+        _check_model(step, named, asked)
+        return self._checked(step, like, named, partial_restore=True)
+
+    def _checked(
+        self, step: int, like: Any, saved: dict[str, dict[str, Any]], **options: bool
+    ) -> Any:
+        """Reads the arrays of ``like``, compares them with what was saved and places them."""
         folder = self.folder / str(step)
         if not folder.is_dir():
             raise DamagedError(
                 f"the checkpoint of step {step} is missing: {folder} is gone or was never finished"
             )
         data = _data(like)
-        held, reason = self._read(folder, data)
+        held, reason = self._read(folder, data, **options)
         if processes.any_of(bool(reason)):
             reason = reason or "another process could not read it"
             raise DamagedError(f"the checkpoint of step {step} cannot be read: {reason} ({folder})")
         sums, now, meant = _checksums(held), _described(held), _described(data)
-        same = lambda name: (
-            sums[name] == record["arrays"][name]["crc32"] and now[name] == meant[name]
-        )
+        same = lambda name: sums[name] == saved[name]["crc32"] and now[name] == meant[name]
         changed = sorted(name for name in meant if not same(name))
         if processes.any_of(bool(changed)):
             raise DamagedError(
-                f"the checkpoint of step {step} is damaged: the checksums of {len(changed)} arrays differ, the first "
-                f"is {changed[0] if changed else 'in another process'} ({folder})"
+                f"the checkpoint of step {step} is damaged: the checksums of {len(changed)} arrays "
+                f"differ, the first is {changed[0] if changed else 'in another process'} ({folder})"
             )
-        return jax.tree.map(_placed, like, held), record["totals"]
+        return jax.tree.map(_placed, like, held)
 
     def restore_newest(
         self, like: Any, warn: Callable[[str], None], keep_damaged: bool = False
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Step, state and sums of the newest checkpoint that is whole, or None where none was ever
-        finished.
+        """Step, state and sums of the newest checkpoint that is whole.
 
-        Each newer one that is damaged, cut short or missing is named to ``warn`` and moved to the
-        folder ``damaged``, or with ``keep_damaged`` left where it is. Raises DamagedError where
-        there were checkpoints and none is left.
+        It is None where none was ever finished. Each newer one that is damaged, cut short or
+        missing is named to ``warn`` and moved to the folder ``damaged``, or with ``keep_damaged``
+        left where it is. Raises DamagedError where there were checkpoints and none is left.
         """
         found: tuple[int, Any, dict[str, Any]] | None = None
         bad: list[int] = []
@@ -210,22 +240,21 @@ class Checkpoints:
                 lost |= self._was_finished(step)
         if found is None and lost:
             raise DamagedError(
-                f"{self.folder} holds no checkpoint that can be read, and training will not start over by itself. "
-                "Put a good checkpoint back, or move the folder away to begin again."
+                f"{self.folder} holds no checkpoint that can be read, and training will not start "
+                "over by itself. Put a good checkpoint back, or move the folder away to begin again."
             )
         if not keep_damaged:
             processes.on_first(lambda: self._settle(bad, found and found[0]))
         return found
 
-    def _read(self, folder: Path, like: Any) -> tuple[Any, str]:
+    def _read(self, folder: Path, like: Any, **options: bool) -> tuple[Any, str]:
         """The arrays of a state in the host's memory, or the reason why they cannot be read."""
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
         with _unheard():
             try:
-                return self._checkpointer.restore(
-                    folder, ocp.args.PyTreeRestore(shapes, restore_args=on_host)
-                ), ""
+                args = ocp.args.PyTreeRestore(shapes, restore_args=on_host, **options)
+                return self._checkpointer.restore(folder, args), ""
             except Exception as error:
                 reason = _short(error)
             for _ in range(4):  # the reads that Orbax left under way fail as they end
@@ -246,8 +275,9 @@ class Checkpoints:
             return None
 
     def _was_finished(self, step: int) -> bool:
-        """Whether a checkpoint was whole once: its folder is there, or its record says so or
-        cannot say it any more.
+        """Whether a checkpoint was whole once.
+
+        Its folder is there, or its record says so or cannot say it any more.
         """
         try:
             return (self.folder / str(step)).exists() or _read_record(self._record(step))[
@@ -268,9 +298,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _settle(self, bad: list[int], good: int | None) -> None:
-        """Moves what is damaged out of the way, and writes down that the newest good one was
-        finished.
-        """
+        """Moves what is damaged away, and writes down that the newest good one was finished."""
         for step in bad:
             for path in (self.folder / str(step), self._record(step)):
                 if path.exists():
@@ -310,9 +338,7 @@ def _data(tree: Any) -> Any:
 
 
 def _placed(like: Any, data: np.ndarray) -> Any:
-    """An array of the host where ``like`` is, or on the default device where it is nowhere; a
-    key where it is one.
-    """
+    """An array of the host where ``like`` is, or on the default device; a key where it is one."""
     place = getattr(_data(like), "sharding", None)
     array = (
         jnp.asarray(data)
@@ -339,16 +365,17 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 
 def _check_model(
-    step: int, saved: dict[str, dict[str, Any]], here: dict[str, dict[str, Any]]
+    step: int, saved: dict[str, dict[str, Any]], asked: dict[str, dict[str, Any]]
 ) -> None:
     kind = lambda array: f"{array['dtype']}{array['shape']}"
-    then, now = ({name: kind(array) for name, array in arrays.items()} for arrays in (saved, here))
+    then, now = ({name: kind(array) for name, array in arrays.items()} for arrays in (saved, asked))
     differing = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     if differing:
         first = differing[0]
         raise ValueError(
-            f"the checkpoint of step {step} is of another model: {len(differing)} arrays differ, the first is "
-            f"{first}, {then.get(first, 'absent')} in the checkpoint and {now.get(first, 'absent')} here"
+            f"the checkpoint of step {step} is of another model: {len(differing)} arrays differ, "
+            f"the first is {first}, {then.get(first, 'absent')} in the checkpoint and "
+            f"{now.get(first, 'absent')} here"
         )
 
 
@@ -378,9 +405,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Without what other threads and abandoned coroutines of a failed restore say; the error
-    itself says enough.
-    """
+    """Without what other threads and coroutines of a failed restore say beside the error."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: None
     try:
@@ -394,8 +419,6 @@ def _unheard() -> Iterator[None]:
 def _short(error: Exception) -> str:
     """What the system says, where it is the system; else the beginning of the message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
-    return (
-        os.strerror(int(code[1]))
-        if code
-        else " ".join(str(error).split())[:200] or type(error).__name__
-    )
+    if code:
+        return os.strerror(int(code[1]))
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,5 +1,6 @@
-"""Training on one device or many, in one process or several: algorithms, and the loop that runs
-them.
+"""Training on one device or many, in one process or several.
+
+An algorithm is a pair of pure functions, ``init`` and ``step``; ``fit`` is the loop that runs it.
 """
 
 from jaxvae.training.algorithms import (
@@ -11,12 +12,11 @@ from jaxvae.training.algorithms import (
     batch_mean,
     gradient_descent,
     players,
-    preprocessed,
-    trained,
 )
 from jaxvae.training.devices import MAPPINGS, replicate, run_steps
 from jaxvae.training.loop import Hook, HookState, NotFiniteError, Totals, fit
 from jaxvae.training.optimizers import SkipsNonFinite, adam
+from jaxvae.training.states import start_from, trained, trained_players
 from jaxvae.training.sweeps import Ensemble, member, vmapped
 
 __all__ = [
@@ -38,9 +38,10 @@ __all__ = [
     "gradient_descent",
     "member",
     "players",
-    "preprocessed",
     "replicate",
     "run_steps",
+    "start_from",
     "trained",
+    "trained_players",
     "vmapped",
 ]

@@ -109,18 +109,20 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -> Callable:
     """Many steps in one dispatch.
 
-    ``run(state, examples, count, rows [P, S, B], weight [P, S, B], votes [P, V]) -> (state, metrics
+    ``run(state, examples, count, rows [P, S, B], weight [P, S, B], votes [V]) -> (state, metrics
     [S], votes [V])``, with a leading axis for this process's P devices where there are several in
-    all. ``examples`` is the data set, on every device, or with ``streamed`` each device's own [P,
-    ...]; ``rows`` are the examples of each batch. The first ``count`` of the S steps are taken; it
-    is no constant of the compiled program, so that one serves dispatches of every length. But all S
-    have a program of their own, except on a CPU: other devices would wait for the host to see
-    whether a loop of unknown length goes on. ``votes`` are integers whose largest over all devices
-    comes back, the same in every process. The state is donated.
+    all. ``rows`` are the examples of each batch in the data set. ``examples`` is the data set, on
+    every device, or with ``streamed`` each device's own batches [P, S, B, ...].
 
-    Under ``jax.jit`` for one device; for several under ``jax.pmap`` or under ``jit(shard_map)``,
-    with ``check_vma=False`` because models may start loops from constants, and because gradients
-    are averaged by hand.
+    The first ``count`` of the S steps are taken. It is no constant of the compiled program, so that
+    one program serves dispatches of every length. But all S have a program of their own, except on
+    a CPU: other devices would wait for the host to see whether a loop of unknown length goes on.
+    ``votes`` are integers whose largest over all devices comes back, the same in every process. The
+    state is donated.
+
+    It is ``jax.jit`` for one device; for several ``jax.pmap`` or ``jit(shard_map)``, with
+    ``check_vma=False`` because models may start loops from constants, and because gradients are
+    averaged by hand.
     """
 
     compiled = functools.partial(
@@ -148,13 +150,6 @@ def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -
     return dispatch
 
 
-def _rows(a: Array, rows: Array) -> Array:
-    """``a[rows]``, from rows that are flat: for each entry XLA on a CPU computes its indices
-    along all axes.
-    """
-    return a.reshape(len(a), math.prod(a.shape[1:]))[rows].reshape(*rows.shape, *a.shape[1:])
-
-
 @functools.lru_cache(maxsize=16)
 def _compiled(
     algorithm: Algorithm,
@@ -164,47 +159,16 @@ def _compiled(
     *,
     whole: bool,
 ) -> Callable:
-    """The mapped function, of ``whole`` dispatches alone or of any; kept, so that the next training
-    of the same algorithm does not compile it again.
+    """The mapped function, of ``whole`` dispatches alone or of any.
+
+    It is kept, so that the next training of the same algorithm does not compile it again.
     """
-
-    def run(
-        state: Any,
-        examples: Any,
-        count: Array,
-        rows: Array,
-        weight: Array,
-        place: Array,
-        votes: Array,
-        axis: str | None = AXIS,
-    ) -> Any:
-        def take(state: Any, rows: Array, weight: Array) -> tuple[Any, Terms]:
-            x = jax.tree.map(lambda a: _rows(a, rows), examples)
-            return algorithm.step(state, Batch(x, place, weight), axis)
-
-        def body(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-            state, metrics = take(carry[0], rows[i], weight[i])
-            return state, carry[1].at[i].set(ravel_pytree(metrics)[0])
-
-        _, shapes = jax.eval_shape(take, state, rows[0], weight[0])
-        none, named = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-        # One array, which is one kernel a step; of some KB, since XLA on a CPU places a step's
-        # arrays by their sizes.
-        kept = jnp.zeros((max(len(rows), 384), *none.shape), none.dtype)
-        state, kept = lax.fori_loop(0, len(rows) if whole else count, body, (state, kept))
-        columns = jax.vmap(named)(kept[: len(rows)])
-        if axis is not None:
-            # With a number from the loop, or nothing would order this collective and the loop's:
-            # devices of a CPU that run a program from the compilation cache began with either, and
-            # waited for each other for ever.
-            votes = lax.pmax(jnp.append(votes, columns["skipped"][0]), axis)[:-1]
-        return state, columns, votes
-
+    run = functools.partial(_run, algorithm, streamed, whole)
     if len(devices) == 1:
-        return jax.jit(functools.partial(run, axis=None), donate_argnums=0)
+        return jax.jit(functools.partial(run, None), donate_argnums=0)
     if mapping == "pmap":
         return jax.pmap(
-            run,
+            functools.partial(run, AXIS),
             axis_name=AXIS,
             in_axes=(None, 0 if streamed else None, None, 0, 0, 0, 0),
             out_axes=None,
@@ -215,8 +179,7 @@ def _compiled(
 
     def squeezed(state: Any, examples: Any, count: Array, *parts: Array) -> Any:
         examples = jax.tree.map(lambda a: a[0], examples) if streamed else examples
-        rows, weight, place, votes = (part[0] for part in parts)
-        return run(state, examples, count, rows, weight, place, votes)
+        return run(AXIS, state, examples, count, *(part[0] for part in parts))
 
     mapped = jax.shard_map(
         squeezed,
@@ -226,3 +189,66 @@ def _compiled(
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=0)
+
+
+def _run(
+    algorithm: Algorithm,
+    streamed: bool,
+    whole: bool,
+    axis_name: str | None,
+    state: Any,
+    examples: Any,
+    count: Array,
+    rows: Array,
+    weight: Array,
+    place: Array,
+    votes: Array,
+) -> Any:
+    """The steps of one device, as ``run_steps`` says; rows and weight are [S, B]."""
+    # Where JAX runs this function without compiling it, they are the host's.
+    rows, weight = jnp.asarray(rows), jnp.asarray(weight)
+
+    def take(state: Any, s: Array) -> tuple[Any, Terms]:
+        batch = (lambda a: a[s]) if streamed else (lambda a: _rows(a, rows[s]))
+        x = jax.tree.map(batch, examples)
+        return algorithm.step(state, Batch(x, place, weight[s], rows[s]), axis_name)
+
+    def body(s: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state, metrics = take(carry[0], s)
+        return state, carry[1].at[s].set(ravel_pytree(metrics)[0])
+
+    _, shapes = jax.eval_shape(take, state, jnp.int32(0))
+    none, named = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    # One array, which is one kernel a step; of some KB, since XLA on a CPU places a step's arrays
+    # by their sizes.
+    kept = jnp.zeros((max(len(rows), 384), *none.shape), none.dtype)
+    state, kept = _loop(len(rows) if whole else count, body, (state, kept))
+    columns = jax.vmap(named)(kept[: len(rows)])
+    if axis_name is not None:
+        # With a number from the loop, or nothing would order this collective and the loop's:
+        # devices of a CPU that run a program from the compilation cache began with either, and
+        # waited for each other for ever.
+        votes = lax.pmax(jnp.append(votes, columns["skipped"][0]), axis_name)[:-1]
+    return state, columns, votes
+
+
+def _loop(count: Any, body: Callable, carry: Any) -> Any:
+    """``fori_loop`` from 0 to ``count``; one of Python's where nothing is compiled.
+
+    So it is under ``jax.disable_jit``, and under ``jax.debug_nans`` when JAX goes through a program
+    again to find what was not finite: it names what it finds, which within a loop of its own is the
+    loop.
+    """
+    if isinstance(carry[1], jax.core.Tracer):
+        return lax.fori_loop(0, count, body, carry)
+    for s in range(int(count)):
+        carry = body(jnp.int32(s), carry)
+    return carry
+
+
+def _rows(a: Array, rows: Array) -> Array:
+    """``a[rows]``, from rows that are flat.
+
+    For each entry XLA on a CPU computes its indices along all axes.
+    """
+    return a.reshape(len(a), math.prod(a.shape[1:]))[rows].reshape(*rows.shape, *a.shape[1:])

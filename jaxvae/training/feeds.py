@@ -1,17 +1,70 @@
-"""Where the examples of a dispatch come from: a set that lies on the devices, or one that is
-read as it is used.
-"""
+"""Where the examples of a dispatch come from: a set on the devices, or one read as it is used."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxvae.datasets import Stream, batch_rows
+from jaxvae.datasets import DataError, Examples, Stream, batch_rows, examples_of, num_examples
 from jaxvae.training.devices import Placement
 
 BLOCK_BYTES = 2**26  # of streamed examples in one dispatch and one process
+
+
+def examples_for(source: Any) -> Any:
+    """The examples of what ``fit`` was given, at least one; else a DataError says what it takes."""
+    examples = examples_of(source)
+    leaves = jax.tree.leaves(examples)
+    if isinstance(examples, Stream) or (leaves and all(map(_is_array, leaves))):
+        num_examples(examples)
+        return examples
+    kind = f"the text {source!r}" if isinstance(source, str) else f"a {type(source).__name__}"
+    raise DataError(
+        f"training takes a split, such as dataset.splits['train'], a stream, Examples or a pytree "
+        f"of arrays [N, ...]; it was given {kind}"
+    )
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether it has a shape and holds numbers, no text and no objects."""
+    kind = getattr(getattr(leaf, "dtype", None), "kind", "O")
+    return hasattr(leaf, "shape") and kind not in "OSU"
+
+
+def first_example(examples: Any) -> Any:
+    """One example as an algorithm's ``init`` takes it."""
+    if isinstance(examples, Stream):
+        return _with_preprocess(examples, examples[0])
+    return jax.tree.map(lambda a: a[0], examples)
+
+
+def _with_preprocess(stream: Stream, raw: Any) -> Any:
+    preprocess = getattr(stream, "preprocess", None)
+    return raw if preprocess is None else Examples(raw, preprocess)
+
+
+class Batches(NamedTuple):
+    """Which examples a training takes, as a function of the step."""
+
+    seed: int
+    examples: int  # in the data set
+    size: int  # examples in a global batch
+    padded: int  # the same, filled up to a multiple of the devices
+
+    def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [B] of batch ``step`` in the data set, and their mask [B]."""
+        return batch_rows(self.seed, step, self.examples, self.size, self.padded)
+
+
+class Block(NamedTuple):
+    """The batches of one dispatch; P, S, B are this process's devices, steps, examples of each."""
+
+    examples: Any  # the data set, or what of it this dispatch takes, [P, S, B, ...]
+    rows: np.ndarray  # [P, S, B] in the data set
+    weight: np.ndarray  # [P, S, B]
+    count: int  # examples in all, padding not counted
 
 
 class InMemory:
@@ -19,82 +72,71 @@ class InMemory:
 
     streamed = False
 
-    def __init__(self, examples: Any, layout: Placement):
+    def __init__(self, examples: Any, layout: Placement, batches: Batches, most: int):
         self.examples, self.layout = layout.replicated(examples), layout
+        self.batches, self.most = batches, most
 
-    def take(self, rows: np.ndarray, count: int) -> tuple[Any, np.ndarray]:
-        """The examples, and this process's parts [P, S, B] of the batches ``rows [S, B]`` in
-        them.
-        """
-        return self.examples, self.layout.split(rows)
+    def take(self, step: int, count: int) -> Block:
+        """The next ``count`` batches, from ``step`` on."""
+        return _block(self, step, count, self.examples)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
 class Streamed:
-    """Examples that are read ahead of their use; a process reads its own part of every batch and
-    nothing else.
+    """Examples that are read ahead of their use.
+
+    A process reads its own part of every batch and nothing else. A dispatch takes fewer steps where
+    its examples would take more than ``BLOCK_BYTES``.
     """
 
     streamed = True
 
     def __init__(
-        self,
-        stream: Stream,
-        layout: Placement,
-        seed: int,
-        batch_size: int,
-        padded: int,
-        steps: range,
+        self, stream: Stream, layout: Placement, batches: Batches, most: int, steps: range
     ):
-        self.stream, self.layout = stream, layout
-        rows = lambda step: batch_rows(seed, step, len(stream), batch_size, padded)[0]
-        self.batches = stream.batches(
-            lambda step: layout.split(rows(step)).reshape(-1), steps.start, steps.stop
-        )
+        self.stream, self.layout, self.batches = stream, layout, batches
+        self.each = batches.padded // layout.count  # examples of a device in a batch
+        of_step = self.each * len(layout.places) * int(np.prod(stream.shape))
+        fitting = BLOCK_BYTES // max(of_step * stream.dtype.itemsize, 1)
+        self.most = max(min(most, fitting), 1)
+        rows = lambda step: layout.split(batches.rows(step)[0]).reshape(-1)
+        self.read = stream.batches(rows, steps.start, steps.stop)
 
-    def take(self, rows: np.ndarray, count: int) -> tuple[Any, np.ndarray]:
-        """The next ``count`` batches as one block [P, S * B, ...], and their rows [P, S, B] in
-        it.
-        """
-        steps, shape = len(rows), self.stream.shape
-        each = rows.shape[1] // self.layout.count
-        block = np.zeros((steps, len(self.layout.places) * each, *shape), self.stream.dtype)
-        for s in range(count):
-            block[s] = next(self.batches)
-        within = np.arange(steps * each, dtype=np.int32).reshape(steps, each)
-        if self.layout.count == 1:
-            return block.reshape(-1, *shape), within
-        parts = np.moveaxis(block.reshape(steps, -1, each, *shape), 1, 0)
-        return parts.reshape(len(parts), -1, *shape), np.broadcast_to(
-            within, (len(parts), *within.shape)
+    def take(self, step: int, count: int) -> Block:
+        """The next ``count`` batches, which must be taken in order."""
+        shape = self.stream.shape
+        block = np.zeros(
+            (self.most, len(self.layout.places) * self.each, *shape), self.stream.dtype
         )
+        for s in range(count):
+            block[s] = next(self.read)
+        if self.layout.count > 1:
+            block = np.moveaxis(block.reshape(self.most, -1, self.each, *shape), 1, 0)
+        return _block(self, step, count, _with_preprocess(self.stream, block))
 
     def close(self) -> None:
         """Ends the reading ahead."""
-        self.batches.close()
+        self.read.close()
 
 
-def batches_of(
-    examples: Any,
-    layout: Placement,
-    *,
-    seed: int,
-    batch_size: int,
-    padded: int,
-    steps: range,
-    most: int,
-) -> tuple[InMemory | Streamed, int]:
-    """The feed of a data set, and how many steps, at most ``most``, one dispatch of it holds."""
-    if not isinstance(examples, Stream):
-        return InMemory(examples, layout), most
-    own_bytes = (
-        padded
-        // layout.count
-        * len(layout.places)
-        * int(np.prod(examples.shape))
-        * examples.dtype.itemsize
-    )
-    streamed = Streamed(examples, layout, seed, batch_size, padded, steps)
-    return streamed, max(min(most, BLOCK_BYTES // max(own_bytes, 1)), 1)
+def _block(feed: InMemory | Streamed, step: int, count: int, examples: Any) -> Block:
+    # New arrays each time, since a CPU device may use the host's memory as it is.
+    rows, mask = np.zeros((2, feed.most, feed.batches.padded), np.int32)
+    for s in range(count):
+        rows[s], mask[s] = feed.batches.rows(step + s)
+    weight = (mask / np.maximum(mask.sum(1, keepdims=True), 1)).astype(np.float32)
+    split = feed.layout.split
+    return Block(examples, split(rows), split(weight), int(mask.sum()))
+
+
+def feed_of(
+    examples: Any, layout: Placement, *, seed: int, batch_size: int, steps: range, most: int
+) -> InMemory | Streamed:
+    """The feed of a data set; ``most`` is how many steps a dispatch takes at most."""
+    padded = -(-batch_size // layout.count) * layout.count
+    batches = Batches(seed, num_examples(examples), batch_size, padded)
+    if isinstance(examples, Stream):
+        return Streamed(examples, layout, batches, most, steps)
+    return InMemory(examples, layout, batches, most)

@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxvae import processes
-from jaxvae.datasets import batch_rows, num_examples
 from jaxvae.training.algorithms import Algorithm
 from jaxvae.training.devices import Placement, run_steps
-from jaxvae.training.feeds import batches_of
+from jaxvae.training.feeds import InMemory, Streamed, examples_for, feed_of, first_example
 
 
 class Totals:
-    """Sums of the metrics since the last report, as JSON can hold them: a resumed run goes on
-    with the same sums.
+    """Sums of the metrics since the last report, as JSON can hold them.
+
+    A run that goes on with the sums that were saved reports as if it had not stopped.
     """
 
     def __init__(self, totals: dict[str, Any] | None = None):
-        self.sums: dict[str, list[float]] = dict(
-            (totals or {}).get("sums", {})
-        )  # term -> [sum, finite values]
-        self.skipped: int = (totals or {}).get("skipped", 0)
+        totals = totals or {}
+        # term -> [sum, finite values]
+        self.sums: dict[str, list[float]] = dict(totals.get("sums", {}))
+        self.skipped: int = totals.get("skipped", 0)
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
-        """Adds the metrics of some steps, one by one, so that the sums do not depend on how
-        steps were dispatched.
+        """Adds the metrics of some steps, one by one.
+
+        So the sums do not depend on how steps were dispatched.
         """
         self.skipped += int((metrics["skipped"] > 0).sum())
         for term, values in metrics.items():
             if term != "skipped":
                 total, count = self.sums.get(term, [0.0, 0])
                 finite = values[np.isfinite(values)].astype(np.float64).tolist()
-                self.sums[term] = [
-                    functools.reduce(operator.add, finite, total),
-                    count + len(finite),
-                ]
+                summed = functools.reduce(operator.add, finite, total)
+                self.sums[term] = [summed, count + len(finite)]
 
     def report(self) -> dict[str, float | None]:
         """The means."""
@@ -53,37 +53,41 @@ class Totals:
 
     def json(self) -> dict[str, Any]:
         """What the constructor takes."""
-        return {
-            "sums": {term: list(pair) for term, pair in self.sums.items()},
-            "skipped": self.skipped,
-        }
+        sums = {term: list(pair) for term, pair in self.sums.items()}
+        return {"sums": sums, "skipped": self.skipped}
 
 
 class HookState(NamedTuple):
-    """What a hook sees. The state's buffers are donated to the next step: copy what must outlive
-    the call.
+    """What a hook sees.
+
+    The state's buffers are donated to the next step: copy what must outlive the call.
     """
 
     step: int
     state: Any  # global arrays, the same on all devices
     totals: dict[str, Any]  # of Totals.json
-    stopping: bool = False  # the loop was asked to stop, and ends here
+    # Why the loop ends here before its last step: "asked" by ``stop``, to go on another time, or
+    # "finished" because a hook has seen enough. Empty where it does not.
+    stopping: Literal["", "asked", "finished"] = ""
 
 
 class Hook(NamedTuple):
-    """Calls ``call(moment)`` after every ``every`` steps, after the last one, and when the loop is
-    asked to stop.
+    """Calls ``call(hook_state)`` after every ``every`` steps, after the last one, and at a stop.
 
-    In a job of several processes all of them call it, at the same step.
+    A call that returns True ends the training after this step, as early stopping does: the hooks
+    that have not been called at this step are called, and ``fit`` returns the state. In a job of
+    several processes all of them call the hooks, at the same steps, and one that says True is
+    enough.
     """
 
     every: int
-    call: Callable[[HookState], None]
+    call: Callable[[HookState], bool | None]
 
 
 class NotFiniteError(FloatingPointError):
-    """Losses or gradients were not finite for too many steps in a row; the parameters are from
-    before them.
+    """Losses or gradients were not finite for too many steps in a row.
+
+    The parameters are those from before these steps.
     """
 
 
@@ -108,17 +112,25 @@ def fit(
 ) -> Any:
     """Trains to ``num_steps`` and returns the state.
 
-    Batches are a function of (seed, step): every example once per epoch in an order of its own, the
-    last batch of an epoch ragged and its mean exact. A run that starts from a saved state goes on
-    bit for bit as if it had not stopped.
+    >>> import jax.numpy as jnp, numpy as np, optax
+    >>> from jaxvae import training
+    >>> loss = training.batch_mean(lambda mean, key, x, step: (0.5 * (mean - x) ** 2, {}))
+    >>> algorithm = training.gradient_descent(lambda key, x: jnp.zeros(()), loss, optax.sgd(0.5))
+    >>> state = training.fit(algorithm, np.float32([1, 2, 6]), num_steps=50, batch_size=3)
+    >>> float(training.trained(state))
+    3.0
 
-    In a job of several processes (``processes.initialize``) all call ``fit`` with the same
-    arguments.
+    Batches are a function of (seed, step). Each epoch has every example once, in an order of its
+    own, and the mean of its ragged last batch is exact. A run that starts from a saved state goes
+    on bit for bit as if it had not stopped. In a job of several processes
+    (``processes.initialize``) all call ``fit`` with the same arguments.
 
     Args:
       algorithm: what ``gradient_descent`` or ``players`` makes, or any pair of init and step.
-      examples: pytree of arrays ``[N, ...]``; they stay on the devices as they are, uint8 pixels as
-        uint8. Or a ``datasets.Stream``, of which each process reads its own part of every batch.
+      examples: a ``datasets.Split``, ``datasets.Examples`` or a pytree of arrays ``[N, ...]``,
+        which stay on the devices as they are, uint8 pixels as uint8. Or a ``datasets.Stream``, of
+        which each process reads its own part of every batch. Their preprocessing, where they have
+        one, is the losses' affair and happens within the step.
       num_steps: steps in all, those that ``state`` has behind it included.
       batch_size: examples in a global batch; with several devices each takes an equal part.
       seed: of parameters, batches and noise.
@@ -128,6 +140,7 @@ def fit(
         ``images_per_second``.
       report_every: steps between reports.
       hooks: called between dispatches with the state; at their steps the loop waits for the device.
+        A hook that returns True ends the training.
       stop: asked at every dispatch; when it is true in any process, all stop after the same step,
         call every hook and return the state as it is.
       devices: devices of the job to use; None is the first one alone, or all in a job of several
@@ -138,111 +151,161 @@ def fit(
         stop can wait.
       max_skipped: updates in a row that may be skipped for not being finite.
 
-    Raises NotFiniteError naming the step and the term; ValueError for an empty set or settings that
-    cannot work.
+    Raises NotFiniteError naming the step and the term; ValueError for an empty set, something that
+    is no set, or settings that cannot work.
     """
-    n = num_examples(examples)
+    examples = examples_for(examples)
     periods = [report_every, *(hook.every for hook in hooks)]
-    counts = {
-        "batch_size": batch_size,
-        "steps_per_call": steps_per_call,
-        "a period of reports or hooks": min(periods),
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; it was {value}")
+    _check_settings(batch_size, steps_per_call, min(periods))
     if devices is None:
         devices = jax.local_devices()[:1] if jax.process_count() == 1 else jax.devices()
     layout = Placement(devices, mapping)
     if state is None:
-        state = jax.jit(algorithm.init)(
-            jax.random.key(seed), jax.tree.map(lambda a: a[0], examples)
-        )
+        state = jax.jit(algorithm.init)(jax.random.key(seed), first_example(examples))
     state = layout.replicated(_copied(processes.local(state)))
-    step, sums = int(processes.local(state.step)), Totals(totals)
-    padded = -(-batch_size // layout.count) * layout.count
-    steps = range(step, num_steps)
-    source, most = batches_of(
-        examples,
-        layout,
-        seed=seed,
-        batch_size=batch_size,
-        padded=padded,
-        steps=steps,
-        most=steps_per_call,
-    )
-    run = run_steps(algorithm, layout, source.streamed)
-    pace = _Pace(most, seconds_per_call)
-    waiting: tuple[int, int, Any, int, Any] | None = (
-        None  # the dispatch that has not been waited for
-    )
-    unread: tuple[int, int, Any, int] | None = None  # the one whose metrics have not been read
-    clock, images, first_bad, stopping = time.perf_counter(), 0, None, False
-
-    def wait() -> None:
-        """Waits for the dispatch before the newest one, which bounds the steps in flight."""
-        nonlocal waiting, unread, stopping
-        if waiting is None:
-            return
-        end, count, metrics, seen, votes = waiting
-        stopped, slowest = np.asarray(votes).tolist()
-        stopping |= bool(stopped)
-        pace.done(count, -slowest)
-        waiting, unread = None, (end, count, metrics, seen)
-
-    def read() -> None:
-        """Reads its metrics."""
-        nonlocal unread, sums, clock, images, first_bad
-        wait()
-        if unread is None:
-            return
-        end, count, metrics, seen = unread
-        metrics = {term: np.asarray(values)[:count] for term, values in metrics.items()}
-        unread, images = None, images + seen
-        first_bad = _check_finite(metrics, end, first_bad, max_skipped)
-        sums.add(metrics)
-        if end % report_every == 0 or end == num_steps:
-            now = time.perf_counter()
-            if report is not None:
-                report(end, {"images_per_second": images / (now - clock)} | sums.report())
-            sums, clock, images = Totals(), now, 0
-
-    try:
-        while step < num_steps and not stopping:
-            count = min(
-                [pace.agreed, num_steps - step, *(every - step % every for every in periods)]
-            )
-            rows, mask = np.zeros((2, most, padded), np.int32)
-            for s in range(count):
-                rows[s], mask[s] = batch_rows(seed, step + s, n, batch_size, padded)
-            weight = (mask / np.maximum(mask.sum(1, keepdims=True), 1)).astype(np.float32)
-            held, own_rows = source.take(rows, count)
-            if layout.on_cpu:
-                wait()  # with one dispatch queued behind another, IWAE and conv nets trained about 5 % slower; the
-                # metrics are read while the next one runs
-            # Votes of all processes, the largest of which comes back: to stop, and the longest next
-            # dispatch.
-            votes = [int(stop()), -pace.wish]
-            state, metrics, votes = run(state, held, count, own_rows, layout.split(weight), votes)
-            pace.started()
-            step += count
-            read()
-            waiting = step, count, metrics, int(mask.sum()), votes
-            due = [hook for hook in hooks if step % hook.every == 0 or step == num_steps]
-            if due or stopping:
-                read()
-            if stopping:
-                due = list(hooks)
-            for hook in due:
-                hook.call(
-                    HookState(
-                        step, layout.as_global(state), sums.json(), stopping and step < num_steps
-                    )
-                )
-        read()
-    finally:
-        source.close()
+    step = int(processes.local(state.step))
+    steps, settings = range(step, num_steps), {"seed": seed, "batch_size": batch_size}
+    reports = _Reports(report, report_every, num_steps, max_skipped, Totals(totals))
+    with contextlib.closing(
+        feed_of(examples, layout, steps=steps, most=steps_per_call, **settings)
+    ) as feed:
+        run = run_steps(algorithm, layout, feed.streamed)
+        dispatcher = _Dispatcher(run, feed, stop, _Pace(feed.most, seconds_per_call), reports)
+        ended = False
+        while step < num_steps and not ended:
+            most = min(num_steps - step, *(every - step % every for every in periods))
+            state, step = dispatcher.start(state, step, most)
+            if dispatcher.asked or step == num_steps or any(step % h.every == 0 for h in hooks):
+                dispatcher.read()
+                seen = HookState(step, layout.as_global(state), reports.totals.json())
+                ended = _call_hooks(hooks, seen, num_steps, dispatcher.asked)
+        dispatcher.read()
     return layout.as_global(state)
+
+
+def _check_settings(batch_size: int, steps_per_call: int, shortest: int) -> None:
+    counts = {
+        "batch_size": batch_size,
+        "steps_per_call": steps_per_call,
+        "a period of reports or hooks": shortest,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; it was {value}")
+
+
+def _call_hooks(hooks: Sequence[Hook], seen: HookState, last: int, asked: bool) -> bool:
+    """Calls the hooks that are due, or all at a stop, and returns whether the loop ends here."""
+    early = seen.step < last
+    due = [hook for hook in hooks if asked or not early or seen.step % hook.every == 0]
+    reason: Any = "asked" if asked and early else ""
+    answers = [hook.call(seen._replace(stopping=reason)) for hook in due]
+    finished = bool(due) and processes.any_of(any(_says_true(answer) for answer in answers))
+    if finished and early:
+        for hook in hooks:
+            if hook not in due:
+                hook.call(seen._replace(stopping="finished"))
+    return asked or finished
+
+
+def _says_true(answer: Any) -> bool:
+    """Whether it is True; a number that a call happens to return says nothing."""
+    return isinstance(answer, bool | np.bool_) and bool(answer)
+
+
+class _Dispatch(NamedTuple):
+    """Some steps on their way."""
+
+    end: int  # the step after which it ends
+    count: int  # steps
+    examples: int  # that it trains on
+    metrics: dict[str, Any]  # of the device, {term: [S]}
+    votes: Any  # of the device
+
+
+class _Dispatcher:
+    """Starts dispatches, waits for them and reads their metrics.
+
+    At most two are in flight. XLA's simulated devices hang when some tens of collectives are
+    queued, and a queue makes the answer to a request to stop late.
+    """
+
+    def __init__(
+        self,
+        run: Callable,
+        feed: InMemory | Streamed,
+        stop: Callable[[], bool],
+        pace: _Pace,
+        reports: _Reports,
+    ):
+        self.run, self.feed, self.stop, self.pace, self.reports = run, feed, stop, pace, reports
+        self.asked = False  # whether any process was asked to stop
+        self.newest: _Dispatch | None = None  # which has not been waited for
+        self.unread: _Dispatch | None = None  # which has, and whose metrics have not been read
+
+    def start(self, state: Any, step: int, most: int) -> tuple[Any, int]:
+        """Starts the next steps, at most so many, and returns the state and the step after them."""
+        count = min(self.pace.agreed, most)
+        block = self.feed.take(step, count)
+        if self.feed.layout.on_cpu:
+            # With one dispatch queued behind another, IWAE and conv nets trained about 5 % slower.
+            # The metrics are read while the next one runs.
+            self.wait()
+        # Votes of all processes, the largest of which comes back: to stop, and the longest next
+        # dispatch.
+        votes = [int(self.stop()), -self.pace.wish]
+        state, metrics, votes = self.run(
+            state, block.examples, count, block.rows, block.weight, votes
+        )
+        self.pace.started()
+        self.read()
+        self.newest = _Dispatch(step + count, count, block.count, metrics, votes)
+        return state, step + count
+
+    def wait(self) -> None:
+        """Waits for the dispatch that was started last."""
+        if self.newest is None:
+            return
+        stopped, slowest = np.asarray(self.newest.votes).tolist()
+        self.asked |= bool(stopped)
+        self.pace.done(self.newest.count, -slowest)
+        self.newest, self.unread = None, self.newest
+
+    def read(self) -> None:
+        """Waits for it and reads its metrics."""
+        self.wait()
+        if self.unread is not None:
+            done, self.unread = self.unread, None
+            steps = {term: np.asarray(a)[: done.count] for term, a in done.metrics.items()}
+            self.reports.add(steps, done.end, done.examples)
+
+
+class _Reports:
+    """Sums metrics up, reports their means, and stops a training that is not finite."""
+
+    def __init__(
+        self,
+        report: Callable[[int, dict[str, Any]], None] | None,
+        every: int,
+        last: int,
+        max_skipped: int,
+        totals: Totals,
+    ):
+        self.report, self.every, self.last, self.max_skipped = report, every, last, max_skipped
+        self.totals, self.images, self.clock = totals, 0, time.perf_counter()
+        self.first_bad: Any = None  # step and terms of the first skipped update in a row
+
+    def add(self, metrics: dict[str, np.ndarray], end: int, examples: int) -> None:
+        """The metrics of the steps up to ``end``."""
+        self.images += examples
+        self.first_bad = _check_finite(metrics, end, self.first_bad, self.max_skipped)
+        self.totals.add(metrics)
+        if end % self.every == 0 or end == self.last:
+            now = time.perf_counter()
+            if self.report is not None:
+                speed = {"images_per_second": self.images / (now - self.clock)}
+                self.report(end, speed | self.totals.report())
+            self.totals, self.clock, self.images = Totals(), now, 0
 
 
 @jax.jit
@@ -251,11 +314,11 @@ def _copied(tree: Any) -> Any:
 
 
 class _Pace:
-    """How many steps a dispatch takes: as many as fit into some seconds, from one on and at most 16
-    times as many.
+    """How many steps a dispatch takes: as many as fit into some seconds.
 
-    ``wish`` is this process's own view, ``agreed`` the smallest of all processes', which comes back
-    with a dispatch.
+    It begins with one step, and a dispatch has at most 16 times as many as the one before it.
+    ``wish`` is what this process would take. ``agreed`` is the smallest wish of all processes,
+    which comes back with a dispatch.
     """
 
     def __init__(self, most: int, seconds: float):
@@ -276,8 +339,9 @@ class _Pace:
 
 
 def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limit: int) -> Any:
-    """Returns the first step of the present row of skipped updates, with the term at fault, or
-    raises.
+    """Returns the first step of the present row of skipped updates, with the term at fault.
+
+    Raises NotFiniteError where the row is too long.
     """
     skipped = metrics["skipped"]
     for i in np.flatnonzero(skipped):
@@ -289,8 +353,8 @@ def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limi
             first_bad = step, " and ".join(terms) or "an update"
         if skipped[i] >= limit:
             raise NotFiniteError(
-                f"step {first_bad[0]}: {first_bad[1]} not finite. {limit} updates in a row were skipped, and the "
-                "parameters are those from before. Lower the learning rate, clip the gradient's norm, or look for "
-                "values that are not finite in the data."
+                f"step {first_bad[0]}: {first_bad[1]} not finite. {limit} updates in a row were "
+                "skipped, and the parameters are those from before. Lower the learning rate, clip "
+                "the gradient's norm, or look for values that are not finite in the data."
             )
     return first_bad

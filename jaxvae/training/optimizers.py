@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +16,10 @@ Array = jax.Array
 
 
 class SkipsNonFinite(optax.GradientTransformationExtraArgs):
-    """An optimizer whose ``update`` takes ``finite``, and where it is False leaves parameters and
-    state as they were.
+    """An optimizer that skips an update by itself: its ``update`` takes ``finite``.
 
-    Any other one is skipped from outside, by a branch that waits for all gradients or a selection
-    of every array.
+    Where ``finite`` is False it must leave parameters and state as they were. Other optimizers are
+    skipped from outside, by a branch that waits for all gradients or by a selection of every array.
     """
 
     __slots__ = ()
@@ -27,16 +28,16 @@ class SkipsNonFinite(optax.GradientTransformationExtraArgs):
 def adam(
     learning_rate: float | optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> SkipsNonFinite:
-    """``optax.adam`` with one division an entry in place of three, which skips updates that are not
-    finite by itself.
+    """``optax.adam`` with fewer divisions, which skips updates that are not finite by itself.
 
-    With r_t = sqrt(1 - b2^t), as in the end of section 2 of Kingma & Ba 2015 (arXiv:1412.6980),
+    It divides once an entry where Optax divides three times. With r_t = sqrt(1 - b2^t), as at the
+    end of section 2 of Kingma & Ba 2015 (arXiv:1412.6980),
 
         theta <- theta - learning_rate r_t / (1 - b1^t) m_t / (sqrt(v_t) + eps r_t).
 
-    The state is ``optax.adam``'s. A skipped update has factors of 1 and 0 in place of b and 1 - b,
-    and a rate of 0. The rate is 0, whatever ``finite`` says, where the first entry of a vector's
-    gradient is not finite, too.
+    The state is ``optax.adam``'s, so that one goes on where the other stopped. To skip an update,
+    (b, 1 - b) become (1, 0) and the step size becomes 0. The step size is also 0 where the first
+    entry of a vector's gradient is not finite, even if ``finite`` is True.
     """
     plain = optax.adam(learning_rate, b1, b2, eps)
 
@@ -70,17 +71,32 @@ def adam(
 
 
 def descend(
-    optimizer: optax.GradientTransformation, grads: Any, state: Any, params: Any, finite: Array
+    optimizer: optax.GradientTransformation,
+    grads: Any,
+    state: Any,
+    params: Any,
+    finite: Array,
+    value: Any = None,
+    value_fn: Callable[[Any], Array] | None = None,
 ) -> tuple[Any, Any]:
-    """Parameters and state of the optimizer after an update, or as they were where ``finite`` is
-    False.
+    """Parameters and state of the optimizer after an update, or as they were.
+
+    Args:
+      optimizer: of Optax, or one that skips by itself.
+      grads: the gradient.
+      state: of the optimizer.
+      params: before the update.
+      finite: whether to update.
+      value: the loss, for optimizers that look at it.
+      value_fn: the loss as a function of the parameters, for line searches.
     """
+    more = {"value": value, "grad": grads, "value_fn": value_fn}
     if isinstance(optimizer, SkipsNonFinite):
-        updates, state = optimizer.update(grads, state, params, finite=finite)
+        updates, state = _update(optimizer, grads, state, params, more | {"finite": finite})
         return optax.apply_updates(params, updates), state
 
     def updated() -> tuple[Any, Any]:
-        updates, new = optimizer.update(grads, state, params)
+        updates, new = _update(optimizer, grads, state, params, more)
         return optax.apply_updates(params, updates), new
 
     kept = params, state
@@ -90,3 +106,23 @@ def descend(
         cpu=lambda: lax.cond(finite, updated, lambda: kept),
         default=lambda: jax.tree.map(functools.partial(jnp.where, finite), updated(), kept),
     )
+
+
+def _update(
+    optimizer: optax.GradientTransformation,
+    grads: Any,
+    state: Any,
+    params: Any,
+    more: dict[str, Any],
+) -> tuple[Any, Any]:
+    """``optimizer.update``, with the further arguments where it takes any."""
+    takes_more = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    try:
+        return optimizer.update(grads, state, params, **(more if takes_more else {}))
+    except TypeError as error:
+        if not re.search(r"missing \d+ required|unexpected keyword", str(error)):
+            raise
+        raise ValueError(
+            f"the optimizer takes other arguments than training gives ({error}); training gives "
+            "value, grad and value_fn to a GradientTransformationExtraArgs, and nothing to others"
+        ) from error

@@ -1,6 +1,4 @@
-"""Several trainings at once: an algorithm vmapped over seeds, or over values of any number that
-it is made with.
-"""
+"""Several trainings at once: an algorithm vmapped over seeds, or over numbers it is made with."""
 
 from __future__ import annotations
 
@@ -42,8 +40,8 @@ def vmapped(make: Callable[[Array], Algorithm], values: Any) -> Algorithm:
         return Ensemble(jnp.int32(0), states)
 
     def step(state: Ensemble, batch: Batch, axis_name: str | None = None) -> tuple[Ensemble, Terms]:
-        own = lambda value, state: make(value).step(state, batch, axis_name)
-        members, metrics = jax.vmap(own)(values, state.members)
+        one_step = lambda value, state: make(value).step(state, batch, axis_name)
+        members, metrics = jax.vmap(one_step)(values, state.members)
         skipped = metrics.pop("skipped").max()
         each = {f"{name}[{s}]": value[s] for name, value in metrics.items() for s in range(count)}
         means = {name: value.mean() for name, value in metrics.items()}
