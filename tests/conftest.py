@@ -7,8 +7,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # What one test, process or script has compiled serves the others; set before jax is imported.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvae import datasets, likelihoods, models, networks, posteriors, priors
+from jaxvae import datasets, distributions, likelihoods, models, networks, posteriors, priors
+from jaxvae.contracts import pytree, static
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # but for tests marked optimized, below
@@ -132,3 +134,84 @@ def images() -> np.ndarray:
     from sklearn.datasets import load_digits
 
     return (load_digits().data / 16).astype(np.float32)
+
+
+@pytree
+class TwoLevels:
+    """A density of z = (z2, z1) and of no event shape: p(a) N(b; weights a, scale^2)."""
+
+    first: Any  # p(a): of z2 in a prior, of z1 in a posterior
+    weights: jax.Array
+    scale: jax.Array
+    upper_first: bool = static()
+
+    def _ordered(self, pair: tuple) -> tuple:
+        return tuple(pair) if self.upper_first else tuple(pair)[::-1]
+
+    def _then(self, a: jax.Array) -> distributions.Normal:
+        return distributions.Normal(self.weights @ a, self.scale)
+
+    def noise(self, key: jax.Array, shape: tuple[int, ...] = ()) -> tuple:
+        key_a, key_b = jax.random.split(key)
+        b = jax.random.normal(key_b, (*shape, len(self.weights)))
+        return self._ordered((self.first.noise(key_a, shape), b))
+
+    def from_noise(self, noise: tuple) -> tuple:
+        noise_a, noise_b = self._ordered(noise)
+        a = self.first.from_noise(noise_a)
+        return self._ordered((a, self._then(a).from_noise(noise_b)))
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> tuple:
+        return distributions.reparameterize(self, self.noise(key, shape))
+
+    def log_prob(self, z: tuple) -> jax.Array:
+        a, b = self._ordered(z)
+        return self.first.log_prob(a) + self._then(a).log_prob(b)
+
+
+# p(z2) = N(0, 1), p(z1|z2) = N(A z2, 0.7^2 I), p(x|z1) = N(W z1 + b, 0.6^2 I).
+TWO_LEVEL_A = np.array([[0.9], [-0.5]])
+TWO_LEVEL_W = np.array([[0.8, -0.3], [0.1, 0.9], [-0.5, 0.4]])
+TWO_LEVEL_B = np.array([0.2, -0.1, 0.5])
+
+
+@pytest.fixture(scope="session")
+def two_level_vae() -> models.VAE:
+    """A linear Gaussian VAE of x [3], z2 [1] and z1 [2], whose ``init`` is the exact posterior."""
+    a, w, b = TWO_LEVEL_A, TWO_LEVEL_W, TWO_LEVEL_B
+    covariance = np.linalg.inv(np.linalg.inv(a @ a.T + 0.49 * np.eye(2)) + w.T @ w / 0.36)
+    upper = 1 / (1 + (a**2).sum() / 0.49)  # the variance of z2 given z1
+    params = {
+        "encoder": covariance @ w.T / 0.36,
+        "tril": np.linalg.cholesky(covariance),
+        "upper": upper * a.T / 0.49,
+        "upper_scale": np.sqrt([upper]),
+        "prior": a,
+        "decoder": w,
+        "bias": b,
+    }
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+    def encode(params: dict, x: jax.Array) -> TwoLevels:
+        loc = params["encoder"] @ (x - params["bias"])
+        first = distributions.MultivariateNormal(loc, params["tril"])
+        return TwoLevels(first, params["upper"], params["upper_scale"], upper_first=False)
+
+    def decode(params: dict, z: tuple) -> distributions.Normal:
+        return distributions.Normal(params["decoder"] @ z[1] + params["bias"], jnp.full(3, 0.6))
+
+    def prior(params: dict) -> TwoLevels:
+        first = distributions.Normal(jnp.zeros(1), jnp.ones(1))
+        return TwoLevels(first, params["prior"], jnp.full(2, 0.7), upper_first=True)
+
+    return models.VAE(lambda key, x: params, encode, decode, prior)
+
+
+@pytest.fixture(scope="session")
+def two_level_evidence() -> Callable[[np.ndarray], np.ndarray]:
+    """log p(x) of ``two_level_vae`` in closed form, for x [..., 3]."""
+    from scipy.stats import multivariate_normal
+
+    a, w = TWO_LEVEL_A, TWO_LEVEL_W
+    covariance = w @ (a @ a.T + 0.49 * np.eye(2)) @ w.T + 0.36 * np.eye(3)
+    return multivariate_normal(TWO_LEVEL_B, covariance).logpdf

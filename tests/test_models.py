@@ -17,6 +17,7 @@ import optax
 import pytest
 from flax import linen, nnx
 from harness import equations, products
+from scipy import stats
 
 from jaxvae import (
     bounds,
@@ -24,6 +25,7 @@ from jaxvae import (
     distributions,
     divergences,
     evaluation,
+    expectations,
     kl_costs,
     likelihoods,
     models,
@@ -471,3 +473,129 @@ def test_free_bits_need_latents_that_divide(small_vae: models.VAE) -> None:
     keys = jax.random.split(jax.random.key(1), 4)
     with pytest.raises(ValueError, match="2 latents do not divide into 3 groups"):
         loss(params, keys, jnp.zeros((4, 8, 8, 1)), jnp.full(4, 0.25), jnp.int32(0), None)
+
+
+# z as a pytree
+
+
+def test_a_two_level_vae_is_served_by_every_continuous_bound(
+    two_level_vae: models.VAE, two_level_evidence: Callable
+) -> None:
+    """At the posterior each draw's weight is p(x), which makes every bound log p(x)."""
+    x, key = jnp.array([1.0, -0.7, 0.3]), jax.random.key(1)
+    params = two_level_vae.init(key, x)
+    needs_more = {"elbo_analytic": "no closed form", "gdreg": "dreg serves"}
+    names = [name for name, bound in bounds.BOUNDS.items() if "continuous" in bound.latents]
+    losses = {
+        **{
+            name: models.negative(bounds.BOUNDS[name], two_level_vae, 3)
+            for name in names
+            if name not in needs_more
+        },
+        "negative_elbo": models.negative_elbo(two_level_vae, 3),
+        "negative_sampled_elbo": models.negative_sampled_elbo(two_level_vae, 3),
+    }
+    of = lambda loss: jax.value_and_grad(lambda params: loss(params, key, x, 0)[0])
+    every = jax.jit(lambda params: {name: of(loss)(params) for name, loss in losses.items()})
+    values, slopes = ({name: pair[i] for name, pair in every(params).items()} for i in range(2))
+    assert set(losses) >= {"elbo", "iwae", "stl", "dreg", "piwae", "vimco", "ovis_mc", "tvo"}
+    for name, value in values.items():
+        assert float(-value) == pytest.approx(two_level_evidence(x), abs=1e-4), name
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes[name])), name
+    for name in ("stl", "dreg"):  # without variance at the posterior
+        assert max(float(jnp.abs(slopes[name][part]).max()) for part in ("encoder", "tril")) < 1e-4
+    for name, message in needs_more.items():
+        with pytest.raises(ValueError, match=message):
+            models.negative(bounds.BOUNDS[name], two_level_vae, 3)(params, key, x, 0)
+
+
+def test_a_two_level_vae_answers(two_level_vae: models.VAE, two_level_evidence: Callable) -> None:
+    x, key, asked = jnp.array([0.4, 0.1, -1.0]), jax.random.key(1), models.answers(two_level_vae)
+    params, evidence = two_level_vae.init(key, x), two_level_evidence(x)
+    terms = asked.terms(params, key, x, 5)
+    assert float(terms["reconstruction"] - terms["kl"]) == pytest.approx(evidence, abs=1e-4)
+    np.testing.assert_allclose(
+        asked.log_weights(params, key, x, 4), np.full(4, evidence), atol=1e-4
+    )
+    z2, z1 = asked.draw(params, key)
+    density = stats.norm(0, 1).logpdf(z2).sum()
+    density += stats.norm(np.ravel(params["prior"] @ z2), 0.7).logpdf(z1).sum()
+    density += stats.norm(params["decoder"] @ z1 + params["bias"], 0.6).logpdf(x).sum()
+    assert float(asked.log_joint(params, x, (z2, z1))) == pytest.approx(density, abs=1e-4)
+    means = distributions.mean_of(asked.encode(params, x))
+    assert [leaf.shape for leaf in means] == [(1,), (2,)]
+
+
+# A log-density is a scalar
+
+
+@distributions.pytree
+class Unsummed:
+    """A user's Gaussian that forgets to sum over its coordinates."""
+
+    loc: jax.Array
+    event_shape = (2,)
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+        return self.loc + jax.random.normal(key, (*shape, 2))
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        return -0.5 * (x - self.loc) ** 2
+
+
+FORGOTTEN = {
+    "likelihood": lambda vae: vae._replace(
+        decode=lambda params, z: npd.BernoulliLogits(vae.decode(params, z).logits)
+    ),
+    "posterior": lambda vae: vae._replace(
+        encode=lambda params, x: npd.Normal(vae.encode(params, x).loc, 1.0)
+    ),
+    "prior": lambda vae: vae._replace(prior=lambda params: npd.Normal(jnp.zeros(2), 1.0)),
+    "user's posterior": lambda vae: vae._replace(
+        encode=lambda params, x: Unsummed(vae.encode(params, x).loc)
+    ),
+    "user's prior": lambda vae: vae._replace(prior=lambda params: Unsummed(jnp.zeros(2))),
+}
+ASKED = {
+    "elbo": models.negative_elbo,
+    "sampled elbo": models.negative_sampled_elbo,
+    "iwae": lambda vae: models.negative(bounds.iwae, vae, 2),
+    "vimco": lambda vae: models.negative(bounds.vimco, vae, 2),
+    "weights": lambda vae: (
+        lambda params, key, x, step: models.answers(vae).log_weights(params, key, x, 2)
+    ),
+    "terms": lambda vae: lambda params, key, x, step: models.answers(vae).terms(params, key, x, 2),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("part", FORGOTTEN)
+def test_a_density_that_is_no_scalar_is_refused(
+    small_vae: models.VAE, part: str, asked: str
+) -> None:
+    x = jnp.ones((8, 8, 1))
+    params = jax.eval_shape(small_vae.init, jax.random.key(0), x)
+    loss = ASKED[asked](FORGOTTEN[part](small_vae))
+    with pytest.raises(ValueError, match=r"(Normal|BernoulliLogits|Unsummed).*to_event\("):
+        jax.eval_shape(lambda params: loss(params, jax.random.key(1), x, 0), params)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda q, key: expectations.pathwise(key, q, lambda z: z**2), r"f returned shape \(2,\)"),
+        (lambda q, key: expectations.rloo(key, q, lambda z: z**2), r"f returned shape \(2,\)"),
+        (lambda q, key: bounds.elbo(key, q, lambda z: z**2), r"log_joint returned shape \(2,\)"),
+        (lambda q, key: bounds.log_weights(key, q, lambda z: z, 3), "log_joint returned shape"),
+        (lambda q, key: divergences.kl(q, Unsummed(jnp.zeros(2)), key), "Unsummed.log_prob"),
+        (lambda q, key: divergences.kl(Unsummed(jnp.zeros(2)), q, key), "Unsummed.log_prob"),
+        (
+            lambda q, key: expectations.score_function(key, Unsummed(jnp.zeros(2)), jnp.sum),
+            "Unsummed.log_prob",
+        ),
+    ],
+)
+def test_a_function_that_is_no_scalar_is_refused(call: Callable, named: str) -> None:
+    q = distributions.Normal(jnp.zeros(2), jnp.ones(2))
+    with pytest.raises(ValueError, match=named + r".*for one event, where a scalar was expected"):
+        call(q, jax.random.key(0))

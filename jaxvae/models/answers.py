@@ -1,7 +1,7 @@
 """What can be asked of a trained model: a record of pure functions of one example.
 
-Evaluation, figures and all later uses ask for the answer that they need. They never ask which
-family the model is of, and they say in a sentence when it has no such answer.
+Evaluation, figures and all later uses ask for the answer that they need. They never ask for the
+family of the model, and they say in a sentence when it has no such answer.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from jaxvae import bounds
 from jaxvae.contracts import Array, Params, Terms
-from jaxvae.models.conditional import CVAE, condition_on
-from jaxvae.models.vae import VAE, elbo_terms
+from jaxvae.models.conditional import CVAE, Denoising, condition_on
+from jaxvae.models.vae import VAE, elbo_terms, log_joint
 
 
 def _whole(example: Any) -> tuple[Any, None]:
@@ -36,23 +36,35 @@ class Model(NamedTuple):
     terms: Callable[[Params, Array, Any, int], Terms] | None = None
     # (params, key, example, num_samples) -> log p(x, z_k) - log q(z_k|x), z_k ~ q: [K]
     log_weights: Callable[[Params, Array, Any, int], Array] | None = None
-    log_joint: Callable[[Params, Any, Any], Array] | None = (
-        None  # (params, example, z) -> log p(x, z)
-    )
+    # (params, example, z) -> log p(x, z)
+    log_joint: Callable[[Params, Any, Any], Array] | None = None
     parts: Callable[[Any], tuple[Any, Any]] = _whole  # example -> (x, condition)
 
 
 @functools.lru_cache(maxsize=64)
 def answers(model: Any) -> Model:
-    """The answers of a VAE, or of a model that gives one ``at`` an example; a ``Model`` as it is.
+    """The answers of a VAE, or of a model that gives one ``at`` an example.
 
-    It is cached, so that functions compiled for a model are compiled once.
+    A ``Model`` is returned as it is. A denoising model answers for clean examples as its VAE does.
+    The result is cached, so that functions compiled for a model are compiled once. Raises
+    ValueError for anything else.
+
+    >>> asked = models.answers(vae)
+    >>> asked.draw(params, jax.random.key(2)).shape
+    (2,)
     """
     if isinstance(model, Model):
         return model
+    if not hasattr(model, "at"):
+        raise ValueError(
+            f"answers takes a VAE, a CVAE, a Denoising or a Model; it was given a "
+            f"{type(model).__name__}"
+        )
 
     def conditioned(condition: Any) -> VAE:
-        return condition_on(model, condition) if isinstance(model, CVAE) else model
+        if isinstance(model, CVAE):
+            return condition_on(model, condition)
+        return model.vae if isinstance(model, Denoising) else model
 
     def encode(params: Params, example: Any) -> Any:
         vae, x = model.at(example)
@@ -70,15 +82,16 @@ def answers(model: Any) -> Model:
     def terms(params: Params, key: Array, example: Any, num_samples: int) -> Terms:
         return elbo_terms(model, params, key, example, num_samples)
 
-    def log_joint(params: Params, example: Any, z: Any) -> Array:
+    def joint(params: Params, example: Any, z: Any) -> Array:
         vae, x = model.at(example)
-        return vae.decode(params, z).log_prob(x) + vae.prior(params).log_prob(z)
+        return log_joint(vae, params, x, vae.prior(params))(z)
 
     def log_weights(params: Params, key: Array, example: Any, num_samples: int) -> Array:
         q = encode(params, example)
-        return bounds.log_weights(key, q, lambda z: log_joint(params, example, z), num_samples)
+        return bounds.log_weights(key, q, lambda z: joint(params, example, z), num_samples)
 
     def parts(example: Any) -> tuple[Any, Any]:
-        return (example.x, example.y) if isinstance(model, CVAE) else (example, None)
+        condition = example.y if isinstance(model, CVAE) else None
+        return model.at(example)[1], condition
 
-    return Model(model.init, encode, decode, draw, prior, terms, log_weights, log_joint, parts)
+    return Model(model.init, encode, decode, draw, prior, terms, log_weights, joint, parts)

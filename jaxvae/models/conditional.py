@@ -106,26 +106,28 @@ def gaussian_stochastic(model: CVAE) -> CVAE:
 
 
 class Corrupted(NamedTuple):
-    """An example x and what has become of it."""
+    """An example x and its corrupted version."""
 
     x: Any
     noisy: Any
 
 
 class Denoising(NamedTuple):
-    """A VAE whose encoder sees corrupted examples, while its likelihood is of the clean ones.
+    """A VAE whose encoder sees corrupted examples, while its likelihood explains the clean ones.
 
-    Vincent et al. 2008 (denoising autoencoders); Im et al. 2015, arXiv:1511.06406 (denoising VAEs).
+    A clean example stands for itself: evaluation asks what the VAE says of clean examples. Vincent
+    et al. 2008 (denoising autoencoders); Im et al. 2015, arXiv:1511.06406 (denoising VAEs).
     """
 
     vae: VAE
 
-    def init(self, key: Array, example: Corrupted) -> Params:
+    def init(self, key: Array, example: Any) -> Params:
         """Of the VAE."""
-        return self.vae.init(key, example.x)
+        return self.vae.init(key, example.x if isinstance(example, Corrupted) else example)
 
-    def at(self, example: Corrupted) -> tuple[VAE, Any]:
+    def at(self, example: Any) -> tuple[VAE, Any]:
         """The VAE that encodes the corrupted example, and the clean one."""
-        return self.vae._replace(
-            encode=lambda params, _: self.vae.encode(params, example.noisy)
-        ), example.x
+        if not isinstance(example, Corrupted):
+            return self.vae, example
+        encode = lambda params, x: self.vae.encode(params, example.noisy)
+        return self.vae._replace(encode=encode), example.x
