@@ -23,9 +23,9 @@ import jax
 import numpy as np
 
 from jaxvae.datasets import shapes
-from jaxvae.datasets.batches import batch_rows, num_examples
+from jaxvae.datasets.batches import batch_rows, num_examples, random_subset
 from jaxvae.datasets.catalog import from_tfds, held
-from jaxvae.datasets.examples import Examples, examples_of, preprocessed
+from jaxvae.datasets.examples import Examples, examples_of, preprocessed, rows_of
 from jaxvae.datasets.files import from_arrays, load_path
 from jaxvae.datasets.pixels import CORRUPTIONS, PREPROCESSING, prepared, preprocessing
 from jaxvae.datasets.splits import DataError, Dataset, S, Split
@@ -48,6 +48,8 @@ __all__ = [
     "prepared",
     "preprocessed",
     "preprocessing",
+    "random_subset",
+    "rows_of",
     "select",
     "shapes",
     "stream",

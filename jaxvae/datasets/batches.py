@@ -46,3 +46,15 @@ def num_examples(examples: Any) -> int:
             f"examples need one common leading axis [N, ...] with N >= 1; lengths were {sorted(lengths)}"
         )
     return lengths.pop()
+
+
+def random_subset(source: Any, num: int, seed: int = 0) -> Any:
+    """A fixed random subset of a split or a pytree."""
+    examples = getattr(source, "x", source)
+    n = num_examples(examples)
+    if num >= n:
+        return source
+    rows = np.sort(np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(n)[:num])
+    if hasattr(source, "take"):
+        return source.take(rows)
+    return jax.tree.map(lambda a: a[rows], source)

@@ -18,9 +18,25 @@ class DataError(ValueError):
 class Split(NamedTuple):
     """Part of a data set."""
 
-    images: np.ndarray  # [N, H, W, C] uint8, or float32; shapes.Images where they are rendered
-    labels: np.ndarray | None = None  # [N] int
+    x: Any  # [N, H, W, C] uint8, or float32; shapes.Images where they are rendered
+    y: Any = None  # [N] int
     attributes: np.ndarray | None = None  # [N, A] float32
+    preprocess: Any = None
+
+    @property
+    def images(self) -> Any:
+        return self.x
+
+    @property
+    def labels(self) -> Any:
+        return self.y
+
+    @property
+    def examples(self) -> Any:
+        """The examples with their preprocessing."""
+        from jaxvae.datasets.examples import Examples
+
+        return self.x if self.preprocess is None else Examples(self.x, self.preprocess)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,9 +50,10 @@ class Split(NamedTuple):
 
     def take(self, rows: Any) -> Split:
         """The examples of some rows, an index array or a slice."""
-        return Split(
-            self.images[rows], *(None if field is None else field[rows] for field in self[1:])
-        )
+        import jax
+
+        x, y, attributes = jax.tree.map(lambda a: a[rows], (self.x, self.y, self.attributes))
+        return Split(x, y, attributes, self.preprocess)
 
     def glimpse(self) -> Iterator[Split]:
         """Examples to judge the split by: all of them."""
