@@ -201,8 +201,8 @@ def _numbered(splits: dict[str, Split]) -> dict[str, Split]:
 
     def number(split: Split) -> Split:
         if split.labels is None or len(classes) == 1:
-            return split._replace(labels=None)
-        return split._replace(labels=np.asarray(np.searchsorted(classes, split.labels), np.int32))
+            return split._replace(y=None)
+        return split._replace(y=np.asarray(np.searchsorted(classes, split.labels), np.int32))
 
     return {name: number(split) for name, split in splits.items()}
 

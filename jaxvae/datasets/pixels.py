@@ -127,4 +127,4 @@ def _once(split: Split, name: str, levels: int, seed: int) -> Split:
         generator = np.random.Generator(np.random.Philox(key=[seed, len(images)]))
         probability = images if floating else images / max(levels - 1, 1)
         images = (generator.random(images.shape) < probability).astype(np.uint8)
-    return split._replace(images=images)
+    return split._replace(x=images)
