@@ -1,38 +1,70 @@
-"""How good a model is: the ELBO and its terms, log-likelihoods with their error bars, active
-units. All in nats.
+"""How good a model is: bounds, log-likelihoods, latents, samples, factors, clusters.
+
+Each function asks a ``models.Model`` for the answers that it needs, and says in a sentence which of
+them the model does not have. All values are in nats.
 """
 
-from jaxvae.evaluation import clusters, decompositions, disentanglement, samples
+from jaxvae.evaluation import (
+    clusters,
+    decompositions,
+    disentanglement,
+    metrics,
+    samples,
+    sources,
+)
+from jaxvae.evaluation.encodings import (
+    as_matrix,
+    encode_split,
+    posteriors_of,
+    preprocessed_split,
+)
 from jaxvae.evaluation.likelihoods import (
     ACTIVE_VARIANCE,
+    FEWEST_EFFECTIVE_SAMPLES,
+    UNRELIABLE_PARETO_K,
     Likelihoods,
     LogLikelihood,
     Summary,
     bits_per_dim,
-    encode_split,
     estimate_log_likelihood,
-    evaluate,
+    evaluate_elbo,
     log_likelihood,
+    log_likelihoods,
     pareto_shape,
-    same,
+    per_dimension,
     tail_length,
 )
+from jaxvae.evaluation.metrics import METRICS, Data, measure
+from jaxvae.evaluation.sources import SOURCES, source
 
 __all__ = [
     "ACTIVE_VARIANCE",
+    "FEWEST_EFFECTIVE_SAMPLES",
+    "METRICS",
+    "SOURCES",
+    "UNRELIABLE_PARETO_K",
+    "Data",
     "Likelihoods",
     "LogLikelihood",
     "Summary",
+    "as_matrix",
     "bits_per_dim",
     "clusters",
     "decompositions",
     "disentanglement",
     "encode_split",
     "estimate_log_likelihood",
-    "evaluate",
+    "evaluate_elbo",
     "log_likelihood",
+    "log_likelihoods",
+    "measure",
+    "metrics",
     "pareto_shape",
-    "same",
+    "per_dimension",
+    "posteriors_of",
+    "preprocessed_split",
     "samples",
+    "source",
+    "sources",
     "tail_length",
 ]

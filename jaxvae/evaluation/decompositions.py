@@ -1,9 +1,8 @@
 """What the KL term of the ELBO is made of, over a whole split, in nats.
 
-q(z) = 1/N sum_n q(z|x_n) is the mixture of the posteriors of *all* N examples, without a
-minibatch's bias. A split's posteriors are one distribution whose leaves are stacked, [N, D]:
-
-    q = jax.lax.map(functools.partial(vae.encode, params), x, batch_size=500)
+q(z) = 1/N sum_n q(z|x_n) is the mixture of the posteriors of *all* N examples, so that it has no
+bias of a minibatch. The posteriors of a split are one distribution whose leaves are stacked,
+[N, D]: ``evaluation.posteriors_of`` gives them.
 """
 
 from __future__ import annotations
@@ -32,7 +31,9 @@ class Estimate(NamedTuple):
     """A mean over draws."""
 
     value: float  # nats
-    standard_error: float  # as of independent draws: too large where every example was drawn, which adds no spread
+    # That of independent draws. Where every example was drawn equally often, the spread between the
+    # examples adds no error, and this is too large.
+    standard_error: float
 
 
 class Surgery(NamedTuple):
@@ -55,10 +56,9 @@ class Decomposition(NamedTuple):
 
 
 def aggregated_posterior(q: Any) -> Mixture:
-    """q(z) = 1/N sum_n q(z|x_n) as a distribution, of posteriors stacked [N, ...]: sampled in one
-    go.
+    """q(z) = 1/N sum_n q(z|x_n) as a distribution, of posteriors stacked [N, ...].
 
-    Its log-density needs N terms for each z, all at once; the functions below take them in blocks.
+    Its log-density computes N terms for each z at once. The functions below take them in blocks.
     """
     return Mixture(jnp.zeros(num_examples(q)), q)
 
@@ -72,13 +72,15 @@ def surgery(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Surgery:
       q: the posteriors of a split, any family with every leaf stacked ``[N, ...]``.
       p: the prior, any distribution.
       key: of the draws.
-      num_draws: draws of (n, z) in all, with n as evenly spread over the examples as can be. The
-        work is N * num_draws densities; the memory is bounded.
+      num_draws: draws of (n, z) in all. They are spread over the examples as evenly as possible.
+        The work is N * num_draws densities, and the memory is bounded.
 
     Raises ValueError when posteriors and prior are over different events.
     """
-    own, mixture, prior = _columns(q, p, key, num_draws, _joint)
-    return Surgery(_estimate(own - prior), _estimate(own - mixture), _estimate(mixture - prior))
+    posterior, mixture, prior = _columns(q, p, key, num_draws, _joint)
+    return Surgery(
+        _estimate(posterior - prior), _estimate(posterior - mixture), _estimate(mixture - prior)
+    )
 
 
 def decomposition(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Decomposition:
@@ -100,11 +102,11 @@ def decomposition(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Decomp
     """
     _check_factorized("the posterior", q)
     _check_factorized("the prior", p)
-    own, mixture, prior = _columns(q, p, key, num_draws, _joint_and_coordinates)
+    posterior, mixture, prior = _columns(q, p, key, num_draws, _joint_and_coordinates)
     joint, coordinates = mixture[:, 0], mixture[:, 1:] - prior[:, 1:]
     return Decomposition(
-        kl=_estimate(own[:, 0] - prior[:, 0]),
-        mutual_information=_estimate(own[:, 0] - joint),
+        kl=_estimate(posterior[:, 0] - prior[:, 0]),
+        mutual_information=_estimate(posterior[:, 0] - joint),
         total_correlation=_estimate(joint - mixture[:, 1:].sum(1)),
         dimension_wise_kl=_estimate(mixture[:, 1:].sum(1) - prior[:, 0]),
         marginal_kl=_estimate(joint - prior[:, 0]),
@@ -133,8 +135,8 @@ def _columns(q: Any, p: Any, key: Array, num_draws: int, density: Density) -> li
     width = jax.eval_shape(density, p, jax.eval_shape(p.sample, key)).size
     blocks = _blocks(q, width)
     parts = [
-        _of_draws(own, blocks, p, key, places, density)
-        for own, places in _chosen(q, key, -(-num_draws // DRAWS) * DRAWS)
+        _of_draws(drawn_from, blocks, p, key, places, density)
+        for drawn_from, places in _chosen(q, key, -(-num_draws // DRAWS) * DRAWS)
     ]
     return [
         np.concatenate(column)[:num_draws].astype(np.float64) for column in zip(*parts, strict=True)
@@ -142,8 +144,9 @@ def _columns(q: Any, p: Any, key: Array, num_draws: int, density: Density) -> li
 
 
 def _chosen(q: Any, key: Array, count: int) -> Iterator[tuple[Any, np.ndarray]]:
-    """The posteriors to draw from, of examples in a random order, over and over; with the places
-    of the draws.
+    """Posteriors to draw from, and the places of the draws.
+
+    The examples come in a random order, over and over.
     """
     n = num_examples(q)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key))).permutation(n)
@@ -153,11 +156,10 @@ def _chosen(q: Any, key: Array, count: int) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def _blocks(q: Any, width: int) -> tuple[Any, Array]:
-    """The posteriors [blocks, M, ...] and their log-weights [blocks, M], log 1/N or -inf where
-    filled up.
+    """The posteriors [blocks, M, ...] and their log-weights [blocks, M].
 
-    M is such that a block of draws has ``BLOCK`` log-densities, ``width`` for each draw and
-    posterior.
+    The log-weights are log 1/N, and -inf for the filling of the last block. A block of draws has
+    ``BLOCK`` log-densities, ``width`` for each draw and posterior.
     """
     n = num_examples(q)
     size = min(max(BLOCK // (DRAWS * width), 1), n)
@@ -174,7 +176,7 @@ def _of_draws(
 ) -> tuple[Array, Array, Array]:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
     z = jax.vmap(lambda q, key: q.sample(key))(chosen, keys)  # [B, *event]
-    own = jax.vmap(density)(chosen, z)
+    posterior = jax.vmap(density)(chosen, z)
     each = jax.vmap(jax.vmap(density, (None, 0)), (0, None))  # [M, B, ...]
 
     def add(total: Array, block: Any) -> tuple[Array, None]:
@@ -182,30 +184,39 @@ def _of_draws(
         terms = jax.vmap(jnp.add)(log_weights, each(posteriors, z))
         return jnp.logaddexp(total, logsumexp(terms, 0)), None
 
-    mixture, _ = lax.scan(add, jnp.full_like(own, -jnp.inf), blocks)
-    return own, mixture, jax.vmap(density, (None, 0))(p, z)
+    mixture, _ = lax.scan(add, jnp.full_like(posterior, -jnp.inf), blocks)
+    return posterior, mixture, jax.vmap(density, (None, 0))(p, z)
 
 
 def _estimate(column: np.ndarray) -> Estimate:
     return Estimate(float(column.mean()), float(column.std(ddof=1) / math.sqrt(len(column))))
 
 
+def is_factorized(distribution: Any) -> bool:
+    """Whether a distribution has a density for each coordinate."""
+    return (
+        isinstance(distribution, Factorized)
+        and type(distribution).log_density is not Factorized.log_density
+    )
+
+
 def _check_factorized(name: str, distribution: Any) -> None:
-    if (
-        not isinstance(distribution, Factorized)
-        or type(distribution).log_density is Factorized.log_density
-    ):
+    if not is_factorized(distribution):
         raise ValueError(
-            f"{name} is a {type(distribution).__name__}, which has no density for each coordinate; decomposition takes "
-            "families such as Normal. surgery takes any, and splits KL in two."
+            f"{name} is a {type(distribution).__name__}, which has no density for each "
+            "coordinate; decomposition takes families such as Normal. surgery takes any, and "
+            "splits KL in two."
         )
 
 
 def _check_same_event(q: Any, p: Any) -> None:
     one = jax.tree.map(lambda a: np.asarray(a)[0], q)
-    events = [jax.eval_shape(lambda d=d: d.sample(jax.random.key(0))).shape for d in (one, p)]
+    key = jax.random.key(0)
+    events = [
+        jax.tree.map(lambda z: z.shape, jax.eval_shape(lambda d=d: d.sample(key))) for d in (one, p)
+    ]
     if events[0] != events[1]:
         raise ValueError(
-            f"one posterior is over {events[0]} and the prior over {events[1]}: they must agree. Posteriors are "
-            "stacked along the first axis of every leaf, [N, ...]."
+            f"one posterior is over {events[0]} and the prior over {events[1]}: they must agree. "
+            "Posteriors are stacked along the first axis of every leaf, [N, ...]."
         )

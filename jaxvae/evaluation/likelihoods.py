@@ -1,8 +1,7 @@
-"""How good a model is: the ELBO and its terms, log-likelihoods with their error bars, active units.
-All in nats.
+"""How good a model is: the ELBO and its terms, log-likelihoods and how far to trust them.
 
-Functions of one example come first; ``evaluate`` and ``estimate_log_likelihood`` run them over a
-split in bounded memory, with the ragged last batch padded and left out of every mean.
+All values are in nats. ``log_likelihood`` is of one example. The other functions take a split, of
+any size, and compute it in bounded memory.
 """
 
 from __future__ import annotations
@@ -18,20 +17,22 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
 
-from jaxvae import bounds, divergences, processes
-from jaxvae.datasets import num_examples
+from jaxvae import divergences
+from jaxvae.contracts import Array, Params
+from jaxvae.datasets import examples_of, preprocessed
 from jaxvae.distributions import mean_of
-from jaxvae.models.vae import VAE, elbo_terms
+from jaxvae.evaluation.columns import Batched, batched, over_split, require
+from jaxvae.models import Model, answers
 
-Array = jax.Array
-Preprocess = Callable[[Array, Any], Any]  # (key, stored example) -> x
-LATENTS_ON_CPU = 1000  # decoded at once: what is computed of them stays in the cache
+LATENTS_ON_CPU = 1000  # latents decoded at once: what is computed of them stays in the cache
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2015, sec. 5.2
 
-
-def same(key: Array, x: Any) -> Any:
-    """The treatment of examples that are stored as the likelihood takes them."""
-    return x
+# Above this shape of the tail an importance-sampling estimate is not reliable at any practical
+# number of samples (Vehtari et al. 2024, arXiv:1507.02646, sec. 3.2.4).
+UNRELIABLE_PARETO_K = 0.7
+# The logarithm of a mean of weights with n effective samples has a standard error of about
+# 1 / sqrt(n): with fewer than ten it is above 0.3 nats for each example, and biased downwards.
+FEWEST_EFFECTIVE_SAMPLES = 10
 
 
 class LogLikelihood(NamedTuple):
@@ -43,26 +44,32 @@ class LogLikelihood(NamedTuple):
 
 
 def log_likelihood(
-    vae: VAE, params: Any, key: Array, x: Any, num_samples: int = 5000, chunk: int = 1000
+    model: Any, params: Params, key: Array, x: Any, num_samples: int = 5000, chunk: int = 1000
 ) -> LogLikelihood:
-    """log 1/K sum_k p(x, z_k) / q(z_k|x) for one example, z_k ~ q(z|x) (Burda et al. 2015,
-    arXiv:1509.00519, eq. 8).
+    """log 1/K sum_k p(x, z_k) / q(z_k|x) for one example, z_k ~ q(z|x).
 
-    A lower bound on log p(x) in expectation, tighter with K. Samples are drawn ``chunk`` at a time
-    and only the 3 sqrt(K) largest weights are kept, so memory is that of a chunk. The effective
-    sample size and the Pareto shape of the largest weights (see ``pareto_shape``) say how far to
-    trust it: above 0.7 the estimate is not reliable.
+    Burda et al. 2015, arXiv:1509.00519, eq. 8. In expectation it is a lower bound on log p(x),
+    which is tighter the larger K is. The effective sample size and the Pareto shape of the largest
+    weights (see ``pareto_shape``) say how far to trust it.
+
+    Args:
+      model: a ``models.Model`` that answers ``log_weights``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of the samples.
+      x: one example, as the model takes it.
+      num_samples: K.
+      chunk: samples drawn at a time. Only the 3 sqrt(K) largest weights are kept of those before,
+        so the memory is that of a chunk.
     """
+    model = answers(model)
+    require(model, "a log-likelihood", "log_weights")
+    log_weights: Any = model.log_weights
     chunk = min(chunk, num_samples)
-    chunks = -(-num_samples // chunk)
     tail = tail_length(num_samples)
-    vae, x = vae.at(x)
-    q, prior = vae.encode(params, x), vae.prior(params)
-    log_joint = lambda z: vae.decode(params, z).log_prob(x) + prior.log_prob(z)
 
     def add(carry: tuple, c: Array) -> tuple[tuple, None]:
         first, second, largest = carry
-        log_w = bounds.log_weights(jax.random.fold_in(key, c), q, log_joint, chunk)
+        log_w = log_weights(params, jax.random.fold_in(key, c), x, chunk)
         log_w = jnp.where(c * chunk + jnp.arange(chunk) < num_samples, log_w, -jnp.inf)
         first = jnp.logaddexp(first, logsumexp(log_w))
         second = jnp.logaddexp(second, logsumexp(2 * log_w))
@@ -70,27 +77,27 @@ def log_likelihood(
         return (first, second, largest), None
 
     empty = jnp.float32(-jnp.inf), jnp.float32(-jnp.inf), jnp.full(tail + 1, -jnp.inf)
-    (first, second, largest), _ = lax.scan(add, empty, jnp.arange(chunks))
+    (first, second, largest), _ = lax.scan(add, empty, jnp.arange(-(-num_samples // chunk)))
     return LogLikelihood(
         first - math.log(num_samples), jnp.exp(2 * first - second), pareto_shape(largest)
     )
 
 
 def tail_length(num_samples: int) -> int:
-    """How many of K weights are the tail, min(K / 5, 3 sqrt(K)) (Vehtari et al. 2024,
-    arXiv:1507.02646, sec. 3.2).
+    """The number of the largest of K weights that are their tail, min(K / 5, 3 sqrt(K)).
+
+    Vehtari et al. 2024, arXiv:1507.02646, sec. 3.2.
     """
     return max(min(num_samples // 5, math.ceil(3 * math.sqrt(num_samples))), 1)
 
 
 def pareto_shape(largest: Array) -> Array:
-    """Shape k of a generalized Pareto distribution fitted to the excess of the largest weights,
-    from their logarithms.
+    """The shape k of the tail of importance weights, from the logarithms of the largest ones.
 
-    ``largest [M + 1]`` are log-weights in falling order; the smallest is the threshold. The fit is
-    the quasi-Bayesian one of Zhang & Stephens 2009 (doi:10.1198/tech.2009.08017), with the weak
-    prior towards 1/2 of Vehtari et al. (arXiv:1507.02646, app. C). Tails of fewer than five
-    weights, or without spread, give nan.
+    A generalized Pareto distribution is fitted to what the weights exceed the smallest one by. The
+    fit is the quasi-Bayesian one of Zhang & Stephens 2009 (doi:10.1198/tech.2009.08017), with the
+    weak prior towards 1/2 of Vehtari et al. (arXiv:1507.02646, app. C). ``largest [M + 1]`` are in
+    falling order. Tails of fewer than five weights, or without spread, give nan.
     """
     m = largest.shape[0] - 1
     excess = jnp.exp(largest[:-1] - largest[0]) - jnp.exp(largest[-1] - largest[0])
@@ -108,57 +115,88 @@ def pareto_shape(largest: Array) -> Array:
 
 
 class Summary(NamedTuple):
-    """The ELBO of a split."""
+    """The ELBO of a split, and what it is made of."""
 
-    elbo: float | None  # None where KL is infinite, as a deterministic encoder's
+    elbo: float | None  # None where KL is infinite, such as for a deterministic encoder
     standard_error: float | None  # of the ELBO, over the examples
     reconstruction: float
     kl: float | None
     kl_per_latent: list[float] | None  # None where no closed form is known
-    active_units: int
+    active_units: int | None  # None for a model without an encoder
     num_samples: int
     num_examples: int
+    terms: dict[str, float]  # what else the model's family says of its bound, such as KL by level
 
 
-def evaluate(
-    vae: VAE,
-    params: Any,
-    examples: Any,
+def evaluate_elbo(
+    model: Any,
+    params: Params,
     key: Array,
+    examples: Any,
     *,
-    preprocess: Preprocess = same,
     num_samples: int = 1,
     batch_size: int = 500,
 ) -> Summary:
-    """The ELBO over a split with its terms, KL per latent and active units, E_q over
-    ``num_samples`` draws.
+    """The mean ELBO of a split with its terms, KL per latent and active units.
 
-    A latent u is active if the variance over x of E_q[z_u|x], or of one of its classes, exceeds
-    0.01 (Burda et al. 2015, arXiv:1509.00519, sec. 5.2). ``preprocess(key, x)`` turns a stored
-    example into what the likelihood takes.
+    A latent is active if the variance over the examples of its posterior mean, or of one of its
+    classes, exceeds 0.01 (Burda et al. 2015, arXiv:1509.00519, sec. 5.2).
+
+    Args:
+      model: a ``models.Model`` that answers ``terms``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of the samples of z, and of the preprocessing.
+      examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
+      num_samples: draws of z for each example.
+      batch_size: examples computed at a time.
+
+    >>> import jax, jaxvae
+    >>> vae = jaxvae.models.vae(
+    ...     jaxvae.networks.mlp((), 4), jaxvae.networks.mlp((), 3), jaxvae.posteriors.normal(2),
+    ...     jaxvae.likelihoods.bernoulli(), jaxvae.priors.standard_normal(2))
+    >>> x, key = jax.numpy.ones((5, 3)), jax.random.key(0)
+    >>> summary = jaxvae.evaluation.evaluate_elbo(vae, vae.init(key, x[0]), key, x)
+    >>> abs(summary.reconstruction - summary.kl - summary.elbo) < 1e-4
+    True
     """
-
-    columns = _over_split(
-        _elbo_columns(vae, preprocess, num_samples), params, examples, key, batch_size
+    columns = over_split(
+        _elbo_columns(answers(model), num_samples), params, key, examples_of(examples), batch_size
     )
-    elbo = columns["reconstruction"] - columns["kl"]
+    terms = {name: column.astype(np.float64) for name, column in columns["terms"].items()}
+    reconstruction, kl = terms.pop("reconstruction"), terms.pop("kl")
+    elbo = reconstruction - kl
     bounded = bool(np.isfinite(elbo).all())
-    variance = columns["mean"].var(0)
     per_latent = columns.get("kl_per_latent")
     return Summary(
         elbo=float(elbo.mean()) if bounded else None,
         standard_error=_standard_error(elbo) if bounded else None,
-        reconstruction=float(columns["reconstruction"].mean()),
-        kl=float(columns["kl"].mean()) if bounded else None,
-        kl_per_latent=None if per_latent is None else per_latent.mean(0).tolist(),
-        active_units=int((variance > ACTIVE_VARIANCE).reshape(len(variance), -1).any(-1).sum()),
+        reconstruction=float(reconstruction.mean()),
+        kl=float(kl.mean()) if bounded else None,
+        kl_per_latent=None if per_latent is None else _means(per_latent).tolist(),
+        active_units=_active_units(columns["mean"]) if "mean" in columns else None,
         num_samples=num_samples,
         num_examples=len(elbo),
+        terms={name: float(column.mean()) for name, column in terms.items()},
     )
 
 
+def _means(column: np.ndarray) -> np.ndarray:
+    return column.astype(np.float64).mean(0)
+
+
+def _active_units(means: Any) -> int:
+    """Of posterior means, a pytree of [N, latents, ...]."""
+
+    def active(mean: np.ndarray) -> int:
+        variance = mean.astype(np.float64).var(0)
+        rows = variance.reshape(len(variance), -1) if variance.ndim else variance.reshape(1, 1)
+        return int((rows > ACTIVE_VARIANCE).any(-1).sum())
+
+    return sum(map(active, jax.tree.leaves(means)))
+
+
 class Likelihoods(NamedTuple):
-    """Log-likelihood of a split by importance sampling."""
+    """The log-likelihood of a split by importance sampling, and how far to trust it."""
 
     log_likelihood: float  # mean over the examples, nats
     standard_error: float  # of that mean, over the examples
@@ -167,154 +205,183 @@ class Likelihoods(NamedTuple):
     pareto_k_above: float | None  # share of examples with k > 0.7, whose estimate is not reliable
     num_samples: int
     num_examples: int
+    warning: str | None  # a sentence, where the estimate is not to be trusted
 
 
 def estimate_log_likelihood(
-    vae: VAE,
-    params: Any,
-    examples: Any,
+    model: Any,
+    params: Params,
     key: Array,
+    examples: Any,
     *,
-    preprocess: Preprocess = same,
     num_samples: int = 5000,
     chunk: int = 500,
     batch_size: int = 50,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Likelihoods:
-    """``log_likelihood`` over a split, ``batch_size`` examples and ``chunk`` samples at a time.
+    """The mean of ``log_likelihood`` over a split, with its diagnostics.
 
-    Peak memory is that of decoding ``batch_size * chunk`` latents, whatever K is; of a thousand on
-    a CPU, or one chunk, whose numbers stay in its cache. ``progress`` is called with the number of
-    examples done.
+    ``warning`` is a sentence where there are fewer than ten effective samples, or where the Pareto
+    shape exceeds 0.7 for most of the examples.
+
+    Args:
+      model: a ``models.Model`` that answers ``log_weights``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of the samples of z, and of the preprocessing.
+      examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
+      num_samples: K, for each example.
+      chunk: samples drawn at a time, for each example.
+      batch_size: examples at a time. The memory is that of decoding ``batch_size * chunk`` latents,
+        whatever K is; on a CPU that of a thousand latents, or of one chunk.
+      progress: is called with the number of examples done.
+
+    >>> import jax, jaxvae
+    >>> vae = jaxvae.models.vae(
+    ...     jaxvae.networks.mlp((), 4), jaxvae.networks.mlp((), 3), jaxvae.posteriors.normal(2),
+    ...     jaxvae.likelihoods.bernoulli(), jaxvae.priors.standard_normal(2))
+    >>> x, key = jax.numpy.ones((5, 3)), jax.random.key(0)
+    >>> estimate = jaxvae.evaluation.estimate_log_likelihood(
+    ...     vae, vae.init(key, x[0]), key, x, num_samples=20)
+    >>> estimate.log_likelihood < 0 < estimate.effective_samples <= 20
+    True
     """
-
-    columns = _over_split(
-        _likelihood_columns(vae, preprocess, num_samples, chunk),
-        params,
-        examples,
-        key,
-        batch_size,
-        progress,
+    columns = _log_likelihoods(
+        model, params, key, examples, num_samples, chunk, batch_size, progress
     )
-    values, k = columns["log_likelihood"], columns["pareto_k"]
-    known = np.isfinite(k)
+    values, effective, k = (np.asarray(column, np.float64) for column in columns)
+    known = k[np.isfinite(k)]
+    above = float((known > UNRELIABLE_PARETO_K).mean()) if len(known) else None
+    mean_k = float(known.mean()) if len(known) else None
     return Likelihoods(
         log_likelihood=float(values.mean()),
         standard_error=_standard_error(values),
-        effective_samples=float(columns["effective_samples"].mean()),
-        pareto_k=float(k[known].mean()) if known.any() else None,
-        pareto_k_above=float((k[known] > 0.7).mean()) if known.any() else None,
+        effective_samples=float(effective.mean()),
+        pareto_k=mean_k,
+        pareto_k_above=above,
         num_samples=num_samples,
         num_examples=len(values),
+        warning=_warning(float(effective.mean()), mean_k, above, num_samples),
     )
+
+
+def _warning(effective: float, k: float | None, above: float | None, samples: int) -> str | None:
+    few = effective < min(FEWEST_EFFECTIVE_SAMPLES, samples) * (1 - 1e-5)
+    if not few and (above is None or above <= 0.5):
+        return None
+    tail = "" if k is None else f", Pareto k {k:.2g} (above 0.7 for {above:.0%} of the examples)"
+    return (
+        f"not to be trusted: {effective:.2g} effective samples of {samples}{tail}; the estimate is "
+        "a lower bound that may be far too low; more samples or a better posterior are needed"
+    )
+
+
+def log_likelihoods(
+    model: Any,
+    params: Params,
+    key: Array,
+    examples: Any,
+    *,
+    num_samples: int = 5000,
+    chunk: int = 500,
+    batch_size: int = 50,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """``log_likelihood`` of every example of a split, [N] in nats.
+
+    Their mean is that of ``estimate_log_likelihood``, whose arguments it takes.
+    """
+    columns = _log_likelihoods(
+        model, params, key, examples, num_samples, chunk, batch_size, progress
+    )
+    return np.asarray(columns.log_likelihood, np.float64)
+
+
+def _log_likelihoods(
+    model: Any,
+    params: Params,
+    key: Array,
+    examples: Any,
+    num_samples: int,
+    chunk: int,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> LogLikelihood:
+    """Columns [N]."""
+    batch = _likelihood_columns(answers(model), num_samples, chunk)
+    return over_split(batch, params, key, examples_of(examples), batch_size, progress)
 
 
 def bits_per_dim(nats: float, dimensions: int, offset: float = 0.0) -> float:
     """-nats / (D log 2) + offset: the code length of one of D dimensions.
 
-    For a density over pixels scaled to [0, 1], ``offset`` is log2 of the number of levels: with
-    uniform dequantization the result bounds the code length of the discrete image (Theis et al.
-    2016, arXiv:1511.01844, sec. 3.1).
+    For a density over pixels scaled to [0, 1], ``offset`` is log2 of the number of levels. With
+    uniform dequantization the result then bounds the code length of the discrete image (Theis et
+    al. 2016, arXiv:1511.01844, sec. 3.1).
     """
     return -nats / (dimensions * math.log(2)) + offset
 
 
-def encode_split(
-    vae: VAE,
-    params: Any,
-    examples: Any,
-    key: Array,
-    *,
-    preprocess: Preprocess = same,
-    batch_size: int = 500,
-) -> np.ndarray:
-    """Posterior means of a split, [N, D]."""
-    return _over_split(_mean_columns(vae, preprocess), params, examples, key, batch_size)["mean"]
+def per_dimension(
+    nats: float, dimensions: int, levels: int | None, discrete: bool, scaled: bool
+) -> tuple[float, str]:
+    """A log-likelihood as the code length of one dimension, and its unit.
 
+    The unit is "bits/dim" where x takes a known number of levels: under a discrete likelihood as it
+    is, and under a density over values scaled to [0, 1] with the offset log2(levels). Any other
+    density is of real numbers, whose code has no length. Then -nats / D is returned, in "nats/dim".
 
-# The compiled functions are kept by model and treatment, so that a loop that evaluates often
-# compiles once.
-
-
-@functools.lru_cache(maxsize=32)
-def _elbo_columns(vae: VAE, preprocess: Preprocess, num_samples: int) -> Callable:
-    def one(params: Any, key: Array, raw: Any) -> dict[str, Array]:
-        key_x, key_z = jax.random.split(key)
-        here, x = vae.at(preprocess(key_x, raw))
-        q = here.encode(params, x)
-        per_latent = divergences.kl_per_latent(q, here.prior(params))
-        rest = {} if per_latent is None else {"kl_per_latent": per_latent}
-        return elbo_terms(here, params, key_z, x, num_samples) | {"mean": mean_of(q)} | rest
-
-    return _batched(one)
-
-
-@functools.lru_cache(maxsize=32)
-def _likelihood_columns(vae: VAE, preprocess: Preprocess, num_samples: int, chunk: int) -> Callable:
-    def one(params: Any, key: Array, raw: Any) -> dict[str, Array]:
-        key_x, key_z = jax.random.split(key)
-        return log_likelihood(
-            vae, params, key_z, preprocess(key_x, raw), num_samples, chunk
-        )._asdict()
-
-    return _batched(one, max(LATENTS_ON_CPU // min(chunk, num_samples), 1))
-
-
-@functools.lru_cache(maxsize=32)
-def _mean_columns(vae: VAE, preprocess: Preprocess) -> Callable:
-    def one(params: Any, key: Array, raw: Any) -> dict[str, Array]:
-        here, x = vae.at(preprocess(jax.random.split(key)[0], raw))
-        return {"mean": mean_of(here.encode(params, x))}
-
-    return _batched(one)
-
-
-def _batched(one: Callable, on_cpu: int | None = None) -> Callable:
-    """``one(params, fold_in(key, i), example i)`` over a batch, with i the examples' places in the
-    split.
-
-    A CPU takes ``on_cpu`` examples at once.
+    Args:
+      nats: the log-likelihood of an example.
+      dimensions: D, the number of values in an example.
+      levels: how many values each can take; None where they are real numbers.
+      discrete: whether the likelihood is one of discrete values.
+      scaled: whether a density is of values that are scaled to [0, 1].
     """
+    if levels is None or not (discrete or scaled):
+        return -nats / dimensions, "nats/dim"
+    return bits_per_dim(nats, dimensions, 0.0 if discrete else math.log2(levels)), "bits/dim"
 
-    def batch(params: Any, key: Array, places: Array, raw: Any) -> Any:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        whole = lambda *each: jax.vmap(one, (None, 0, 0))(params, *each)
-        size = min(on_cpu or 1, len(places))
-        parts = lambda *each: lax.map(lambda each: one(params, *each), each, batch_size=size)
-        return lax.platform_dependent(keys, raw, cpu=parts if on_cpu else whole, default=whole)
 
-    return jax.jit(batch)
+# The compiled functions are kept by model, so that a loop that evaluates often compiles once.
+
+
+@functools.lru_cache(maxsize=32)
+def _elbo_columns(model: Model, num_samples: int) -> Batched:
+    require(model, "an ELBO", "terms")
+    bound: Any = model.terms
+
+    def one(params: Params, key: Array, raw: Any) -> dict[str, Any]:
+        key_x, key_z = jax.random.split(key)
+        example = preprocessed(key_x, raw)
+        terms = bound(params, key_z, example, num_samples)
+        return {"terms": terms} | _posterior_columns(model, params, example)
+
+    return batched(one)
+
+
+def _posterior_columns(model: Model, params: Params, example: Any) -> dict[str, Any]:
+    """The posterior's mean and KL per latent, as far as the model has them."""
+    if model.encode is None:
+        return {}
+    q = model.encode(params, example)
+    columns = {"mean": mean_of(q)}
+    if model.prior is not None:
+        per_latent = divergences.kl_per_latent(q, model.prior(params, model.parts(example)[1]))
+        columns |= {} if per_latent is None else {"kl_per_latent": per_latent}
+    return columns
+
+
+@functools.lru_cache(maxsize=32)
+def _likelihood_columns(model: Model, num_samples: int, chunk: int) -> Batched:
+    require(model, "a log-likelihood", "log_weights")
+
+    def one(params: Params, key: Array, raw: Any) -> LogLikelihood:
+        key_x, key_z = jax.random.split(key)
+        return log_likelihood(model, params, key_z, preprocessed(key_x, raw), num_samples, chunk)
+
+    return batched(one, max(LATENTS_ON_CPU // min(chunk, num_samples), 1))
 
 
 def _standard_error(values: np.ndarray) -> float:
     """Of the mean over independent examples; 0 for a single one, whose spread is unknown."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def _over_split(
-    batched: Callable,
-    params: Any,
-    examples: Any,
-    key: Array,
-    batch_size: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, np.ndarray]:
-    """The columns of every example in float64; the last batch is filled up with the last example
-    and cut.
-
-    In a job of several processes each takes its share of the batches, and all must call this.
-    """
-    n = num_examples(examples)
-    batch_size = min(batch_size, n)
-    starts = range(0, n, batch_size)
-    shared = len(starts) >= jax.process_count() > 1
-    columns: dict[str, np.ndarray] = {}
-    for start in starts[jax.process_index() :: jax.process_count()] if shared else starts:
-        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        raw = jax.tree.map(lambda a, rows=rows: np.asarray(a)[rows], examples)
-        for name, values in batched(params, key, rows, raw).items():
-            column = columns.setdefault(name, np.zeros((n, *values.shape[1:]), np.float32))
-            column[start : start + batch_size] = np.asarray(values)[: n - start]
-        progress(min(start + batch_size, n))
-    columns = processes.summed(columns) if shared else columns
-    return {name: column.astype(np.float64) for name, column in columns.items()}

@@ -1,0 +1,75 @@
+"""What the scores share: checks of codes and factors, and scikit-learn where it is needed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+Points = tuple[Any, Any]  # codes [N, D], factors [N, F]
+
+
+def scikit_learn(module: str) -> Any:
+    """A module of scikit-learn, or an ImportError that names the remedy."""
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise ImportError(
+            f"this score needs scikit-learn ({error}): pip install 'jaxvae[experiments]'"
+        ) from error
+
+
+def logistic_regression() -> Any:
+    """scikit-learn's classifier, with enough steps to converge."""
+    return scikit_learn("linear_model").LogisticRegression(max_iter=10_000)
+
+
+def matrix(values: Any, what: str) -> np.ndarray:
+    """Finite numbers [N, ...] in float64."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(
+            f"{what} must be a matrix [N, ...]; the shape was {values.shape}. Flatten latents to "
+            "[N, D]."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} must be finite; {np.sum(~np.isfinite(values))} values are not")
+    return values
+
+
+def varying_factors(factors: Any) -> np.ndarray:
+    """Factors [N, F], none of which is constant."""
+    factors = matrix(factors, "factors")
+    constant = np.flatnonzero((factors == factors[0]).all(0))
+    if len(constant):
+        raise ValueError(
+            f"factors must vary; columns {constant.tolist()} have one value each: leave them out"
+        )
+    return factors
+
+
+def points(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [N, D] and factors [N, F] of the same examples."""
+    codes, factors = matrix(codes, "codes"), varying_factors(factors)
+    if len(codes) != len(factors):
+        raise ValueError(
+            f"codes and factors must be of the same examples; there are {len(codes)} and {len(factors)}"
+        )
+    return codes, factors
+
+
+def varying_codes(codes: Any) -> np.ndarray:
+    """The codes that are not constant."""
+    codes = matrix(codes, "codes")
+    return codes[:, np.ptp(codes, 0) > 0]
+
+
+def at_least_two(matrix: Any, what: str) -> np.ndarray:
+    """A matrix without negative entries, and with two columns or more."""
+    matrix = matrix(matrix, "the matrix of codes and factors")
+    if matrix.shape[1] < 2 or (matrix < 0).any():
+        raise ValueError(
+            f"need at least two {what} and no negative entry; the shape was {matrix.shape}"
+        )
+    return matrix

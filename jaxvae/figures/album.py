@@ -1,0 +1,255 @@
+"""The figures that a run leaves behind, each from the answers of a model that it needs.
+
+A new figure is a function and a row of ``FIGURES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvae import divergences
+from jaxvae.contracts import Array, Params
+from jaxvae.datasets import Split, examples_of, random_subset, rows_of
+from jaxvae.distributions import (
+    Bernoulli,
+    OneHotCategorical,
+    PowerSpherical,
+    VonMisesFisher,
+    mean_of,
+)
+from jaxvae.evaluation import as_matrix, encode_split, preprocessed_split
+from jaxvae.evaluation.columns import length
+from jaxvae.figures import decoding, drawing
+from jaxvae.models import Model, answers
+
+COLUMNS = 10  # pictures in a row
+SIDE = 8  # rows and columns of samples
+CODES = 2000  # examples whose codes are drawn, at most
+CURVES = {
+    "loss": "loss",
+    "reconstruction": "reconstruction",
+    "kl": "KL",
+    "validation_elbo": "validation ELBO",
+}
+
+Pictures = Callable[[Any, Any], np.ndarray]  # (x, examples) -> images [..., H, W, C] or [..., D]
+
+
+class Shown(NamedTuple):
+    """What figures are drawn of."""
+
+    model: Model
+    params: Params
+    key: Array
+    examples: Any  # at least COLUMNS * 2 and SIDE * SIDE of them, as the model takes them
+    split: Any  # where the examples are from, a ``Split`` or a stream
+    reports: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl and validation.jsonl
+    pictures: Pictures
+    pixel_max: float
+    classes: tuple[str, ...]
+
+    def one(self) -> Any:
+        """The first example."""
+        return rows_of(self.examples, 0)
+
+    def condition(self) -> Any:
+        """What a conditional model is conditioned on in the first example."""
+        return self.model.parts(self.one())[1]
+
+    def posterior(self) -> Any:
+        """q(z|x) of the first example."""
+        return self.model.encode(self.params, self.one())  # type: ignore[misc]
+
+
+class Figure(NamedTuple):
+    """A figure and the answers of a model that it needs."""
+
+    needs: tuple[str, ...]
+    draw: Callable[[Path, Shown], bool]  # (file, what is shown) -> whether it was drawn
+
+
+def draw_all(
+    folder: Path,
+    model: Any,
+    params: Params,
+    key: Array,
+    split: Any,
+    *,
+    reports: Sequence[Mapping[str, Any]] = (),
+    pictures: Pictures = lambda x, examples: x,
+    pixel_max: float = 1.0,
+    classes: tuple[str, ...] = (),
+) -> list[str]:
+    """Draws all figures of a model into a folder, and returns their names.
+
+    The examples that are shown are a fixed random subset of the split. A figure is left out where
+    the model does not have the answers that it needs.
+
+    Args:
+      folder: where the PNG files go. It is made if it is not there.
+      model: a ``models.Model``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of what is drawn, and of the preprocessing.
+      split: examples that the model was not trained on, with labels where there are any.
+      reports: lines of ``metrics.jsonl`` and ``validation.jsonl``.
+      pictures: makes images of x, which is [..., *example], and of the examples it is from.
+      pixel_max: the value that is drawn white.
+      classes: names of the labels.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = answers(model)
+    examples = _examples(key, split)
+    shown = Shown(model, params, key, examples, split, reports, pictures, pixel_max, tuple(classes))
+    names = []
+    for name, figure in FIGURES.items():
+        answered = all(getattr(model, answer) is not None for answer in figure.needs)
+        if answered and figure.draw(folder / f"{name}.png", shown):
+            names.append(f"{name}.png")
+    return names
+
+
+def _examples(key: Array, split: Any) -> Any:
+    """A fixed random subset in a random order; a small split is repeated."""
+    count = max(2 * COLUMNS, SIDE * SIDE)
+    x = preprocessed_split(key, random_subset(split, count))
+    order = np.random.default_rng(0).permutation(length(x))
+    return jax.tree.map(jnp.asarray, rows_of(x, np.resize(order, count)))
+
+
+def _grid(
+    path: Path, shown: Shown, images: Any, title: str, rows: Any = None, columns: Any = None
+) -> bool:
+    """Draws images [R, C, ...], if they are arrays of pictures or of vectors."""
+    if not isinstance(images, np.ndarray) or images.ndim not in (3, 4, 5):
+        return False
+    images = images[..., None] if images.ndim == 4 else images
+    drawing.grid(path, images / shown.pixel_max, title, rows, columns)
+    return True
+
+
+def draw_reconstructions(path: Path, shown: Shown) -> bool:
+    """Examples above the decoder's means at their posterior means."""
+    some = rows_of(shown.examples, slice(COLUMNS))
+    both = decoding.reconstructions(shown.model, shown.params, some)
+    pictures = [shown.pictures(x, some) for x in both]
+    images = np.stack(pictures) if isinstance(pictures[0], np.ndarray) else None
+    title = "Test examples and their reconstructions"
+    return _grid(path, shown, images, title, rows=["input", "decoded"])
+
+
+def draw_samples(path: Path, shown: Shown) -> bool:
+    """The decoder's means at draws of the prior."""
+    some = rows_of(shown.examples, slice(SIDE * SIDE))
+    x = decoding.prior_samples(shown.model, shown.params, shown.key, some)
+    images = shown.pictures(x, some)
+    if isinstance(images, np.ndarray):
+        images = images.reshape(SIDE, SIDE, *images.shape[1:])
+    return _grid(path, shown, images, "Decoder means at samples of the prior")
+
+
+def draw_interpolations(path: Path, shown: Shown) -> bool:
+    """Straight lines between posterior means; they would leave a sphere."""
+    if isinstance(shown.posterior(), PowerSpherical | VonMisesFisher):
+        return False
+    half = COLUMNS // 2
+    starts, ends = (rows_of(shown.examples, slice(i, i + half)) for i in (0, half))
+    x = decoding.interpolations(shown.model, shown.params, starts, ends, COLUMNS, shown.condition())
+    title = "Straight lines between the posterior means of two test examples"
+    return _grid(path, shown, shown.pictures(x, shown.one()), title)
+
+
+def draw_traversals(path: Path, shown: Shown) -> bool:
+    """The strongest latents, one at a time, from the posterior mean of an example."""
+    q = shown.posterior()
+    center = mean_of(q)
+    if isinstance(q, PowerSpherical | VonMisesFisher) or not all(
+        leaf.ndim for leaf in jax.tree.leaves(center)
+    ):
+        return False
+    strongest = np.argsort(-_strengths(shown), kind="stable")[:COLUMNS]
+    values, columns = _values(q)
+    x = decoding.traversals(
+        shown.model, shown.params, center, strongest.tolist(), values, shown.condition()
+    )
+    names = _latent_names(center)
+    title = "One latent at a time, from the posterior mean of a test example"
+    images = shown.pictures(x, shown.one())
+    return _grid(path, shown, images, title, [names[i] for i in strongest], columns)
+
+
+def _strengths(shown: Shown) -> np.ndarray:
+    """How much each latent says of an example: its mean KL, else its mean square.
+
+    The latents are numbered through the leaves of z.
+    """
+
+    def one(example: Any) -> Array:
+        model, params = shown.model, shown.params
+        q = model.encode(params, example)  # type: ignore[misc]
+        mean = mean_of(q)
+        kl = None
+        if model.prior is not None:
+            kl = divergences.kl_per_latent(q, model.prior(params, model.parts(example)[1]))
+        if isinstance(mean, jax.Array) and kl is not None and kl.shape == mean.shape[: kl.ndim]:
+            return kl.reshape(len(mean), -1).sum(1)
+        squares = [(leaf**2).reshape(len(leaf), -1).sum(1) for leaf in jax.tree.leaves(mean)]
+        return jnp.concatenate(squares)
+
+    some = rows_of(shown.examples, slice(2 * COLUMNS))
+    return np.asarray(jax.jit(jax.vmap(one))(some)).mean(0)
+
+
+def _values(q: Any) -> tuple[Array, list[str]]:
+    """What a latent is set to, and the names of these values."""
+    if isinstance(q, OneHotCategorical):
+        classes = q.logits.shape[-1]
+        return jnp.eye(classes), [str(c) for c in range(classes)]
+    values = jnp.linspace(0.0, 1.0, 5) if isinstance(q, Bernoulli) else jnp.linspace(-3.0, 3.0, 9)
+    return values, [f"{value:g}" for value in np.round(values, 2)]
+
+
+def _latent_names(center: Any) -> list[str]:
+    """z_i, or z_{l,i} where z has several leaves l."""
+    leaves = jax.tree.leaves(center)
+    several = len(leaves) > 1
+    return [
+        f"$z_{{{f'{level + 1},' if several else ''}{i + 1}}}$"
+        for level, leaf in enumerate(leaves)
+        for i in range(len(leaf))
+    ]
+
+
+def draw_codes(path: Path, shown: Shown) -> bool:
+    """Posterior means in two dimensions, coloured by label."""
+    some = random_subset(shown.split, CODES)
+    means = as_matrix(encode_split(shown.model, shown.params, shown.key, examples_of(some)))
+    labels = some.y if isinstance(some, Split) else None
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1:
+        labels = None
+    title = "Posterior means of test examples"
+    drawing.latent_scatter(path, means, labels, title, shown.classes)
+    return True
+
+
+def draw_curves(path: Path, shown: Shown) -> bool:
+    """The terms of the loss and the validation ELBO against the step."""
+    if not shown.reports:
+        return False
+    drawing.curves(path, shown.reports, CURVES)
+    return True
+
+
+FIGURES: dict[str, Figure] = {
+    "reconstructions": Figure(("encode", "decode"), draw_reconstructions),
+    "samples": Figure(("draw", "decode"), draw_samples),
+    "interpolations": Figure(("encode", "decode"), draw_interpolations),
+    "traversals": Figure(("encode", "decode"), draw_traversals),
+    "latents": Figure(("encode",), draw_codes),
+    "curves": Figure((), draw_curves),
+}

@@ -1,0 +1,165 @@
+"""PNG files: grids of images, a scatter of codes, learning curves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def grid(
+    path: str | os.PathLike,
+    images: np.ndarray,
+    title: str,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Writes images as a grid. Values outside [0, 1] are clipped.
+
+    Args:
+      path: the PNG file.
+      images: [R, C, H, W, channels]. One channel is drawn in grey and three in colour; of any other
+        number the mean is drawn. Vectors [R, C, D] are drawn as strips.
+      title: what stands above the grid.
+      rows: labels of the rows.
+      columns: labels of the columns.
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim == 3:
+        images = images[:, :, None, :, None]
+    if images.shape[-1] not in (1, 3):
+        images = images.mean(-1, keepdims=True)
+    r, c, h, w, channels = images.shape
+    gap = max(1, h // 16)
+    sheet = _sheet(images, gap)
+    inches = min(0.6, 12 / max(r, c))
+    size = max(sheet.shape[1] / w * inches, 3.5), sheet.shape[0] / h * inches + 0.6
+    figure, axes = _figure(size)
+    pixels = sheet[..., 0] if channels == 1 else sheet
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=_aspect(h, w))
+    axes.set_title(title, fontsize=10)
+    middles = [i * (h + gap) + (h - 1) / 2 for i in range(r)]
+    axes.set_yticks(middles if rows else [], rows or [], fontsize=8)
+    middles = [j * (w + gap) + (w - 1) / 2 for j in range(c)]
+    axes.set_xticks(middles if columns else [], columns or [], fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _sheet(images: np.ndarray, gap: int) -> np.ndarray:
+    """Images [R, C, H, W, channels] beside each other, with white between them."""
+    r, c, h, w, channels = images.shape
+    sheet = np.ones((r * (h + gap) - gap, c * (w + gap) - gap, channels))
+    for i in range(r):
+        for j in range(c):
+            top, left = i * (h + gap), j * (w + gap)
+            sheet[top : top + h, left : left + w] = np.clip(images[i, j], 0, 1)
+    return sheet
+
+
+def _aspect(height: int, width: int) -> str:
+    """Pixels are squares, except those of a strip that would be too thin to see."""
+    return "equal" if height * 16 > width else "auto"
+
+
+def latent_scatter(
+    path: str | os.PathLike,
+    means: np.ndarray,
+    labels: np.ndarray | None,
+    title: str,
+    classes: Sequence[str] = (),
+) -> None:
+    """Writes codes in their two principal components, coloured by label.
+
+    Args:
+      path: the PNG file.
+      means: the codes [N, D]. Two dimensions are drawn as they are.
+      labels: [N]. More than twenty kinds are drawn as a scale; -1 stands for a missing label.
+      title: what stands above.
+      classes: names of the labels 0, 1, ... in the legend.
+    """
+    points, names = _in_the_plane(means)
+    figure, axes = _figure((6, 5))
+    kinds = np.unique(labels) if labels is not None else np.array([])
+    if labels is None:
+        axes.scatter(*points.T, s=5, alpha=0.6, linewidths=0)
+    elif len(kinds) > 20:
+        dots = axes.scatter(*points.T, s=5, alpha=0.6, c=labels, cmap="viridis", linewidths=0)
+        figure.colorbar(dots, ax=axes, label="label")
+    else:
+        _by_kind(axes, points, labels, kinds, classes)
+    axes.set(xlabel=names[0], ylabel=names[1], title=title)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _in_the_plane(means: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Codes [N, D] in two dimensions, and the names of these."""
+    if means.shape[1] == 1:
+        return np.concatenate([means, np.zeros_like(means)], 1), ["$z_1$", ""]
+    if means.shape[1] == 2 or len(means) == 1:
+        return means[:, :2], ["$z_1$", "$z_2$"]
+    centered = means - means.mean(0)
+    _, singular, directions = np.linalg.svd(centered, full_matrices=False)
+    share = singular**2 / max((singular**2).sum(), 1e-30)
+    names = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2)]
+    return centered @ directions[:2].T, names
+
+
+def _by_kind(
+    axes: Any, points: np.ndarray, labels: np.ndarray, kinds: np.ndarray, classes: Sequence[str]
+) -> None:
+    """Dots in a colour for each label, and a legend."""
+    for i, kind in enumerate(kinds):
+        known = np.issubdtype(kinds.dtype, np.integer) and 0 <= kind < len(classes)
+        name = classes[int(kind)] if known else "no label" if kind == -1 else str(kind)
+        colour = "lightgrey" if kind == -1 else f"C{i}" if len(kinds) <= 10 else _tab20(i)
+        z = points[labels == kind]
+        axes.scatter(*z.T, s=7, alpha=0.7, label=name, color=colour, linewidths=0)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+    axes.legend(fontsize=8, markerscale=2, **beside)
+
+
+def curves(
+    path: str | os.PathLike, reports: Sequence[Mapping[str, Any]], terms: Mapping[str, str]
+) -> None:
+    """Writes one panel for each term against the step, in nats.
+
+    ``reports`` are the lines of ``metrics.jsonl`` and ``validation.jsonl``; ``terms`` are the names
+    of their values and how these are called. A single value is drawn as a point and said to be one.
+    """
+    shown = [term for term in terms if any(report.get(term) is not None for report in reports)]
+    figure, panels = _figure((3.4 * max(len(shown), 1), 2.9), max(len(shown), 1))
+    for axes, term in zip(np.ravel(panels), shown, strict=False):
+        points = [(r["step"], r[term]) for r in reports if r.get(term) is not None]
+        axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 3 else None)
+        axes.set(xlabel="step", title=f"{terms[term]} (nats)")
+        axes.grid(alpha=0.3)
+        if len(points) == 1:
+            _say_single(axes, *points[0], term)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _say_single(axes: Any, step: int, value: float, term: str) -> None:
+    """Says that a panel has one value, and which."""
+    kind = "checkpoint" if term.startswith("validation") else "report"
+    text = f"{value:.2f} (1 {kind})"
+    axes.annotate(text, (step, value), (0, 8), textcoords="offset points", ha="center")
+    axes.set_xlim(0, 2 * max(step, 1))
+
+
+def _figure(size: tuple[float, float], panels: int = 1) -> tuple[Any, Any]:
+    """A figure that needs no display and no global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(1, panels)
+
+
+def _tab20(i: int) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](i)
