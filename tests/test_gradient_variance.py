@@ -47,7 +47,7 @@ def test_the_toy_by_its_law_with_a_picture(
     assert found["disarm"]["trace"][0] == pytest.approx(3.24e-4)
     assert found["straight_through"]["largest_bias"] == pytest.approx(0.072, abs=1e-6)
     assert found["straight_through"]["break_even"] >= 0 and found["gumbel_rao"]["mode"] == "sampled"
-    assert {"evaluations", "slopes", "flops", "peak_bytes", "seconds", "work_normalized"} <= found[
+    assert {"evaluations", "gradient_evaluations", "flops", "peak_bytes", "seconds", "work_normalized"} <= found[
         "relax"
     ].keys()
     with Image.open(tmp_path / "toy.png") as image:
