@@ -13,6 +13,8 @@ from jaxvae import (
     divergences,
     evaluation,
     expectations,
+    families,
+    figures,
     fitted,
     flows,
     kl_costs,
@@ -23,12 +25,16 @@ from jaxvae import (
     posteriors,
     priors,
     processes,
+    runs,
     schedules,
+    settings,
     training,
 )
+from jaxvae.runs import Trained, load, train
 
 __version__ = "0.1.0"
 __all__ = [
+    "Trained",
     "bounds",
     "checkpoints",
     "costs",
@@ -37,16 +43,22 @@ __all__ = [
     "divergences",
     "evaluation",
     "expectations",
+    "families",
+    "figures",
     "fitted",
     "flows",
     "kl_costs",
     "likelihoods",
+    "load",
     "measurements",
     "models",
     "networks",
     "posteriors",
     "priors",
     "processes",
+    "runs",
     "schedules",
+    "settings",
+    "train",
     "training",
 ]

@@ -172,7 +172,7 @@ def _unknown(config: Any, live: Mapping[str, Any], name: str) -> str:
     sentence = settings.unknown(config, name, flag)
     if " belongs to " in sentence:
         return sentence
-    for preset, (_, other) in families.presets().items():
+    for _, other in families.presets().values():
         if name in settings.all_names(other):
             return f"{flag(name)} belongs to {_kin(name)}; this preset is of another family"
     names = sorted({*live, *settings.all_names(config)})
@@ -391,7 +391,7 @@ def quiet_threads() -> None:
 def use_compilation_cache() -> None:
     """Keeps compiled programs in ~/.cache/jaxvae, or where JAX_COMPILATION_CACHE_DIR says."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if jax.config.jax_compilation_cache_dir is None and caches.is_absolute():
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None and caches.is_absolute():
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         compilation_cache.reset_cache()  # what was compiled at import has settled that there is none

@@ -380,7 +380,7 @@ def _own_texts(kind: type) -> dict[str, str]:
     assert isinstance(definition, ast.ClassDef)
     texts = {}
     for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                texts[field.target.id] = " ".join(str(text.value.value).split())
+        named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            texts[field.target.id] = " ".join(str(text.value.value).split())
     return texts

@@ -47,9 +47,14 @@ def test_the_toy_by_its_law_with_a_picture(
     assert found["disarm"]["trace"][0] == pytest.approx(3.24e-4)
     assert found["straight_through"]["largest_bias"] == pytest.approx(0.072, abs=1e-6)
     assert found["straight_through"]["break_even"] >= 0 and found["gumbel_rao"]["mode"] == "sampled"
-    assert {"evaluations", "gradient_evaluations", "flops", "peak_bytes", "seconds", "work_normalized"} <= found[
-        "relax"
-    ].keys()
+    assert {
+        "evaluations",
+        "gradient_evaluations",
+        "flops",
+        "peak_bytes",
+        "seconds",
+        "work_normalized",
+    } <= found["relax"].keys()
     with Image.open(tmp_path / "toy.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
     assert found["rloo"]["invariances"]["constant"] < 1e-4

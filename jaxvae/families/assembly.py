@@ -93,7 +93,7 @@ def trained_model(
     """
     preprocess = more.pop("preprocess", data.preprocess)
     corrupt = config.corruption() if hasattr(config, "corruption") else None
-    model = vae if corrupt is None else models.Denoising(vae)
+    model: Any = vae if corrupt is None else models.Denoising(vae)
     seen = None if corrupt is None else corrupted(preprocess, corrupt)
     made: Objective = objective(model)
     penalties = dict(extra or {})

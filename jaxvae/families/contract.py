@@ -84,6 +84,10 @@ class Built(NamedTuple):
         """A split whose examples are what the model takes, to evaluate on."""
         return split.replace(x=self.raw(split), preprocess=self.preprocess)
 
+    def pictures_of(self, x: Any, examples: Any) -> Any:
+        """Images of what the model says of examples."""
+        return self.pictures(x, self.model.parts(examples)[1])
+
     def training_split(self, split: Any) -> Any:
         """A split or a stream, to train on."""
         preprocess = self.training_preprocess or self.preprocess

@@ -19,8 +19,8 @@ from jaxvae import (
     models,
     networks,
     schedules,
+    training,
 )
-from jaxvae import training
 from jaxvae.contracts import Array, BatchLoss, Loss
 from jaxvae.ranges import Amount, Count, Widths
 from jaxvae.settings import Choice, Chosen
