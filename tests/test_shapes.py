@@ -238,7 +238,7 @@ def test_the_set_has_two_splits_of_all_images(dataset):
     assert (datasets.num_examples(train), datasets.num_examples(test)) == (COUNT - 10_000, 10_000)
     rows = np.concatenate([shapes.index_of(split.x.factors) for split in (train, test)])
     np.testing.assert_array_equal(np.sort(rows), np.arange(COUNT))
-    np.testing.assert_array_equal(test.y, test.images.factors[:, 0])
+    np.testing.assert_array_equal(test.y, test.x.factors[:, 0])
     assert (
         np.abs(np.bincount(test.y[:900]) - 300).max() < 75
     )  # five standard deviations: in random order
@@ -247,7 +247,8 @@ def test_the_set_has_two_splits_of_all_images(dataset):
         part.shape == (64, 64, 1) and part.dtype == np.uint8 and datasets.num_examples(part) == 100
     )
     for name in ("dynamic", "static", "scale", "counts"):
-        assert datasets.prepared(test, name, dataset.levels) is test
+        assert datasets.prepared(test, name, dataset.levels).x is test.x
+    assert dataset.classes == shapes.SHAPES
 
 
 def test_treatments_render(dataset):
@@ -284,7 +285,7 @@ def fitted(small, examples):
 
 def test_training_and_evaluation_render_what_they_use(small, dataset):
     """As if the pixels had been held: the same parameters and the same codes."""
-    train, key = datasets.select(dataset, "train[:60]").images, jax.random.key(1)
+    train, key = datasets.select(dataset, "train[:60]").x, jax.random.key(1)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(train)) == 60 * 5
     preprocess = datasets.preprocessing("dynamic", 2)
     params, of_pixels = fitted(small, train), fitted(small, np.asarray(train))
