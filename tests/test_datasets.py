@@ -110,7 +110,7 @@ def no_network():
     assert not calls
 
 
-# -----------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # sets prepared by TFDS
 
 
@@ -622,8 +622,10 @@ def whole(dataset):
         "ternary",
         "black",
         "white",
-    ]
-    + ["unit", "real", "half"],
+        "unit",
+        "real",
+        "half",
+    ],
 )
 @pytest.mark.parametrize("source", ["array", "jax", "npy", "npz"])
 def test_arrays_come_as_uint8_or_float32_with_channels_last(
@@ -1341,10 +1343,7 @@ REFUSED = {  # what is asked, and words of the answer
         lambda sets: (np.savez("x.npz", x_test=GREY, y_test=LABELS[:5]), load("x.npz")),
         ["x.npz[test] has 6 images but 5 labels"],
     ),
-    "attributes": (
-        of({"train": (GREY, np.ones((5, 2)))}),
-        ["6 images but 5 rows of attributes"],
-    ),
+    "attributes": (of({"train": (GREY, np.ones((5, 2)))}), ["6 images but 5 rows of attributes"]),
     "attributes of words": (
         of({"train": (GREY, np.full((6, 2), "a"))}),
         ["attributes that are no numbers"],

@@ -183,7 +183,7 @@ ROWS = {  # values, levels, who refuses them, and the words
     "real": (REAL, 256, BUT_NONE, "needs .* 'none'"),
     "real, no levels": (REAL, None, BUT_NONE, "needs "),
     "no levels": (
-        np.uint8([[0, 9]]),
+        np.uint8([[0, 1]]),
         None,
         [name for name in BUT_NONE if name != "counts"],
         "give levels",
@@ -270,11 +270,7 @@ def test_static_pixels_of_a_set_are_those_of_its_splits():
 @pytest.mark.parametrize(
     "name, levels, words",
     [
-        (
-            "dynamic",
-            256,
-            "drawn anew as 0 or 1 with probability pixel / 255 each time it is seen",
-        ),
+        ("dynamic", 256, "drawn anew as 0 or 1 with probability pixel / 255 each time it is seen"),
         ("dynamic", None, "with probability its value each time"),
         ("dynamic", 2, "pixels are 0 or 1, and stay as they are"),
         ("static", 17, "drawn as 0 or 1 with probability pixel / 16, once for all"),

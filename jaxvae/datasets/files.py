@@ -173,6 +173,7 @@ def read_image(file: Path, image_size: Size = None) -> np.ndarray:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise DataError("reading image files needs Pillow: pip install pillow") from error
+    Image.init()  # all formats are known before several threads ask for one
     try:
         with Image.open(file) as opened:
             if opened.mode == "F" or opened.mode.startswith("I"):
