@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvae import datasets, evaluation, likelihoods, models, networks, posteriors, priors, training
+from jaxvae import datasets, likelihoods, models, networks, posteriors, priors, training
 from jaxvae.datasets import shapes
 
 COUNT = math.prod(shapes.SIZES)
@@ -275,25 +275,26 @@ def small():
 
 
 def fitted(small, examples):
-    preprocess = datasets.preprocessing("dynamic", 2)
-    loss = training.preprocessed(preprocess, training.batch_mean(models.negative_elbo(small)))
+    preprocess, negative_elbo = datasets.preprocessing("dynamic", 2), models.negative_elbo(small)
+
+    def loss(params, key, raw, step):
+        key_pixels, key_loss = jax.random.split(key)
+        return negative_elbo(params, key_loss, preprocess(key_pixels, raw), step)
+
     algorithm = training.gradient_descent(
-        lambda key, x: small.init(key, preprocess(key, x)), loss, optax.adam(1e-3)
+        lambda key, raw: small.init(key, preprocess(key, raw)),
+        training.batch_mean(loss),
+        optax.adam(1e-3),
     )
     return training.trained(training.fit(algorithm, examples, num_steps=6, batch_size=8))
 
 
-def test_training_and_evaluation_render_what_they_use(small, dataset):
-    """As if the pixels had been held: the same parameters and the same codes."""
-    train, key = datasets.select(dataset, "train[:60]").x, jax.random.key(1)
+def test_training_renders_what_it_uses(small, dataset):
+    """As if the pixels had been held: the same parameters."""
+    train = datasets.select(dataset, "train[:60]").x
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(train)) == 60 * 5
-    preprocess = datasets.preprocessing("dynamic", 2)
     params, of_pixels = fitted(small, train), fitted(small, np.asarray(train))
     jax.tree.map(np.testing.assert_array_equal, params, of_pixels)
-    codes = evaluation.encode_split(small, params, train, key, preprocess=preprocess)
-    held = evaluation.encode_split(small, params, np.asarray(train), key, preprocess=preprocess)
-    np.testing.assert_allclose(codes, held, atol=1e-6)
-    assert codes.shape == (60, 3)
 
 
 def test_streamed_shapes_are_the_same():
