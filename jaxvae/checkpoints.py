@@ -183,8 +183,8 @@ class Checkpoints:
         """The arrays of a step that ``like`` has, which is a part of a state or its shapes.
 
         ``{"params": {"model": shapes}}`` restores the parameters of a model, whatever optimizer
-        trained it; ``arrays`` tells what is there, such as ``average``. Nothing else is read. Raises
-        as ``restore`` does, because of these arrays alone.
+        trained it; ``arrays`` tells what is there, such as ``average``. Nothing else is read.
+        Raises as ``restore`` does, because of these arrays alone.
         """
         processes.on_first(self.wait)
         saved, asked = _read_record(self._record(step))["arrays"], _described(like)
@@ -241,7 +241,7 @@ class Checkpoints:
         if found is None and lost:
             raise DamagedError(
                 f"{self.folder} holds no checkpoint that can be read, and training will not start "
-                "over by itself. Put a good checkpoint back, or move the folder away to begin again."
+                "over by itself. Put a good checkpoint back, or move the folder to begin again."
             )
         if not keep_damaged:
             processes.on_first(lambda: self._settle(bad, found and found[0]))
