@@ -397,13 +397,11 @@ def test_what_cannot_work_is_answered_in_a_sentence() -> None:
 def test_settings_are_stated_and_taken() -> None:
     """What an estimator's function has defaults for, and the learning rate of what it learns."""
     stated = {name: [*own.settings] for name, own in ESTIMATORS.items() if own.settings}
-    learns = dict.fromkeys(
-        (name for name, own in ESTIMATORS.items() if own.init is not None),
-        ["control_learning_rate"],
-    )
-    del learns["moving_average"]  # whose step is the share of a new value
-    relaxed = dict.fromkeys(("concrete", "straight_through_gumbel", "gumbel_rao"), ["temperature"])
-    assert stated == learns | relaxed | {"score_function": ["baseline"]}
+    expected = {name: ["control_learning_rate"] for name in ESTIMATORS if ESTIMATORS[name].init}
+    del expected["moving_average"]  # whose step is the share of a new value
+    for name in ("concrete", "straight_through_gumbel", "gumbel_rao"):
+        expected[name] = ["temperature"]
+    assert stated == expected | {"score_function": ["baseline"]}
     assert {n: [*own.settings] for n, own in bounds.BOUNDS.items() if own.settings} == {
         **{"miwae": ["groups"], "piwae": ["groups"], "ciwae": ["elbo_weight"]},
         **{"renyi": ["renyi_order"], "tvo": ["betas"]},
