@@ -57,6 +57,7 @@ def codes(
     def example(key: Array, x: Any) -> tuple[Any, Any, Any, Any]:
         key_z, key_other = jax.random.split(key)
         here, x = vae.at(x)
+        here = here.in_training(key)
         q = here.encode(params, x)
         return q, q.sample(key_z), here.prior(params).sample(key_other), x
 
@@ -76,6 +77,7 @@ def negative_reconstruction(
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         here, x = vae.at(x)
+        here = here.in_training(key)
         log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
         reconstruction = estimator(key, here.encode(params, x), log_likelihood, num_samples)
         return -reconstruction, {"reconstruction": reconstruction}
@@ -109,6 +111,7 @@ def decoder_gradient(vae: VAE) -> Loss:
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         here, x = vae.at(x)
+        here = here.in_training(key)
         z = here.encode(params, x).sample(key)
         return jnp.sum(jax.jacfwd(lambda z: here.decode(params, z).mean)(z) ** 2), {}
 
@@ -130,6 +133,7 @@ def with_kl_cost(
         def example(key: Array, x: Any) -> tuple[Array, Array]:
             key_z, key_kl = jax.random.split(key)
             here, x = vae.at(x)
+            here = here.in_training(key)
             q, p = here.encode(params, x), here.prior(params)
             log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
             reconstruction = estimator(key_z, q, log_likelihood, num_samples)
