@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "experiments"
 TIMINGS = {"images_per_second", "flops_per_second", "share_of_peak"}
@@ -62,6 +63,34 @@ def script(name: str, *arguments: Any, code: int = 0) -> subprocess.CompletedPro
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def refused(
+    main: Callable[[], Any],
+    arguments: Iterable[Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Runs a command in this process and checks that it refuses its arguments in one sentence.
+
+    Args:
+        main: the command, which reads ``sys.argv``.
+        arguments: what the user typed after its name.
+        words: what the sentence on stderr must hold, with single spaces.
+        monkeypatch: pytest's fixture.
+        capsys: pytest's fixture.
+    """
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    of_tyro = "For full helptext" in said  # several lines in a box, about what it cannot parse
+    plain = " ".join(said.translate(dict.fromkeys(map(ord, "╭│╰─╮╯"))).split())
+    assert words in plain
+    assert "Traceback" not in plain
+    assert of_tyro or len(said.strip().splitlines()) == 1, said
 
 
 class Running:

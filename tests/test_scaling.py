@@ -203,28 +203,3 @@ def test_the_estimate_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (result["measurements"], result["communication"], result["invariance"]) == ([], {}, {})
     dense = 2 * (64 * 4096 + 4096 * 4 + 2 * 4096 + 4096 * 64)
     assert 2 * dense < result["models"]["larger"]["step_flops"] / 8 <= 3 * dense
-
-
-MISTAKES = {
-    "batch": (["--devices", "3"], "--global-batch 8 does not divide over 3 devices"),
-    "devices": (["--devices", "0"], "--devices must be counts of at least 1"),
-    "rounds": (["--rounds", "-1"], "--rounds must be at least 0; it was -1"),
-    "utilization": (["--utilization", "40"], "above 0 and at most 1; it was 40"),
-    "latency": (["--latency", "nan"], "--latency must be finite"),
-    "mappings": (["--mappings"], "--mappings needs one of pmap, shard_map"),
-    "processes": (["--process-id", "0"], "belong to --distributed"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_answered_in_a_sentence(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    mistake: str,
-) -> None:
-    arguments, answer = MISTAKES[mistake]
-    with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, tmp_path, *arguments)
-    assert ended.value.code == 2
-    assert answer in capsys.readouterr().err

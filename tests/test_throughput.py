@@ -11,8 +11,8 @@ import numpy as np
 import peers
 import pytest
 import throughput
+from harness import script
 from PIL import Image
-from test_experiments import script
 
 SMALL = {
     "mlp": peers.Work("mlp", "train", 4, 8),
@@ -106,17 +106,3 @@ def test_the_script(tmp_path: Path) -> None:
         assert "images_per_second" in row["torch"] or "torch is not installed" in said
     with Image.open(tmp_path / "t.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "answer"),
-    [
-        (["--works", "gan"], "no work that begins with gan"),
-        (["--peers", "keras"], "no peer 'keras'"),
-        (["--rounds", 0], "must be above 0"),
-        (["--together", 0], "must be above 0"),
-        (["--precisions", "float16"], "--precisions"),
-    ],
-)
-def test_mistakes_are_answered_in_a_sentence(arguments: list, answer: str) -> None:
-    assert answer in script("throughput.py", *arguments, code=2).stderr
