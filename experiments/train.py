@@ -4,7 +4,7 @@ It is the command ``jaxvae train``; ``--help`` lists everything. The same comman
 workdir resumes where it stopped, bit for bit.
 """
 
-from jaxvae.command_line import main
+from jaxvae.command_line import run_script
 
 if __name__ == "__main__":
-    main("train")
+    run_script("train")

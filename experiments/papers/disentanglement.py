@@ -2,8 +2,8 @@
 
 ``python experiments/papers/disentanglement.py [--rows vae beta-vae ...] [--seeds 3] [--json OUT]``
 
-Networks 4096-HIDDEN-10 on 64x64 images after dSprites' recipe, 727,280 of them. UDR compares the
-seeds of a member with each other. Published for dSprites itself, with convolutional networks and
+Networks are 4096-HIDDEN-10, on 64x64 images after dSprites' recipe, 727,280 of them. UDR compares
+the seeds of a row with each other. Published for dSprites itself, with convolutional networks and
 300,000 steps, FactorVAE score / MIG / DCI: VAE 0.63 / 0.10 / 0.30, beta-VAE 0.63 / 0.21 / 0.41,
 FactorVAE 0.82 / 0.43 / 0.74, beta-TCVAE 0.62 / 0.45 / 0.29 (as later papers quote them).
 """
@@ -11,34 +11,30 @@ FactorVAE 0.82 / 0.43 / 0.74, beta-TCVAE 0.62 / 0.45 / 0.29 (as later papers quo
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import cells
-import commands
-import judgements
-import wiring
+from experiments import tables
+from jaxvae import datasets, evaluation, runs
+from jaxvae.command_line import run_function
+from jaxvae.evaluation import metrics
+from jaxvae.families import preset
 
-from jaxvae import evaluation
-
-ROWS: dict[str, list[Any]] = {
-    "vae": ["digits"],
-    "beta-vae": ["beta-vae"],
-    "annealed-vae": ["annealed-vae", "--kl-capacity", 20],
-    "beta-tcvae": ["beta-tcvae"],
-    "factor-vae": ["factor-vae"],
-    "dip-vae-i": ["dip-vae-i"],
-    "dip-vae-ii": ["dip-vae-ii"],
+ROWS: dict[str, Any] = {
+    "vae": preset("digits"),
+    "beta-vae": preset("beta-vae"),
+    "annealed-vae": preset("annealed-vae", kl_capacity=20.0),
+    "beta-tcvae": preset("beta-tcvae"),
+    "factor-vae": preset("factor-vae"),
+    "dip-vae-i": preset("dip-vae-i"),
+    "dip-vae-ii": preset("dip-vae-ii"),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(cells.Options):
+class Options(tables.Options):
     """What is trained and measured."""
 
     dataset: str = "shapes"
@@ -47,41 +43,35 @@ class Options(cells.Options):
     batch_size: int = 64
     learning_rate: float = 5e-4
     seeds: int = 2
-    examples: int | None = sum(judgements.POINTS)
+    examples: int | None = sum(metrics.FIT_AND_TEST)
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Disentanglement of the weighted ELBOs on rendered shapes, whose five factors are known."""
-    found: cells.Found = {}
-    for name, own in options.chosen(ROWS).items():
+    results: tables.Results = {}
+    for name, config in options.chosen(ROWS).items():
         codes: list[np.ndarray] = []
-        kl: list[list[float]] = []
+        kl: list[Any] = []
 
         def measure(
-            run: wiring.Run, params: Any, codes: list = codes, kl: list = kl
+            run: runs.Run, params: Any, codes: list[np.ndarray] = codes, kl: list[Any] = kl
         ) -> dict[str, float]:
-            split = run.test.take(slice(options.examples))
-            judged = evaluation.evaluate(
-                run.vae, params, split.images, run.key, preprocess=run.preprocess
-            )
-            codes.append(
-                evaluation.encode_split(
-                    run.vae, params, split.images, run.key, preprocess=run.preprocess
-                )
-            )
-            kl.append(judged.kl_per_latent)
-            base = {"reconstruction": judged.reconstruction, "kl": judged.kl}
-            return base | judgements.disentangled(run, params, split)
+            test, model = datasets.random_subset(run.test, options.examples), run.built.model
+            summary = evaluation.evaluate_elbo(model, params, run.key, test)
+            codes.append(evaluation.encode_split(model, params, run.key, test))
+            kl.append(summary.kl_per_latent)
+            bound = {"reconstruction": summary.reconstruction, "kl": tables.number(summary.kl)}
+            data = evaluation.Data(test)
+            return bound | metrics.factor_scores(model, params, run.key, data)
 
-        found |= cells.measured({name: [*own, *options.arguments()]}, options.seeds, measure)
+        results |= tables.measured({name: options.applied(config)}, options, measure)
         if options.seeds > 1:
-            for cell, score in zip(
-                found[name], evaluation.disentanglement.udr(codes, kl), strict=True
-            ):
+            scores = evaluation.disentanglement.udr(codes, kl)
+            for cell, score in zip(results[name], scores, strict=True):
                 cell["udr"] = float(score)
-    cells.show(found, "factor_vae_score")
-    cells.save(options.json, dataclasses.asdict(options), found)
+    tables.show(results, "factor_vae_score")
+    tables.save(options.json, dataclasses.asdict(options), results)
 
 
 if __name__ == "__main__":
-    commands.command(main)
+    run_function(main)

@@ -1,21 +1,20 @@
-"""Classifiers whose layers were first trained as autoencoders, one on top of the other (Vincent et
-al. 2008).
+"""Classifiers whose layers were first trained as autoencoders, one on top of the other.
 
-``python experiments/papers/stacked.py [--rows none denoising] [--data-dir DIR] [--seeds 3] [--json
-OUT]``
+``python experiments/papers/stacked.py [--rows none denoising] [--data-dir DIR] [--seeds 3]
+[--json OUT]``
 
-Test error in percent of three sigmoid layers and a softmax: with no pretraining, with plain
-autoencoders, and with denoising ones. ``mnist`` is cut as *basic* in the paper: 10,000 examples to
-train, 2,000 to choose the epoch and the learning rate, the rest and the test split to report on.
-Published for the whole of MNIST, with 50,000 to train on: 1.3 with denoising
-(github.com/lisa-lab/DeepLearningTutorials).
+The table shows the test error, in percent, of three sigmoid layers and a softmax: with no
+pretraining, with plain autoencoders, and with denoising ones (Vincent et al. 2008). ``mnist`` is
+cut as *basic* in the paper: 10,000 examples to train, 2,000 to choose the epoch and the learning
+rate, the rest and the test split to report on. Published for the whole of MNIST, with 50,000 to
+train on: 1.3 with denoising (github.com/lisa-lab/DeepLearningTutorials).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +24,11 @@ import numpy as np
 import optax
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import cells
-import commands
-
+from experiments import tables
 from jaxvae import datasets, likelihoods, models, networks, posteriors, priors, training
+from jaxvae.command_line import run_function
+
+Data = dict[str, tuple[np.ndarray, np.ndarray]]  # part -> (x [N, D] in [0, 1], labels [N])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +58,27 @@ class Options:
     seeds: int = 3
     """Seeds, from 0 on."""
     json: Path | None = None
-    """File for everything that was found."""
+    """File for all results."""
 
 
 BATCH = 100
+BLOCK = 1000  # examples that are computed at once
 PRETRAINING = ("none", "autoencoders", "denoising")
+
+
+# Pretraining, layer by layer
+
+
+def sigmoid_layer(width: int) -> networks.Network:
+    """One layer of a network: ``width`` sigmoids of affine functions."""
+    affine = networks.mlp((), width)
+    return affine._replace(apply=lambda params, x: jax.nn.sigmoid(affine.apply(params, x)))
 
 
 def autoencoder(inputs: int, width: int) -> models.VAE:
     """One sigmoid layer, and its way back to inputs in [0, 1]: cross-entropy of a Bernoulli."""
-    layer = networks.mlp((), width)
-    encoder = layer._replace(apply=lambda params, x: jax.nn.sigmoid(layer.apply(params, x)))
     return models.vae(
-        encoder,
+        sigmoid_layer(width),
         networks.mlp((), inputs),
         posteriors.point(width),
         likelihoods.bernoulli(),
@@ -79,92 +86,105 @@ def autoencoder(inputs: int, width: int) -> models.VAE:
     )
 
 
-def stacked(
-    x: np.ndarray, hidden: tuple[int, ...], corruption: tuple[float, ...], epochs: int, seed: int
-) -> list[Any]:
-    """The encoders of autoencoders that were trained one after the other, each on the codes of the
-    one before.
+def masked(share: float) -> Any:
+    """Preprocessing that gives an input and the same one with a share of it masked."""
 
-    x ~ is the layer's input with a share of it masked; the layer minimises the cross-entropy of x
-    and g(f(x~)) (Vincent et al. 2008, sec. 2.3 and 2.4). A share of 0 makes it a plain autoencoder.
+    def pair(key: jax.Array, x: jax.Array) -> models.Corrupted:
+        return models.Corrupted(x, datasets.CORRUPTIONS["masking"](key, x, share) if share else x)
+
+    return pair
+
+
+def stacked(x: np.ndarray, options: Options, row: str, seed: int) -> list[Any]:
+    """The layers' parameters after pretraining, each on the codes of the layer before.
+
+    Where x~ is the layer's input with a share of it masked, the layer minimises the cross-entropy
+    of x and g(f(x~)) (Vincent et al. 2008, sec. 2.3 and 2.4). Without masking it is a plain
+    autoencoder.
     """
+    shares = options.corruption if row == "denoising" else (0.0,) * len(options.hidden)
+    epochs = 0 if row == "none" else options.pretraining
     encoders = []
-    for i, (width, level) in enumerate(zip(hidden, corruption, strict=True)):
+    for number, (width, share) in enumerate(zip(options.hidden, shares, strict=True)):
         vae = autoencoder(x.shape[1], width)
-        init = lambda key, x, vae=vae, i=i: vae.init(
-            jax.random.fold_in(key, i), x
-        )  # each layer from a draw of its own
-        noisy = lambda key, x, level=level: models.Corrupted(
-            x, datasets.CORRUPTIONS["masking"](key, x, level)
-        )
-        preprocess = noisy if level else lambda key, x: models.Corrupted(x, x)
-        loss = training.batch_mean(models.negative_reconstruction(models.Denoising(vae)))
-        algorithm = training.gradient_descent(
-            init, training.preprocessed(preprocess, loss), optax.adam(1e-3)
-        )
-        steps = epochs * (len(x) // BATCH)
-        state = (
-            training.fit(algorithm, x, num_steps=steps, batch_size=BATCH, seed=seed)
-            if steps
-            else None
-        )
-        params = init(jax.random.key(seed), x[0]) if state is None else training.trained(state)
+        params = _pretrained(vae, datasets.Examples(x, masked(share)), epochs, number, seed)
         encoders.append(params["encoder"])
-        encode = jax.jit(jax.vmap(lambda x, vae=vae, params=params: vae.encode(params, x).loc))
-        x = np.concatenate(
-            [np.asarray(encode(part)) for part in np.array_split(x, max(len(x) // 1000, 1))]
-        )
+        encode = _of_batch(lambda params, x, vae=vae: vae.encode(params, x).loc)
+        x = _in_blocks(encode, params, x)
     return encoders
 
 
-def logits(params: Any, x: jax.Array) -> jax.Array:
-    """Of the classes."""
-    for encoder in params["encoders"]:
-        layer = networks.mlp((), encoder["Dense_0"]["bias"].shape[0])
-        x = jax.nn.sigmoid(layer.apply(encoder, x))
+def _pretrained(vae: models.VAE, examples: Any, epochs: int, number: int, seed: int) -> Any:
+    """The parameters of one autoencoder; each layer starts from a draw of its own."""
+
+    def init(key: jax.Array, example: models.Corrupted) -> Any:
+        return vae.init(jax.random.fold_in(key, number), example.x)
+
+    x = examples.raw
+    steps = epochs * (len(x) // BATCH)
+    if not steps:
+        return init(jax.random.key(seed), models.Corrupted(x[0], x[0]))
+    loss = training.batch_mean(models.negative_reconstruction(models.Denoising(vae)))
+    algorithm = training.gradient_descent(init, loss, optax.adam(1e-3))
+    state = training.fit(algorithm, examples, num_steps=steps, batch_size=BATCH, seed=seed)
+    return training.trained(state)
+
+
+def _of_batch(function: Any) -> Any:
+    return jax.jit(jax.vmap(function, (None, 0)))
+
+
+def _in_blocks(of_batch: Any, params: Any, x: np.ndarray) -> np.ndarray:
+    """A function of batches for all examples, a thousand at a time."""
+    blocks = np.array_split(x, max(len(x) // BLOCK, 1))
+    return np.concatenate([np.asarray(of_batch(params, block)) for block in blocks])
+
+
+# The classifier
+
+
+def logits(hidden: Sequence[int], params: Any, x: jax.Array) -> jax.Array:
+    """The logits of the classes, of layers with these widths."""
+    for width, encoder in zip(hidden, params["encoders"], strict=True):
+        x = sigmoid_layer(width).apply(encoder, x)
     return x @ params["kernel"] + params["bias"]
 
 
 def tuned(
-    encoders: list[Any],
-    data: dict[str, tuple[np.ndarray, np.ndarray]],
-    rate: float,
-    epochs: int,
-    seed: int,
+    encoders: list[Any], data: Data, rate: float, options: Options, seed: int
 ) -> tuple[float, float]:
-    """Validation and test error of the classifier, in percent, at the epoch with the least
-    validation error.
+    """Validation and test error in percent, at the epoch with the least validation error.
+
+    Args:
+      encoders: the layers' parameters to start from.
+      data: the examples.
+      rate: learning rate.
+      options: of the script.
+      seed: of the batches.
     """
     classes = int(data["train"][1].max()) + 1
+    kernel, bias = jnp.zeros((options.hidden[-1], classes)), jnp.zeros(classes)
+    start = {"encoders": encoders, "kernel": kernel, "bias": bias}
 
     def loss(params: Any, key: jax.Array, example: Any, step: jax.Array) -> tuple[jax.Array, dict]:
         x, label = example
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), label), {}
+        of_classes = logits(options.hidden, params, x)
+        return optax.softmax_cross_entropy_with_integer_labels(of_classes, label), {}
 
-    width = encoders[-1]["Dense_0"]["bias"].shape[0]
-    params = {
-        "encoders": encoders,
-        "kernel": jnp.zeros((width, classes)),
-        "bias": jnp.zeros(classes),
-    }
-    algorithm = training.gradient_descent(
-        lambda key, x: params, training.batch_mean(loss), optax.adam(rate)
-    )
-    predict = jax.jit(jax.vmap(lambda params, x: logits(params, x).argmax(), (None, 0)))
+    def guess(params: Any, x: jax.Array) -> jax.Array:
+        return logits(options.hidden, params, x).argmax()
+
+    guesses = _of_batch(guess)
 
     def error(params: Any, part: str) -> float:
         x, labels = data[part]
-        guesses = [
-            np.asarray(predict(params, block))
-            for block in np.array_split(x, max(len(x) // 1000, 1))
-        ]
-        return 100 * float((np.concatenate(guesses) != labels).mean())
+        return 100 * float((_in_blocks(guesses, params, x) != labels).mean())
 
-    found: list[tuple[float, float]] = []
-
-    steps = len(data["train"][0]) // BATCH
-    state: Any = None
-    for epoch in range(1, epochs + 1):
+    algorithm = training.gradient_descent(
+        lambda key, x: start, training.batch_mean(loss), optax.adam(rate)
+    )
+    steps, state, errors = len(data["train"][0]) // BATCH, None, []
+    for epoch in range(1, options.epochs + 1):
         state = training.fit(
             algorithm,
             data["train"],
@@ -173,68 +193,66 @@ def tuned(
             batch_size=BATCH,
             seed=seed,
         )
-        found.append(
-            (error(training.trained(state), "validation"), error(training.trained(state), "test"))
+        params = training.trained(state)
+        errors.append((error(params, "validation"), error(params, "test")))
+    return min(errors, key=_validation_error)
+
+
+def _validation_error(errors: tuple[float, float]) -> float:
+    """What is chosen by; ties go to the first, so that the test error chooses nothing."""
+    return errors[0]
+
+
+def cut(options: Options) -> Data:
+    """The examples to train on, to choose by, and to report on."""
+    dataset = datasets.load(options.dataset, options.data_dir)
+    parts = [dataset.splits["train"], dataset.splits["test"]]
+    if any(part.y is None for part in parts) or dataset.levels is None:
+        raise ValueError(f"--dataset needs labels and integer pixels; {options.dataset} has none")
+    flat = [np.asarray(part.x, np.float32).reshape(len(part.x), -1) for part in parts]
+    x = np.concatenate(flat) / (dataset.levels - 1)
+    labels = np.concatenate([part.y for part in parts]).astype(np.int32)
+    cuts = np.cumsum([options.train_examples, options.validation_examples])
+    if cuts[-1] >= len(x):
+        raise ValueError(
+            f"--train-examples and --validation-examples leave none of {len(x)} examples to "
+            "report on"
         )
-    return min(
-        found, key=lambda errors: errors[0]
-    )  # ties go to the first: the test error chooses nothing
+    pairs = zip(np.split(x, cuts), np.split(labels, cuts), strict=True)
+    return dict(zip(("train", "validation", "test"), pairs, strict=True))
 
 
-def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
-    """Classifiers whose layers were first trained as autoencoders, one on top of the other."""
-    cells.check_place(options.json)
+def check(options: Options) -> None:
+    """Raises ValueError for options that do not fit together."""
+    tables.check_place(options.json)
     for name in options.rows:
         if name not in PRETRAINING:
             raise ValueError(f"no row {name!r}; there are {', '.join(PRETRAINING)}")
     if len(options.corruption) != len(options.hidden):
         raise ValueError(
-            f"{len(options.hidden)} layers need as many levels of corruption; {options.corruption} were given"
+            f"{len(options.hidden)} layers need as many levels of corruption; "
+            f"{options.corruption} were given"
         )
-    dataset = datasets.load(options.dataset, options.data_dir)
-    parts = [dataset.splits["train"], dataset.splits["test"]]
-    if any(part.labels is None for part in parts):
-        raise ValueError(f"--dataset needs labels; {options.dataset} has none")
-    x = np.concatenate(
-        [np.asarray(part.images, np.float32).reshape(len(part.images), -1) for part in parts]
-    )
-    labels = np.concatenate([part.labels for part in parts]).astype(np.int32)
-    cuts = np.cumsum([options.train_examples, options.validation_examples])
-    if cuts[-1] >= len(x):
-        raise ValueError(
-            f"--train-examples and --validation-examples leave none of {len(x)} examples to report on"
-        )
-    names = ("train", "validation", "test")
-    data = dict(
-        zip(
-            names,
-            zip(np.split(x / (dataset.levels - 1), cuts), np.split(labels, cuts), strict=True),
-            strict=True,
-        )
-    )
-    found: cells.Found = {}
+
+
+def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+    """Classifiers whose layers were first trained as autoencoders, one on top of the other."""
+    check(options)
+    data = cut(options)
+    results: tables.Results = {}
     for name in options.rows or PRETRAINING:
-        corruption = options.corruption if name == "denoising" else (0.0,) * len(options.hidden)
-        epochs = 0 if name == "none" else options.pretraining
         for seed in range(options.seeds):
             start = time.perf_counter()
-            encoders = stacked(data["train"][0], options.hidden, corruption, epochs, seed)
-            of_rates = [
-                tuned(encoders, data, rate, options.epochs, seed) for rate in options.learning_rates
-            ]
-            validation, test = min(of_rates, key=lambda errors: errors[0])
-            cell = {
-                "test error": test,
-                "validation error": validation,
-                "seconds": time.perf_counter() - start,
-            }
-            found.setdefault(name, []).append(cell)
-            print(
-                f"{name}, seed {seed}: test error {test:.2f} %, {cell['seconds']:.0f} s", flush=True
-            )
-    cells.show(found, "test error")
-    cells.save(options.json, dataclasses.asdict(options), found)
+            encoders = stacked(data["train"][0], options, name, seed)
+            of_rates = [tuned(encoders, data, r, options, seed) for r in options.learning_rates]
+            validation, test = min(of_rates, key=_validation_error)
+            seconds = time.perf_counter() - start
+            cell = {"test error": test, "validation error": validation, "seconds": seconds}
+            results.setdefault(name, []).append(cell)
+            print(f"{name}, seed {seed}: test error {test:.2f} %, {seconds:.0f} s", flush=True)
+    tables.show(results, "test error")
+    tables.save(options.json, dataclasses.asdict(options), results)
 
 
 if __name__ == "__main__":
-    commands.command(main)
+    run_function(main)
