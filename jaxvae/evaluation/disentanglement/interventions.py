@@ -68,7 +68,7 @@ def beta_vae(
       key: of all that is drawn.
     """
     factors, generator = varying_factors(factors), _generator(key)
-    peers, (n, f) = _peers(factors), factors.shape
+    peers, (n, f) = peers_of(factors), factors.shape
     k = generator.integers(f, size=(num_train + num_test, 1))
     first = generator.integers(n, size=(len(k), batch_size))
     pairs = np.concatenate([first, peers(generator, k, first)], 1)
@@ -98,7 +98,7 @@ def factor_vae(
     those of ``beta_vae``. 0 if all codes have collapsed.
     """
     factors, generator = varying_factors(factors), _generator(key)
-    peers, (n, f) = _peers(factors), factors.shape
+    peers, (n, f) = peers_of(factors), factors.shape
     some = generator.integers(n, size=(-(-num_variance // batch_size), batch_size))
     variance = (
         _of_batches(represent, some, lambda z: z)
@@ -123,7 +123,7 @@ def _generator(key: jax.Array) -> np.random.Generator:
     )
 
 
-def _peers(
+def peers_of(
     factors: np.ndarray,
 ) -> Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]:
     """``(generator, k, rows) -> rows`` drawn uniformly among the examples that share factor k
