@@ -150,6 +150,7 @@ def examples(splits, image="image", label="label", write=lambda image: image):
     }
 
 
+INSECTS = ["wasp", "ant", "bee"]
 TINY = {"train": pixels(23, 4, 5, 1), "validation": pixels(5, 4, 5, 1), "test": pixels(7, 4, 5, 1)}
 BINARY = {"train": pixels(6, 4, 5, 1, high=2), "test": pixels(3, 4, 5, 1, high=2)}
 GRAY = {"train": pixels(6, 4, 5), "test": pixels(3, 4, 5)}
@@ -163,7 +164,7 @@ def sets(tmp_path_factory):
     from tensorflow_datasets import features as f
 
     folder = tmp_path_factory.mktemp("sets")
-    tensor, three = f.Tensor(shape=(4, 5, 1), dtype=np.uint8), f.ClassLabel(num_classes=3)
+    tensor, three = f.Tensor(shape=(4, 5, 1), dtype=np.uint8), f.ClassLabel(names=INSECTS)
     box = {"x": f.Scalar(np.int64), "y": f.Scalar(np.int64), "note": f.Text()}
     boxed = lambda images: [{"image": png(x), "box": {"x": 1, "y": 2, "note": "a"}} for x in images]
     real = np.zeros((4, 5, 1), np.float32)
@@ -244,6 +245,8 @@ def test_a_prepared_set_is_read_as_it_was_written(sets, name, expected, levels):
         and dataset.levels == levels
         and dataset.splits.keys() == expected.keys()
     )
+    labelled = expected["train"].y is not None
+    assert dataset.classes == (tuple(INSECTS) if labelled else ())
     for part, split in dataset.splits.items():
         wanted = expected[part].x
         assert split.x.dtype == np.uint8 and split.x.shape == (*wanted.shape, 1)[:4]

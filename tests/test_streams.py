@@ -20,6 +20,7 @@ from PIL import Image
 from jaxvae.datasets import (
     PREPROCESSING,
     DataError,
+    Examples,
     Stream,
     batch_rows,
     load,
@@ -311,6 +312,18 @@ def test_a_treatment_refuses_streamed_values_where_it_refuses_them_in_memory(nam
     assert outcome(stream(images)) == outcome(load(images))
 
 
+def test_a_stream_carries_its_preprocessing():
+    """The function that the set in memory carries, through all parts and to every block read."""
+    streamed, held = (make(COLOUR, pixels="scale") for make in (stream, load))
+    part = select(streamed, "train[10:20]").take(slice(2, 5))
+    assert part.preprocess is held.splits["train"].preprocess is not None
+    block = part.wrapped(part[:])
+    assert isinstance(block, Examples) and block.preprocess is part.preprocess
+    assert np.array_equal(block.raw, held.splits["train"].x[12:15])
+    raw = part[:]
+    assert single(COLOUR)[0].wrapped(raw) is raw
+
+
 def test_a_stream_cannot_be_binarized_once_for_all():
     with pytest.raises(DataError, match=r"stream .*'dynamic', or hold the set in memory"):
         prepared(stream(COLOUR).splits["train"], "static", 256)
@@ -458,15 +471,16 @@ def test_records_that_fail_together_are_read_alone():
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "harm, words",
     [
-        lambda file: file.write_bytes(b"no image"),
-        lambda file: Image.fromarray(GREY[0, :2]).save(file),
+        (lambda file: file.write_bytes(b"no image"), "cannot be read"),
+        (lambda file: Image.fromarray(GREY[0, :2]).save(file), "image_size="),
+        (lambda file: Image.fromarray(COLOUR[0]).save(file), "some are grey"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path, harm):
+def test_a_file_that_cannot_be_used_is_named(tmp_path, harm, words):
     harm(png(tmp_path, GREY) / "20.png")
-    with pytest.raises(DataError, match=r"20\.png"):
+    with pytest.raises(DataError, match=rf"20\.png .*{words}"):
         list(
             stream(tmp_path)
             .splits["train"]
