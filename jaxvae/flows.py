@@ -1,9 +1,9 @@
 """Normalizing flows: invertible maps of z [D] with log-determinants, for posteriors and for priors.
 
-Those of the first kind take their parameters from ``raw``, the numbers that an encoder gives for
-one example; those of the second learn parameters that all examples share. ``chain`` composes both.
-``distributions.Transformed`` is the distribution of what a flow makes of samples. At ``raw = 0``
-and at ``init`` a flow is the identity or close to it.
+Some flows take their parameters from ``raw``, the numbers that an encoder gives for one example.
+The others learn parameters that all examples share. ``chain`` composes both kinds.
+``distributions.Transformed`` is the distribution of f(z) for a flow f. At ``raw = 0`` and at
+``init`` a flow is the identity or close to it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jax import lax
 from jax.nn import celu, log_sigmoid, sigmoid, softplus
 
 Array = jax.Array
-Pair = tuple[Array, Array]  # what z becomes, and log |det|
-MARGIN = 0.01  # what constraints keep from the edge of invertibility, where log |det| is -inf
-LOG_SCALE = 3.0  # the largest of a coupling
-GATE = 2.0  # log-odds of what an inverse autoregressive flow keeps of z at first
+Pair = tuple[Array, Array]  # f(z), and log |det df/dz|
+MARGIN = 0.01  # distance from the edge of invertibility, where log |det| is -inf
+LOG_SCALE = 3.0  # largest log-scale of a coupling
+GATE = 2.0  # initial log-odds of the share of z that an inverse autoregressive flow keeps
 STEPS = 40  # of the orthogonalization: enough for singular values of 1e-6 of the norm
 
 _matmul = functools.partial(jnp.matmul, precision="float32")
@@ -34,19 +34,17 @@ class Flow(NamedTuple):
 
     size: int  # numbers that the encoder gives for one example, 0 where it gives none
     init: Callable[[Array], Any]  # key -> params that all examples share
-    forward: Callable[
-        [Any, Array, Array], Pair
-    ]  # (params, raw [size], z [D]) -> (y [D], log |det dy/dz|)
-    inverse: (
-        Callable[[Any, Array, Array], Pair] | None
-    )  # (params, raw, y) -> (z, log |det dz/dy|), if in closed form
+    # (params, raw [size], z [D]) -> (y [D], log |det dy/dz|)
+    forward: Callable[[Any, Array, Array], Pair]
+    # (params, raw, y) -> (z, log |det dz/dy|); None where there is no closed form
+    inverse: Callable[[Any, Array, Array], Pair] | None
 
 
 def chain(*flows: Flow) -> Flow:
-    """The composition, the first flow first: log-determinants add, and ``raw`` is cut into one part
-    for each.
+    """The composition of flows, the first flow first.
 
-    Its parameters are the list of theirs. It has an inverse where all have one. Raises ValueError
+    Log-determinants add, and ``raw`` is cut into one part for each flow. The parameters are the
+    list of the flows' parameters. The chain has an inverse if all flows have one. Raises ValueError
     without flows.
     """
     if not flows:
@@ -76,15 +74,15 @@ def chain(*flows: Flow) -> Flow:
 
 
 def alternating(flow: Flow, latent: int, steps: int) -> Flow:
-    """``steps`` of a flow, each with the coordinates in the other order than the one before."""
+    """``steps`` of a flow, with the order of the coordinates reversed between them."""
     return chain(flow, *[part for _ in range(steps - 1) for part in (reverse(latent), flow)])
 
 
 def _check_raw(name: str, size: int, raw: Array) -> None:
     if jnp.shape(raw) != (size,):
         raise ValueError(
-            f"{name} takes raw of shape ({size},), its Flow.size, for one example; got {jnp.shape(raw)}. "
-            "A batch of examples goes through jax.vmap."
+            f"{name} takes raw of shape ({size},), its Flow.size, for one example; "
+            f"got {jnp.shape(raw)}. A batch of examples goes through jax.vmap."
         )
 
 
@@ -96,7 +94,7 @@ def _flow(
     size: int = 0,
     init: Callable = lambda key: {},
 ) -> Flow:
-    """The flow whose maps look at the shapes of their input first."""
+    """The flow whose maps check the shapes of their input."""
 
     def checked(function: Callable) -> Callable:
         def apply(params: Any, raw: Array, z: Array) -> Pair:
@@ -116,11 +114,11 @@ def _flow(
 
 
 def planar(latent: int) -> Flow:
-    """y = z + u tanh(w^T z + b), det = 1 + u^T psi(z), psi = tanh'(w^T z + b) w (arXiv:1505.05770).
+    """y = z + u tanh(w^T z + b), det = 1 + u^T psi(z), psi = tanh'(w^T z + b) w.
 
-    raw = [u, w, b]. Invertible where w^T u > -1 (its appendix): u is moved along w until w^T u =
-    m(w^T u), here with an m that leaves it alone where w^T u is positive and does not fall below -1
-    + ``MARGIN``.
+    Rezende & Mohamed 2015, arXiv:1505.05770. raw = [u, w, b]. The flow is invertible if w^T u > -1
+    (appendix): u is moved along w until w^T u = m(w^T u). This m changes nothing if w^T u is
+    positive, and does not fall below -1 + ``MARGIN``.
     """
 
     def forward(params: Any, raw: Array, z: Array) -> Pair:
@@ -135,12 +133,11 @@ def planar(latent: int) -> Flow:
 
 
 def radial(latent: int) -> Flow:
-    """y = z + b (z - c) / (a + r), r = |z - c|, a > 0, b > -a (Rezende & Mohamed 2015,
-    arXiv:1505.05770).
+    """y = z + b (z - c) / (a + r), r = |z - c|, a > 0, b > -a.
 
-    det = (1 + b h)^(D-1) (1 + b h + b h' r), h = 1 / (a + r). raw = [c, a, a + b], the last two
-    through a softplus. The inverse solves |y - c| = r (r + a + b) / (r + a), a quadratic equation
-    in r.
+    Rezende & Mohamed 2015, arXiv:1505.05770. det = (1 + b h)^(D-1) (1 + b h + b h' r) with
+    h = 1 / (a + r). raw = [c, a, a + b], the last two through a softplus. The inverse solves
+    |y - c| = r (r + a + b) / (r + a), a quadratic equation in r.
     """
 
     def constrained(raw: Array) -> tuple[Array, Array, Array]:
@@ -176,17 +173,16 @@ def _norm(v: Array) -> Array:
 
 
 def _inverse_square(v: Array) -> Array:
-    """1 / |v|^2, and 0 where that is too large for a number."""
+    """1 / |v|^2, and 0 where |v|^2 is too small to divide by."""
     square = jnp.sum(v**2)
     nonzero = square > 1e-30
     return jnp.where(nonzero, 1 / jnp.where(nonzero, square, 1.0), 0.0)
 
 
 def householder(latent: int) -> Flow:
-    """y = (I - 2 v v^T / |v|^2) z, |det| = 1, its own inverse (Tomczak & Welling 2016,
-    arXiv:1611.09630).
+    """y = (I - 2 v v^T / |v|^2) z, |det| = 1, which is its own inverse.
 
-    raw = v; at v = 0 it is the identity.
+    Tomczak & Welling 2016, arXiv:1611.09630. raw = v; at v = 0 it is the identity.
     """
 
     def forward(params: Any, raw: Array, z: Array) -> Pair:
@@ -206,17 +202,18 @@ def _reflected(z: Array, v: Array) -> Array:
 
 
 def sylvester(latent: int, columns: int) -> Flow:
-    """y = z + Q R tanh(R' Q^T z + b), Q [D, M] orthonormal, R and R' upper triangular
-    (arXiv:1803.05649).
+    """y = z + Q R tanh(R' Q^T z + b), Q [D, M] orthonormal, R and R' upper triangular.
 
-    det = prod_i (1 + tanh'(..)_i r_i r'_i), by Sylvester's identity; invertible as the diagonals r
-    and r' are inside (-1, 1). raw = [Q, r, r', b, the rest of R, the rest of R'] with Q =
-    ``orthonormal`` of I + raw. M is ``columns``, the paper's bottleneck. Raises ValueError unless 1
-    <= M <= D.
+    Van den Berg et al. 2018, arXiv:1803.05649. By Sylvester's identity
+    det = prod_i (1 + tanh'(..)_i r_i r'_i). The flow is invertible because the diagonals r and r'
+    are inside (-1, 1). raw = [Q, r, r', b, the rest of R, the rest of R'] with
+    Q = ``orthonormal`` of I + raw. M is ``columns``, the paper's bottleneck. Raises ValueError
+    unless 1 <= M <= D.
     """
     if not 1 <= columns <= latent:
         raise ValueError(
-            f"{columns} orthonormal columns in {latent} dimensions; there are between 1 and {latent}"
+            f"{columns} orthonormal columns in {latent} dimensions; "
+            f"there are between 1 and {latent}"
         )
 
     def forward(params: Any, raw: Array, z: Array) -> Pair:
@@ -230,11 +227,10 @@ def sylvester(latent: int, columns: int) -> Flow:
 
 
 def triangular_sylvester(latent: int) -> Flow:
-    """``sylvester`` with Q the identity, y = z + R tanh(R' z + b) (arXiv:1803.05649); raw = [r, r',
-    b, R, R'].
+    """``sylvester`` with Q the identity, y = z + R tanh(R' z + b).
 
-    With Q the reversing permutation it is ``chain(reverse(D), triangular_sylvester(D),
-    reverse(D))``.
+    Van den Berg et al. 2018, arXiv:1803.05649. raw = [r, r', b, R, R']. With Q the reversing
+    permutation the flow is ``chain(reverse(D), triangular_sylvester(D), reverse(D))``.
     """
     identity = lambda z: z
     forward = lambda params, raw, z: _sylvester(raw, z, identity, identity)
@@ -242,9 +238,9 @@ def triangular_sylvester(latent: int) -> Flow:
 
 
 def householder_sylvester(latent: int, reflections: int) -> Flow:
-    """``sylvester`` with Q a product of Householder reflections, M = D (arXiv:1803.05649).
+    """``sylvester`` with Q a product of Householder reflections, M = D.
 
-    raw = [v of each reflection, r, r', b, R, R'].
+    Van den Berg et al. 2018, arXiv:1803.05649. raw = [v of each reflection, r, r', b, R, R'].
     """
 
     def forward(params: Any, raw: Array, z: Array) -> Pair:
@@ -269,11 +265,10 @@ def _sylvester(raw: Array, z: Array, down: Callable, up: Callable) -> Pair:
 
 
 def orthonormal(matrix: Array) -> Array:
-    """The orthonormal columns nearest to those of ``matrix [D, M]``, D >= M, of full rank: its
-    polar factor.
+    """The polar factor of ``matrix [D, M]``: the orthonormal columns nearest to its own.
 
-    Q <- Q (I + (I - Q^T Q) / 2) (Bjorck & Bowie 1971; van den Berg et al. 2018, arXiv:1803.05649),
-    from a norm of 1.
+    The matrix has D >= M and full rank. It is scaled to norm 1, and then
+    Q <- Q (I + (I - Q^T Q) / 2) (Bjorck & Bowie 1971; van den Berg et al. 2018, arXiv:1803.05649).
     """
     eye = jnp.eye(matrix.shape[1], dtype=matrix.dtype)
     step = lambda _, q: q + 0.5 * _matmul(q, eye - _matmul(q.T, q))
@@ -284,12 +279,11 @@ def orthonormal(matrix: Array) -> Array:
 
 
 def inverse_autoregressive(latent: int, hidden: Sequence[int], context: int) -> Flow:
-    """y = sigmoid(s) z + (1 - sigmoid(s)) m, where m_i and s_i depend on z_<i (Kingma et al. 2016,
-    arXiv:1606.04934).
+    """y = sigmoid(s) z + (1 - sigmoid(s)) m, where m_i and s_i depend on z_<i.
 
-    [m, s] is a ``masked_mlp`` that also sees ``raw``, a context [C] from the encoder; log det =
-    sum_i log sigmoid(s_i). s starts at ``GATE``, so that most of z is kept. The inverse takes D
-    steps.
+    Kingma et al. 2016, arXiv:1606.04934. [m, s] is a ``masked_mlp`` that also sees ``raw``, a
+    context [C] from the encoder. log det = sum_i log sigmoid(s_i). s starts at ``GATE``, so most of
+    z is kept at first. The inverse takes D steps.
     """
     init, network = masked_mlp(latent, hidden, 2, context)
 
@@ -313,11 +307,10 @@ def inverse_autoregressive(latent: int, hidden: Sequence[int], context: int) -> 
 
 
 def masked_autoregressive(latent: int, hidden: Sequence[int]) -> Flow:
-    """y_i = m_i + exp(s_i) z_i, where m_i and s_i depend on y_<i (Papamakarios et al. 2017,
-    arXiv:1705.07057).
+    """y_i = m_i + exp(s_i) z_i, where m_i and s_i depend on y_<i.
 
-    [m, s] is a ``masked_mlp``; log det = sum_i s_i. The inverse, and with it a density, is one
-    pass; ``forward``, and with it a sample, takes D.
+    Papamakarios et al. 2017, arXiv:1705.07057. [m, s] is a ``masked_mlp``; log det = sum_i s_i. The
+    inverse, which densities need, is one pass. ``forward``, which samples need, takes D passes.
     """
     init, network = masked_mlp(latent, hidden, 2)
 
@@ -337,18 +330,19 @@ def masked_autoregressive(latent: int, hidden: Sequence[int]) -> Flow:
 
 
 def _sequentially(step: Callable[[Array], Array], like: Array) -> Array:
-    """The fixed point of ``step``, whose i-th output depends on inputs before the i-th only: one
-    of them at a time.
+    """The fixed point of ``step``, found one coordinate at a time.
+
+    The i-th output of ``step`` depends only on inputs before the i-th.
     """
     return lax.fori_loop(0, len(like), lambda i, x: x.at[i].set(step(x)[i]), jnp.zeros_like(like))
 
 
 def affine_coupling(latent: int, hidden: Sequence[int]) -> Flow:
-    """y_1 = z_1, y_2 = exp(s(z_1)) z_2 + t(z_1), for z cut into halves (RealNVP, Dinh et al. 2017,
-    arXiv:1605.08803).
+    """y_1 = z_1, y_2 = exp(s(z_1)) z_2 + t(z_1), for z cut into halves.
 
-    log det = sum_i s_i, with |s_i| < ``LOG_SCALE``. A ``reverse`` between couplings moves the other
-    half. Raises ValueError below two dimensions.
+    RealNVP, Dinh et al. 2017, arXiv:1605.08803. log det = sum_i s_i, with |s_i| < ``LOG_SCALE``.
+    With a ``reverse`` between two couplings the second changes the other half. Raises ValueError
+    below two dimensions.
     """
     if latent < 2:
         raise ValueError(
@@ -376,8 +370,9 @@ def affine_coupling(latent: int, hidden: Sequence[int]) -> Flow:
 
 
 def reverse(latent: int) -> Flow:
-    """y_i = z_(D+1-i), |det| = 1: what stands between flows that treat the first coordinates
-    unlike the last.
+    """y_i = z_(D+1-i), |det| = 1.
+
+    It stands between flows that treat the first coordinates unlike the last.
     """
     forward = lambda params, raw, z: (z[::-1], jnp.zeros((), jnp.result_type(z)))
     return _flow("a reversal", latent, forward, forward)
@@ -393,18 +388,30 @@ def masked_mlp(
     context: int = 0,
     activation: Callable[[Array], Array] = jax.nn.elu,
 ) -> tuple[Callable, Callable]:
-    """MADE (Germain et al. 2015, arXiv:1502.03509): (init, apply) of a network whose i-th outputs
-    see z_<i.
+    """MADE: (init, apply) of a network whose i-th outputs see z_<i.
 
-    ``init(key) -> params``; ``apply(params, z [D], context [C]) -> [outputs, D]``, all zero at
-    first. Every unit has a degree, the number of coordinates that it may see: input z_j gives to
-    units of degree j and above, the i-th outputs take from units of degree below i, and the context
-    has degree 0. Raises ValueError for a hidden layer of fewer than D units, in which some degree
-    would be missing.
+    Germain et al. 2015, arXiv:1502.03509. Every unit has a degree, the number of coordinates that
+    it may see: input z_j goes to units of degree j and above, the i-th outputs come from units of
+    degree below i, and the context has degree 0.
+
+    Args:
+      latent: number D of coordinates.
+      hidden: widths of the hidden layers.
+      outputs: numbers for each coordinate.
+      context: number C of further inputs, which every output sees.
+      activation: function of one array.
+
+    Returns:
+      ``init(key) -> params`` and ``apply(params, z [D], context [C]) -> [outputs, D]``. All outputs
+      are zero at first.
+
+    Raises:
+      ValueError: for a hidden layer of fewer than D units, in which some degree would be missing.
     """
     if any(width < latent for width in hidden):
         raise ValueError(
-            f"hidden layers of {tuple(hidden)} units; a mask over {latent} dimensions needs {latent} each"
+            f"hidden layers of {tuple(hidden)} units; "
+            f"a mask over {latent} dimensions needs {latent} each"
         )
     degrees = [np.append(np.zeros(context, int), np.arange(1, latent + 1))]
     degrees += [np.arange(width) % latent for width in hidden]
@@ -421,8 +428,9 @@ def masked_mlp(
 def _masked(
     masks: Sequence[np.ndarray], activation: Callable[[Array], Array]
 ) -> tuple[Callable, Callable]:
-    """(init, apply) of the network whose kernels [inputs, outputs] have ``masks``; its last
-    layer starts at zero.
+    """(init, apply) of the network whose kernels [inputs, outputs] have ``masks``.
+
+    The last layer starts at zero.
     """
 
     def init(key: Array) -> list:
