@@ -322,7 +322,7 @@ class Killed(BaseException):
 
 def save_and_be_killed(workdir: Path, patch: pytest.MonkeyPatch) -> None:
     """Saves step 1 in a process that is killed when all is written but that it was finished."""
-    write = checkpoints._write_record
+    write = checkpoints.write_record
 
     def killed(path: Path, record: dict[str, Any]) -> None:
         if record["finished"]:
@@ -331,7 +331,7 @@ def save_and_be_killed(workdir: Path, patch: pytest.MonkeyPatch) -> None:
 
     saved = checkpoints.Checkpoints(workdir / "checkpoints")
     with patch.context() as context:
-        context.setattr(checkpoints, "_write_record", killed)
+        context.setattr(checkpoints, "write_record", killed)
         saved.save(1, large_state(1), TOTALS)
         with pytest.raises(Killed):
             saved.close()
@@ -433,7 +433,7 @@ def full_for_arrays(
 def full_for_records(
     folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch
 ) -> None:
-    patch.setattr(checkpoints, "_write_record", full)
+    patch.setattr(checkpoints, "write_record", full)
 
 
 @pytest.mark.parametrize("told_by", ["wait", "the next save", "restore_newest", "close"])

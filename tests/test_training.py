@@ -278,10 +278,22 @@ def test_many_dispatches_on_simulated_devices_do_not_deadlock(mapping: str) -> N
 COLLECTIVES = ("psum", "pmax", "all_gather")
 
 
+def talks(equation: Any) -> bool:
+    """Whether it is a collective or holds one."""
+    within = equations(SimpleNamespace(eqns=[equation]))
+    return any(each.primitive.name.startswith(COLLECTIVES) for each in within)
+
+
+def loops(equation: Any) -> bool:
+    """Whether it is a loop with collectives or holds one."""
+    within = equations(SimpleNamespace(eqns=[equation]))
+    return any(each.primitive.name in ("while", "scan") and talks(each) for each in within)
+
+
 def loops_beside_collectives(jaxpr: Any) -> list[str]:
-    """Equations with collectives of which one is a loop, and neither waits for the other."""
+    """Equations with collectives of which one loops, and neither waits for the other."""
     behind: dict[Any, frozenset[int]] = {}  # equations with collectives that a variable comes from
-    talking: dict[int, str] = {}
+    talking: dict[int, Any] = {}
     found = []
     for i, equation in enumerate(jaxpr.eqns):
         inner = [value for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
@@ -289,16 +301,14 @@ def loops_beside_collectives(jaxpr: Any) -> list[str]:
         before = frozenset().union(
             *(behind.get(v, ()) for v in equation.invars if not hasattr(v, "val"))
         )
-        name = equation.primitive.name
-        if any(
-            each.primitive.name.startswith(COLLECTIVES)
-            for each in equations(SimpleNamespace(eqns=[equation]))
-        ):
+        if talks(equation):
             beside = [talking[j] for j in talking.keys() - before]
             found += [
-                f"{name} beside {other}" for other in beside if {name, other} & {"while", "scan"}
+                f"{equation.primitive.name} beside {other.primitive.name}"
+                for other in beside
+                if loops(equation) or loops(other)
             ]
-            talking[i], before = name, before | {i}
+            talking[i], before = equation, before | {i}
         behind |= dict.fromkeys(equation.outvars, before)
     return found
 
