@@ -87,7 +87,8 @@ class Member(NamedTuple):
     )  # all its values if it is discrete, else edges of cells that hold all its mass
     discrete: bool = False
     independent: bool = True  # whether the coordinates of ``make`` are
-    simplex: bool = False  # over probabilities along the last axis, whose first is looked at; ``one`` is over (x, 1-x)
+    # Over probabilities along the last axis, whose first is looked at; ``one`` is over (x, 1-x).
+    simplex: bool = False
 
     def event(self, x: np.ndarray) -> np.ndarray:
         """The events of ``one()`` that hold the numbers x."""
