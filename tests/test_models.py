@@ -4,6 +4,7 @@ distributions, numerics.
 
 from __future__ import annotations
 
+import doctest
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -545,6 +546,28 @@ def test_dropout_is_live_in_training_alone(kinds: tuple[str, ...]) -> None:
     losses, terms = values(params)
     assert all(losses[0][name] != losses[1][name] for name in IN_TRAINING)
     assert terms[0] == terms[1]
+
+
+# Examples in docstrings
+
+
+@pytest.mark.parametrize("name", ["vae", "negative_elbo", "negative", "answers", "configured"])
+def test_examples_of_docstrings(name: str) -> None:
+    names = {"jax": jax, "jnp": jnp, "models": models, "networks": networks, "bounds": bounds}
+    names |= {"posteriors": posteriors, "priors": priors, "likelihoods": likelihoods}
+    names |= {"expectations": expectations}
+    function = getattr(models, name, getattr(expectations.Estimator, name, None))
+    if name in ("negative_elbo", "negative", "answers"):  # whose examples go on with that of vae
+        exec(_source(models.vae), names)
+    runner, said = doctest.DocTestRunner(), list[str]()
+    (test,) = doctest.DocTestFinder().find(function, name, globs=names)
+    assert runner.run(test, out=said.append).failed == 0, "".join(said)
+    assert test.examples
+
+
+def _source(function: Callable) -> str:
+    parsed = doctest.DocTestParser().get_examples(function.__doc__ or "")
+    return "".join(example.source for example in parsed)
 
 
 # z as a pytree
