@@ -1,14 +1,17 @@
-"""Likelihood families p(x|z): how many numbers the decoder must give for each pixel, and the
-distribution made of them.
+"""Likelihood families p(x|z): how many numbers the decoder must give for each pixel and channel,
+and the distribution that they make.
 
-``support`` names the pixel treatments of ``datasets.TREATMENTS`` whose values the density is
-defined on; another one is refused before training, because its log-likelihood would mean nothing.
+A likelihood is a function of its settings, which have defaults and become flags of the command
+line. Where it depends on the number of pixel levels, ``levels`` is its first argument and has no
+default. ``support`` names the members of ``datasets.PREPROCESSING`` whose values the density is
+defined on. Other values are refused before training, because their log-likelihood would mean
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,7 @@ from jaxvae.distributions import (
     Normal,
     ZeroInflatedNegativeBinomial,
 )
+from jaxvae.ranges import Count, Positive, Range
 
 Array = jax.Array
 BINARY = ("dynamic", "static")
@@ -38,9 +42,9 @@ class Likelihood(NamedTuple):
 
     size: int  # numbers that the decoder gives for each pixel and channel
     make: Callable[[Any, Array], Any]  # (params, raw [*event, size]) -> p(x|z)
-    support: tuple[str, ...]  # pixel treatments that it takes, the natural one first
+    support: tuple[str, ...]  # kinds of preprocessing that it takes, the natural one first
     discrete: bool  # whether log p(x|z) is a log-probability, not a log-density
-    init: Callable[[Array], Any] = lambda key: {}  # key -> params of its own
+    init: Callable[[Array], Any] = lambda key: {}  # key -> parameters that all pixels share
 
 
 def _elementwise(
@@ -56,25 +60,30 @@ def bernoulli() -> Likelihood:
 
 
 def continuous_bernoulli() -> Likelihood:
-    """Continuous Bernoulli for values in [0, 1] (Loaiza-Ganem & Cunningham 2019,
-    arXiv:1907.06845).
+    """Continuous Bernoulli for values in [0, 1]; raw is the log-odds.
+
+    Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845.
     """
     return _elementwise(1, ContinuousBernoulli, UNIT, False)
 
 
-def normal(scale: float = 0.1) -> Likelihood:
+def normal(scale: Positive = 0.1) -> Likelihood:
     """Gaussian with decoded mean and a fixed ``scale``, in the units of x."""
     if scale <= 0:
         raise ValueError(f"a Gaussian likelihood needs scale > 0; scale was {scale}")
     return _elementwise(1, lambda loc: Normal(loc, jnp.full_like(loc, scale)), REAL, False)
 
 
-def normal_learned(scale: float = 0.3) -> Likelihood:
-    """Gaussian with decoded mean and one learned scale for all pixels, which starts at ``scale``.
+def normal_learned(scale: Positive = 0.3) -> Likelihood:
+    """Gaussian with decoded mean and one learned scale for all pixels.
 
-    At the optimum scale^2 is the mean squared residual (Dai & Wipf 2019, arXiv:1903.05789, sec. 3).
+    The scale starts at ``scale``. At the optimum scale^2 is the mean squared residual (Dai & Wipf
+    2019, arXiv:1903.05789, sec. 3).
     """
-    make = lambda params, raw: Normal(raw[..., 0], jnp.exp(params["log_scale"]))
+
+    def make(params: Any, raw: Array) -> Normal:
+        return Normal(raw[..., 0], jnp.exp(params["log_scale"]))
+
     return Likelihood(1, make, REAL, False, lambda key: {"log_scale": jnp.log(jnp.float32(scale))})
 
 
@@ -83,23 +92,23 @@ def normal_decoded() -> Likelihood:
     return _elementwise(2, lambda loc, log_scale: Normal(loc, jnp.exp(log_scale)), REAL, False)
 
 
-def normal_banded(width: int = 3) -> Likelihood:
-    """Gaussian whose precision is L L^T, L with ``width`` sub-diagonals in row-major order
-    (arXiv:1804.01050).
+def normal_banded(band_width: Annotated[int, Range(0)] = 3) -> Likelihood:
+    """Gaussian with precision L L^T, where L has ``band_width`` sub-diagonals.
 
-    Decoded are, for each pixel and channel, the mean, the log-scale given the later ones, and its
-    column of L below the diagonal in tenths of the diagonal: raw zeros there mean independent
-    pixels, and a decoder starts close to them. A width of 3 reaches the same channel of the next
-    RGB pixel.
+    Dorta et al. 2018, arXiv:1804.01050. Pixels and channels are in row-major order, so a width of 3
+    reaches the same channel of the next RGB pixel. For each pixel and channel the decoder gives the
+    mean, the log-scale given the later ones, and the entries of its column of L below the diagonal
+    in tenths of the diagonal. Raw zeros there mean independent pixels, and a decoder starts close
+    to them.
     """
-    if width < 0:
-        raise ValueError(f"a banded Gaussian likelihood needs width >= 0; width was {width}")
+    if band_width < 0:
+        raise ValueError(f"a banded Gaussian needs band_width >= 0; band_width was {band_width}")
 
     def make(params: Any, raw: Array) -> BandedNormal:
         column = jnp.concatenate([jnp.ones_like(raw[..., :1]), 0.1 * raw[..., 2:]], -1)
         return BandedNormal(raw[..., 0], jnp.exp(-raw[..., 1:2]) * column)
 
-    return Likelihood(2 + width, make, REAL, False)
+    return Likelihood(2 + band_width, make, REAL, False)
 
 
 def laplace() -> Likelihood:
@@ -107,67 +116,72 @@ def laplace() -> Likelihood:
     return _elementwise(2, lambda loc, log_scale: Laplace(loc, jnp.exp(log_scale)), REAL, False)
 
 
-def discretized_logistic(levels: int = 256) -> Likelihood:
-    """Discretized logistic over ``levels`` values in [0, 1], decoded location and log-scale
-    (arXiv:1606.04934).
+def discretized_logistic(levels: int) -> Likelihood:
+    """Discretized logistic over ``levels`` values in [0, 1].
 
-    Raw zeros mean 1/2 and e^-2: a decoder that starts there covers [0, 1], and its first gradients
-    stay small.
+    Kingma et al. 2016, arXiv:1606.04934. Location and log-scale are decoded. Raw zeros mean 1/2 and
+    e^-2: a decoder that starts there covers [0, 1], and its first gradients stay small.
     """
-    make = lambda loc, log_scale: DiscretizedLogistic(loc + 0.5, jnp.exp(log_scale - 2.0), levels)
+
+    def make(loc: Array, log_scale: Array) -> DiscretizedLogistic:
+        return DiscretizedLogistic(loc + 0.5, jnp.exp(log_scale - 2.0), levels)
+
     return _elementwise(2, make, ("scale",), True)
 
 
-def discretized_logistic_mixture(levels: int = 256, components: int = 5) -> Likelihood:
-    """For each pixel and channel a mixture of discretized logistics (Salimans et al. 2017,
-    arXiv:1701.05517, eq. 2).
+def discretized_logistic_mixture(levels: int, pixel_components: Count = 5) -> Likelihood:
+    """A mixture of discretized logistics for each pixel and channel.
 
-    The locations start spread evenly over [0, 1], so that the components differ from the first
-    step.
+    Salimans et al. 2017, arXiv:1701.05517, eq. 2. The locations start spread evenly over [0, 1], so
+    the components differ from the first step.
     """
-    offsets = (jnp.arange(components) + 0.5) / components
+    offsets = (jnp.arange(pixel_components) + 0.5) / pixel_components
 
     def make(params: Any, raw: Array) -> Independent:
         logits, loc, log_scale = jnp.split(raw, 3, -1)
         parts = DiscretizedLogistic(loc + offsets, jnp.exp(log_scale - 1.0), levels)
         return Independent(Mixture(logits, parts), raw.ndim - 1)
 
-    return Likelihood(3 * components, make, ("scale",), True)
+    return Likelihood(3 * pixel_components, make, ("scale",), True)
 
 
-def categorical(levels: int = 256) -> Likelihood:
+def categorical(levels: int) -> Likelihood:
     """Categorical over the ``levels`` integer values of each pixel."""
     return Likelihood(levels, lambda params, raw: Categorical(raw), ("counts",), True)
 
 
 def negative_binomial() -> Likelihood:
     """Negative binomial for counts, with decoded log total count and log-odds."""
-    make = lambda log_count, logits: NegativeBinomial(jnp.exp(log_count), logits)
+
+    def make(log_count: Array, logits: Array) -> NegativeBinomial:
+        return NegativeBinomial(jnp.exp(log_count), logits)
+
     return _elementwise(2, make, ("counts",), True)
 
 
 def zero_inflated_negative_binomial() -> Likelihood:
-    """Zero-inflated negative binomial for counts, with a decoded gate as well (scVI,
-    doi:10.1038/s41592-018-0229-2).
+    """Zero-inflated negative binomial for counts, with a decoded gate as well.
+
+    Lopez et al. 2018 (scVI), doi:10.1038/s41592-018-0229-2.
     """
-    make = lambda log_count, logits, gate: ZeroInflatedNegativeBinomial(
-        jnp.exp(log_count), logits, gate
-    )
+
+    def make(log_count: Array, logits: Array, gate: Array) -> ZeroInflatedNegativeBinomial:
+        return ZeroInflatedNegativeBinomial(jnp.exp(log_count), logits, gate)
+
     return _elementwise(3, make, ("counts",), True)
 
 
-# name -> function of the number of pixel levels
-LIKELIHOODS: dict[str, Callable[[int], Likelihood]] = {
-    "bernoulli": lambda levels: bernoulli(),
-    "continuous_bernoulli": lambda levels: continuous_bernoulli(),
-    "normal": lambda levels: normal(),
-    "normal_learned": lambda levels: normal_learned(),
-    "normal_decoded": lambda levels: normal_decoded(),
-    "normal_banded": lambda levels: normal_banded(),
-    "laplace": lambda levels: laplace(),
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
+    "bernoulli": bernoulli,
+    "continuous_bernoulli": continuous_bernoulli,
+    "normal": normal,
+    "normal_learned": normal_learned,
+    "normal_decoded": normal_decoded,
+    "normal_banded": normal_banded,
+    "laplace": laplace,
     "discretized_logistic": discretized_logistic,
     "discretized_logistic_mixture": discretized_logistic_mixture,
     "categorical": categorical,
-    "negative_binomial": lambda levels: negative_binomial(),
-    "zero_inflated_negative_binomial": lambda levels: zero_inflated_negative_binomial(),
+    "negative_binomial": negative_binomial,
+    "zero_inflated_negative_binomial": zero_inflated_negative_binomial,
 }

@@ -1,17 +1,22 @@
-"""Posterior families q(z|x): how many numbers the encoder must give, and the distribution made
-of them.
+"""Posterior families q(z|x): how many numbers the encoder must give, and the distribution that
+they make.
+
+A posterior is a function of the number of latents. Its other arguments are its settings: they have
+defaults and become flags of the command line. A new one is a function and a row in ``CONTINUOUS``
+or ``DISCRETE``.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxvae import flows
+from jaxvae import flows, priors
 from jaxvae.distributions import (
     Bernoulli,
     Joint,
@@ -24,6 +29,7 @@ from jaxvae.distributions import (
     Transformed,
     VonMisesFisher,
 )
+from jaxvae.ranges import Count, Share
 
 Array = jax.Array
 
@@ -34,11 +40,15 @@ class Posterior(NamedTuple):
     size: int  # numbers that the encoder gives for one example
     make: Callable[[Any, Array], Any]  # (params, raw [size]) -> q(z|x)
     init: Callable[[Array], Any] = lambda key: {}  # key -> params that all examples share
+    # number of latents -> the prior without parameters that goes with it
+    prior: Callable[[int], priors.Prior] = priors.standard_normal
+    latents: str = "continuous"  # or "binary", "categorical", "mixed": which estimators serve
 
 
 def normal(latent: int) -> Posterior:
-    """Diagonal Gaussian, N(z; m, diag(s^2)) with raw = [m, log s] (Kingma & Welling 2013,
-    arXiv:1312.6114, eq. 9).
+    """Diagonal Gaussian, N(z; m, diag(s^2)), raw = [m, log s].
+
+    Kingma & Welling 2013, arXiv:1312.6114, eq. 9.
     """
 
     def make(params: Any, raw: Array) -> Normal:
@@ -49,17 +59,17 @@ def normal(latent: int) -> Posterior:
 
 
 def point(latent: int) -> Posterior:
-    """A deterministic encoder, z = raw: that of autoencoders without noise."""
+    """A deterministic encoder, z = raw, as autoencoders without noise have it."""
     return Posterior(latent, lambda params, raw: Point(raw))
 
 
 def multivariate_normal(latent: int) -> Posterior:
-    """Full-covariance Gaussian, N(z; m, L L^T), L = diag(s) (I + R) with R strictly lower
-    triangular.
+    """Full-covariance Gaussian, N(z; m, L L^T), L = diag(s) (I + R).
 
-    raw = [m, log s, the D (D-1) / 2 entries of R by rows] (arXiv:1312.6114, app. F, where they are
-    not relative to the
-    scales: noise of the same size for all latents drowns those whose posterior is narrow).
+    Kingma & Welling 2013, arXiv:1312.6114, app. F. R is strictly lower triangular and
+    raw = [m, log s, the D (D-1) / 2 entries of R by rows]. In the paper the entries below the
+    diagonal are not relative to the scales s. Then their noise has the same size for all latents,
+    and drowns the latents whose posterior is narrow.
     """
     below = jnp.tril_indices(latent, -1)
 
@@ -72,89 +82,93 @@ def multivariate_normal(latent: int) -> Posterior:
 
 
 def bernoulli(latent: int) -> Posterior:
-    """Independent bits; raw is their log-odds."""
-    return Posterior(latent, lambda params, raw: Bernoulli(raw))
-
-
-def categorical(latent: int, classes: int = 10) -> Posterior:
-    """One of C classes for every latent, one-hot, z [D, C]; raw holds their logits."""
+    """Independent bits; raw holds their log-odds."""
     return Posterior(
-        latent * classes, lambda params, raw: OneHotCategorical(raw.reshape(latent, classes))
+        latent, lambda params, raw: Bernoulli(raw), prior=priors.bernoulli, latents="binary"
     )
+
+
+def categorical(latent: int, classes: Count = 10) -> Posterior:
+    """One of C classes for every latent, one-hot, z [D, C]; raw holds their logits."""
+
+    def make(params: Any, raw: Array) -> OneHotCategorical:
+        return OneHotCategorical(raw.reshape(latent, classes))
+
+    prior = functools.partial(priors.categorical, classes=classes)
+    return Posterior(latent * classes, make, prior=prior, latents="categorical")
+
+
+def joint(latent: int, classes: Count = 10) -> Posterior:
+    """Gaussian latents and one class beside them, one-hot, z [D + C].
+
+    Dupont 2018, arXiv:1804.00104.
+    """
+    gaussian, discrete = normal(latent), categorical(1, classes)
+
+    def make(params: Any, raw: Array) -> Joint:
+        loc_and_scale, logits = jnp.split(raw, [gaussian.size])
+        return Joint((gaussian.make({}, loc_and_scale), discrete.make({}, logits)))
+
+    prior = functools.partial(priors.joint, classes=classes)
+    return Posterior(gaussian.size + discrete.size, make, prior=prior, latents="mixed")
 
 
 def _on_sphere(latent: int, family: type) -> Posterior:
     if latent < 2:
         raise ValueError(
-            f"a {family.__name__} posterior needs a sphere in 2 dimensions or more; latent was {latent}"
+            f"a {family.__name__} posterior needs a sphere in 2 dimensions or more; "
+            f"latent was {latent}"
         )
 
     def make(params: Any, raw: Array) -> Any:
-        v = (
-            raw[:-1].at[0].add(jnp.where((raw[:-1] ** 2).sum() > 1e-20, 0.0, 1.0))
-        )  # zeros mean the first axis
-        return family(v / jnp.linalg.norm(v), jax.nn.softplus(raw[-1]) + 1.0)
+        vector, concentration = raw[:-1], jax.nn.softplus(raw[-1]) + 1.0
+        is_zero = (vector**2).sum() <= 1e-20
+        vector = vector.at[0].add(jnp.where(is_zero, 1.0, 0.0))  # zeros mean the first axis
+        return family(vector / jnp.linalg.norm(vector), concentration)
 
-    return Posterior(latent + 1, make)
+    return Posterior(latent + 1, make, prior=priors.spherical_uniform)
 
 
 def power_spherical(latent: int) -> Posterior:
-    """Power spherical over unit vectors z [D], raw = [v, r], direction v / |v|, concentration
-    softplus(r) + 1.
+    """Power spherical distribution over unit vectors z [D].
 
-    De Cao & Aziz 2020, arXiv:2006.04437. ``latent`` counts the D >= 2 coordinates. ValueError for
-    one.
+    De Cao & Aziz 2020, arXiv:2006.04437. raw = [v, r]: the direction is v / |v| and the
+    concentration softplus(r) + 1. Raises ValueError unless ``latent``, which is D, is at least 2.
     """
     return _on_sphere(latent, PowerSpherical)
 
 
 def von_mises_fisher(latent: int) -> Posterior:
-    """Von Mises-Fisher over unit vectors z [D], raw = [v, r], direction v / |v|, concentration
-    softplus(r) + 1.
+    """Von Mises-Fisher distribution over unit vectors z [D].
 
-    Davidson et al. 2018, arXiv:1804.00891. ``latent`` counts the D >= 2 coordinates. ValueError for
-    one.
+    Davidson et al. 2018, arXiv:1804.00891. raw = [v, r]: the direction is v / |v| and the
+    concentration softplus(r) + 1. Raises ValueError unless ``latent``, which is D, is at least 2.
     """
     return _on_sphere(latent, VonMisesFisher)
 
 
-def spike_and_slab(latent: int) -> Posterior:
-    """Independent latents that are zero or Gaussian, raw = [log-odds of the Gaussian, m, log s]
-    (arXiv:1905.10185).
+def spike_and_slab(latent: int, alpha: Share = 0.2) -> Posterior:
+    """Independent latents that are zero or Gaussian, raw = [log-odds, m, log s].
 
-    ``models.negative_elbo`` trains it, with KL in closed form: see ``distributions.SpikeAndSlab``
-    for the gradient.
+    Tonolini et al. 2019, arXiv:1905.10185. The log-odds are those of the Gaussian, and ``alpha`` is
+    the prior's probability of it. ``models.negative_elbo`` trains it with KL in closed form; see
+    ``distributions.SpikeAndSlab`` for the gradient.
     """
 
     def make(params: Any, raw: Array) -> SpikeAndSlab:
         logits, loc, log_scale = jnp.split(raw, 3)
         return SpikeAndSlab(logits, loc, jnp.exp(log_scale))
 
-    return Posterior(3 * latent, make)
-
-
-def joint(latent: int, classes: int = 10) -> Posterior:
-    """Gaussian latents and one class beside them, one-hot, z [D + C] (Dupont 2018,
-    arXiv:1804.00104).
-    """
-    gaussian, discrete = normal(latent), categorical(1, classes)
-
-    def make(params: Any, raw: Array) -> Joint:
-        return Joint(
-            (gaussian.make({}, raw[: gaussian.size]), discrete.make({}, raw[gaussian.size :]))
-        )
-
-    return Posterior(gaussian.size + discrete.size, make)
+    return Posterior(3 * latent, make, prior=functools.partial(priors.spike_and_slab, alpha=alpha))
 
 
 def flowed(latent: int, flow: flows.Flow, centred: bool = False) -> Posterior:
-    """What a flow makes of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770): raw =
-    [m, log s, flow's].
+    """The distribution of f(m + s e) for e ~ N(0, I) and a flow f, raw = [m, log s, f's].
 
-    z = f(m + s e), or with ``centred`` m + f(s e), which has the same densities where f is a linear
-    map and trains
-    better: the mean does not turn with the noise. Its density is known for its own draws; KL is
-      that of draws.
+    Rezende & Mohamed 2015, arXiv:1505.05770. With ``centred`` it is the distribution of
+    m + f(s e). For a linear f both give the same family, but the second trains better because f
+    does not also turn the mean. Without an inverse of f the density is known only at the
+    posterior's own samples, so KL is estimated by Monte Carlo.
     """
     whole = flows.chain(flow, flows.shift(latent)) if centred else flow
 
@@ -167,37 +181,77 @@ def flowed(latent: int, flow: flows.Flow, centred: bool = False) -> Posterior:
     return Posterior(2 * latent + flow.size, make, whole.init)
 
 
-# name -> the flow of so many steps over so many latents
-FLOWS: dict[str, Callable[[int, int], flows.Flow]] = {
-    "planar": lambda latent, steps: flows.chain(*[flows.planar(latent)] * steps),
-    "radial": lambda latent, steps: flows.chain(*[flows.radial(latent)] * steps),
-    "householder": lambda latent, steps: flows.chain(*[flows.householder(latent)] * steps),
-    "sylvester": lambda latent, steps: flows.chain(
-        *[flows.sylvester(latent, min(latent, 8))] * steps
-    ),
-    "triangular_sylvester": lambda latent, steps: flows.alternating(
-        flows.triangular_sylvester(latent), latent, steps
-    ),
-    "inverse_autoregressive": lambda latent, steps: flows.alternating(
-        flows.inverse_autoregressive(latent, (max(latent, 128),), latent), latent, steps
-    ),
+def planar(latent: int, flow_steps: Count = 4) -> Posterior:
+    """Planar flows of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770)."""
+    return flowed(latent, flows.chain(*[flows.planar(latent)] * flow_steps))
+
+
+def radial(latent: int, flow_steps: Count = 4) -> Posterior:
+    """Radial flows of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770)."""
+    return flowed(latent, flows.chain(*[flows.radial(latent)] * flow_steps))
+
+
+def householder(latent: int, flow_steps: Count = 4) -> Posterior:
+    """Householder flows: a full-covariance Gaussian from reflections.
+
+    Tomczak & Welling 2016, arXiv:1611.09630.
+    """
+    return flowed(latent, flows.chain(*[flows.householder(latent)] * flow_steps), centred=True)
+
+
+def sylvester(latent: int, flow_steps: Count = 4, flow_vectors: Count = 8) -> Posterior:
+    """Orthogonal Sylvester flows of a diagonal Gaussian.
+
+    Van den Berg et al. 2018, arXiv:1803.05649. ``flow_vectors`` is the bottleneck M, at most
+    ``latent``.
+    """
+    flow = flows.sylvester(latent, min(latent, flow_vectors))
+    return flowed(latent, flows.chain(*[flow] * flow_steps))
+
+
+def triangular_sylvester(latent: int, flow_steps: Count = 4) -> Posterior:
+    """Triangular Sylvester flows of a diagonal Gaussian.
+
+    Van den Berg et al. 2018, arXiv:1803.05649.
+    """
+    flow = flows.triangular_sylvester(latent)
+    return flowed(latent, flows.alternating(flow, latent, flow_steps))
+
+
+def inverse_autoregressive(
+    latent: int, flow_steps: Count = 4, flow_hidden: Count = 128
+) -> Posterior:
+    """Inverse autoregressive flows of a diagonal Gaussian.
+
+    Kingma et al. 2016, arXiv:1606.04934. Each step has a masked network with one hidden layer of
+    ``flow_hidden`` units, or of ``latent`` if that is more, and a context of ``latent`` numbers.
+    """
+    flow = flows.inverse_autoregressive(latent, (max(latent, flow_hidden),), latent)
+    return flowed(latent, flows.alternating(flow, latent, flow_steps))
+
+
+FLOWS: dict[str, Callable[..., Posterior]] = {
+    "planar": planar,
+    "radial": radial,
+    "householder": householder,
+    "sylvester": sylvester,
+    "triangular_sylvester": triangular_sylvester,
+    "inverse_autoregressive": inverse_autoregressive,
 }
-
-
-def _of_flow(name: str, latent: int, steps: int = 4) -> Posterior:
-    return flowed(latent, FLOWS[name](latent, steps), centred=name == "householder")
-
-
-# name -> function of the number of latents, and of the classes of a latent or the steps of a flow
-POSTERIORS: dict[str, Callable[..., Posterior]] = {
+CONTINUOUS: dict[str, Callable[..., Posterior]] = {
     "normal": normal,
     "multivariate_normal": multivariate_normal,
-    "point": point,
-    "bernoulli": bernoulli,
-    "categorical": categorical,
-    "joint": joint,
     "power_spherical": power_spherical,
     "von_mises_fisher": von_mises_fisher,
     "spike_and_slab": spike_and_slab,
-    **{name: functools.partial(_of_flow, name) for name in FLOWS},
+    **FLOWS,
 }
+DISCRETE: dict[str, Callable[..., Posterior]] = {
+    "bernoulli": bernoulli,
+    "categorical": categorical,
+    "joint": joint,
+}
+# All of them, also those that are added to the tables above later.
+POSTERIORS: ChainMap[str, Callable[..., Posterior]] = ChainMap(
+    CONTINUOUS, DISCRETE, {"point": point}
+)

@@ -1,4 +1,8 @@
-"""Priors p(z): parameters, which may be none, and the distribution made of them."""
+"""Priors p(z): how parameters are drawn, and the distribution that they make.
+
+A prior is a function of the number of latents. Its other arguments are its settings: they have
+defaults and become flags of the command line.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from jaxvae.distributions import (
     SpikeAndSlab,
     Transformed,
 )
-from jaxvae.posteriors import FLOWS
+from jaxvae.ranges import Count, Share
 
 Array = jax.Array
 
@@ -30,10 +34,11 @@ class Prior(NamedTuple):
 
     init: Callable[[Array], Any]  # key -> params
     make: Callable[[Any], Any]  # params -> p(z)
+    extra: int = 0  # leading dimensions of z that are the prior's alone: no decoder sees them
 
 
 def standard_normal(latent: int) -> Prior:
-    """N(z; 0, I) over ``latent`` dimensions, without parameters."""
+    """N(z; 0, I), without parameters."""
     return Prior(lambda key: {}, lambda params: Normal(jnp.zeros(latent), jnp.ones(latent)))
 
 
@@ -42,14 +47,21 @@ def bernoulli(latent: int) -> Prior:
     return Prior(lambda key: {}, lambda params: Bernoulli(jnp.zeros(latent)))
 
 
-def categorical(latent: int, classes: int = 10) -> Prior:
+def categorical(latent: int, classes: Count = 10) -> Prior:
     """The uniform distribution over one-hot z [D, C], without parameters."""
     return Prior(lambda key: {}, lambda params: OneHotCategorical(jnp.zeros((latent, classes))))
 
 
+def joint(latent: int, classes: Count = 10) -> Prior:
+    """N(0, I) and a uniform class beside it, z [D + C], without parameters."""
+    parts = standard_normal(latent), categorical(1, classes)
+    return Prior(lambda key: {}, lambda params: Joint(tuple(part.make({}) for part in parts)))
+
+
 def spherical_uniform(latent: int) -> Prior:
-    """The uniform distribution over unit vectors z [D], D >= 2, without parameters. ValueError
-    for one dimension.
+    """The uniform distribution over unit vectors z [D], without parameters.
+
+    Raises ValueError unless D >= 2.
     """
     if latent < 2:
         raise ValueError(
@@ -58,9 +70,11 @@ def spherical_uniform(latent: int) -> Prior:
     return Prior(lambda key: {}, lambda params: SphericalUniform(latent))
 
 
-def spike_and_slab(latent: int, alpha: float = 0.2) -> Prior:
-    """Latents that are N(0, 1) with probability ``alpha``, else zero, without parameters
-    (arXiv:1905.10185).
+def spike_and_slab(latent: int, alpha: Share = 0.2) -> Prior:
+    """Latents that are N(0, 1) with probability ``alpha``, otherwise zero.
+
+    Tonolini et al. 2019, arXiv:1905.10185. It has no parameters. Raises ValueError unless
+    0 < alpha < 1.
     """
     if not 0 < alpha < 1:
         raise ValueError(
@@ -72,8 +86,8 @@ def spike_and_slab(latent: int, alpha: float = 0.2) -> Prior:
     )
 
 
-def mixture(latent: int, components: int = 500) -> Prior:
-    """A mixture of diagonal Gaussians, sum_k w_k N(z; m_k, diag(s_k^2)), all of it learned."""
+def mixture(latent: int, components: Count = 10) -> Prior:
+    """A learned mixture of diagonal Gaussians, sum_k w_k N(z; m_k, diag(s_k^2))."""
 
     def init(key: Array) -> dict[str, Array]:
         zeros = jnp.zeros((components, latent))
@@ -83,84 +97,66 @@ def mixture(latent: int, components: int = 500) -> Prior:
             "log_scale": zeros,
         }
 
-    make = lambda params: Mixture(
-        params["logits"], Normal(params["loc"], jnp.exp(params["log_scale"]))
-    )
+    def make(params: Any) -> Mixture:
+        return Mixture(params["logits"], Normal(params["loc"], jnp.exp(params["log_scale"])))
+
     return Prior(init, make)
 
 
-def joint(latent: int, classes: int = 10) -> Prior:
-    """N(0, I) and a uniform class beside it, z [D + C], without parameters."""
-    parts = standard_normal(latent), categorical(1, classes)
-    return Prior(lambda key: {}, lambda params: Joint(tuple(part.make({}) for part in parts)))
-
-
 def hierarchical_mixture(
-    latent: int, components: int = 10, upper: int = 5, hidden: int = 100
+    latent: int, components: Count = 10, upper_latent: Count = 5, prior_hidden: Count = 100
 ) -> Prior:
-    """p(w) 1/K sum_k N(z; m_k(w), diag(s_k(w)^2)) over [w, z], w ~ N(0, I) of ``upper`` dimensions,
-    z of ``latent``.
+    """GMVAE's prior over [w, z]: p(w) 1/K sum_k N(z; m_k(w), diag(s_k(w)^2)).
 
-    GMVAE: Dilokthanakul et al. 2016, arXiv:1611.02648, of which log p(w, z) has summed over the
-    component. ``then(params, w).responsibilities(z)`` are its posterior. m and s are a network of
-    one hidden layer.
+    Dilokthanakul et al. 2016, arXiv:1611.02648. w ~ N(0, I) has ``upper_latent`` dimensions and z
+    has ``latent``. One network with a hidden layer of ``prior_hidden`` units gives m and log s.
+    log p(w, z) is summed over the component. The posterior of the component is
+    ``then(params, w).responsibilities(z)``.
     """
-    network = networks.with_precision(networks.mlp((hidden,), (components, 2, latent), jnp.tanh))
+    network = networks.mlp((prior_hidden,), (components, 2, latent), jnp.tanh)
+    network = networks.with_precision(network)
 
     def then(params: Any, w: Array) -> Mixture:
         loc, log_scale = jnp.moveaxis(network.apply(params, w), 1, 0)
         return Mixture(jnp.zeros(components), Normal(loc, jnp.exp(log_scale)))
 
-    first = Normal(jnp.zeros(upper), jnp.ones(upper))
+    first = Normal(jnp.zeros(upper_latent), jnp.ones(upper_latent))
     return Prior(
-        lambda key: network.init(key, jnp.zeros(upper)),
+        lambda key: network.init(key, jnp.zeros(upper_latent)),
         lambda params: Hierarchy(first, params, then),
+        extra=upper_latent,
     )
 
 
 def flowed(latent: int, flow: flows.Flow) -> Prior:
-    """What a flow makes of N(0, I). Its density takes the inverse, its samples the flow itself."""
+    """The distribution of f(e) for e ~ N(0, I) and a flow f.
+
+    Samples need the flow's ``forward``, and densities its ``inverse``.
+    """
     base = Normal(jnp.zeros(latent), jnp.ones(latent))
     return Prior(flow.init, lambda params: Transformed(base, params, jnp.zeros(flow.size), flow))
 
 
-def coupling(latent: int, steps: int = 4, hidden: int = 128) -> Prior:
-    """``steps`` affine couplings that change one half of z and the other (Dinh et al. 2016,
-    arXiv:1605.08803).
+def coupling(latent: int, prior_steps: Count = 4, prior_hidden: Count = 128) -> Prior:
+    """Affine couplings of N(0, I), which change one half of z and then the other.
+
+    Dinh et al. 2016, arXiv:1605.08803.
     """
-    return flowed(
-        latent, flows.alternating(flows.affine_coupling(latent, (hidden, hidden)), latent, steps)
-    )
+    flow = flows.affine_coupling(latent, (prior_hidden, prior_hidden))
+    return flowed(latent, flows.alternating(flow, latent, prior_steps))
 
 
-def autoregressive(latent: int, steps: int = 1, hidden: int = 128) -> Prior:
-    """prod_i N(z_i; m_i(z_<i), s_i(z_<i)^2), or ``steps`` of it, each in the other order
-    (arXiv:1705.07057).
+def autoregressive(latent: int, prior_steps: Count = 4, prior_hidden: Count = 128) -> Prior:
+    """Masked autoregressive flows, prod_i N(z_i; m_i(z_<i), s_i(z_<i)^2) in each step.
 
-    A density takes one pass, a sample one for each latent.
+    Papamakarios et al. 2017, arXiv:1705.07057. Each step has the latents in the other order. A
+    density takes one pass through the network, and a sample takes one for each latent.
     """
-    return flowed(
-        latent,
-        flows.alternating(
-            flows.masked_autoregressive(latent, (max(hidden, latent),)), latent, steps
-        ),
-    )
+    flow = flows.masked_autoregressive(latent, (max(prior_hidden, latent),))
+    return flowed(latent, flows.alternating(flow, latent, prior_steps))
 
 
-# the prior that goes with a posterior
-DEFAULT_PRIOR: dict[str, Callable[..., Prior]] = {
-    "normal": standard_normal,
-    "multivariate_normal": standard_normal,
-    "bernoulli": bernoulli,
-    "categorical": categorical,
-    "power_spherical": spherical_uniform,
-    "von_mises_fisher": spherical_uniform,
-    "spike_and_slab": spike_and_slab,
-    "joint": joint,
-    **dict.fromkeys(("point", *FLOWS), standard_normal),
-}
-
-# those that can be chosen for continuous latents in place of the natural one
+# The priors of real latents. Other latents have the prior that their posterior names.
 PRIORS: dict[str, Callable[..., Prior]] = {
     "standard_normal": standard_normal,
     "mixture": mixture,

@@ -1,41 +1,51 @@
-"""Schedules of the KL weight, ``step -> weight`` as in optax, whose own schedules serve here as
-well.
+"""Schedules of the KL weight, ``step -> weight`` as in optax, whose own schedules serve as well.
+
+``WARMUPS`` holds them as the command line offers them: functions of the last weight, whose other
+arguments are settings.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvae.ranges import Count, Positive, Share
+
 Array = jax.Array
 
 
 def linear_warmup(num_steps: int, end: float = 1.0) -> optax.Schedule:
-    """Weight rising in a straight line from 0 to ``end`` over ``num_steps`` (Bowman et al. 2015,
-    arXiv:1511.06349).
+    """A straight line from 0 to ``end`` over ``num_steps`` (Bowman et al. 2015).
+
+    arXiv:1511.06349.
     """
     return optax.linear_schedule(0.0, end, _positive(num_steps))
 
 
 def sigmoid_warmup(num_steps: int, end: float = 1.0, steepness: float = 10.0) -> optax.Schedule:
-    """Weight end * sigmoid(steepness (step / num_steps - 1/2)): the logistic annealing of Bowman
-    et al. 2015.
+    """Weight end * sigmoid(steepness (step / num_steps - 1/2)).
+
+    The logistic annealing of Bowman et al. 2015, arXiv:1511.06349.
     """
     _positive(num_steps)
-    return lambda step: (
-        end * jax.nn.sigmoid(steepness * (jnp.asarray(step, jnp.float32) / num_steps - 0.5))
-    )
+
+    def weight(step: Array) -> Array:
+        progress = jnp.asarray(step, jnp.float32) / num_steps
+        return end * jax.nn.sigmoid(steepness * (progress - 0.5))
+
+    return weight
 
 
 def cyclical(
     num_steps: int, num_cycles: int = 4, ratio: float = 0.5, end: float = 1.0
 ) -> optax.Schedule:
-    """Weight rising linearly over the first ``ratio`` of each cycle, then held (Fu et al. 2019,
-    arXiv:1903.10145).
+    """Cycles of a linear rise over a share ``ratio`` of each, then ``end`` (Fu et al. 2019).
 
-    ``num_steps`` is divided into ``num_cycles`` equal cycles; after them the weight stays at
-    ``end``.
+    arXiv:1903.10145, eq. 6. ``num_steps`` is divided into ``num_cycles`` equal cycles; after them
+    the weight stays at ``end``.
     """
     _positive(num_steps)
     if not 0 < ratio <= 1:
@@ -53,3 +63,35 @@ def _positive(num_steps: int) -> int:
     if num_steps < 1:
         raise ValueError(f"a warm-up needs at least one step; num_steps was {num_steps}")
     return num_steps
+
+
+def no_warmup(end: float) -> optax.Schedule:
+    """The same KL weight in every step."""
+    return lambda step: end
+
+
+def linear(end: float, kl_warmup_steps: Count = 1000) -> optax.Schedule:
+    """A KL weight that rises in a straight line (Bowman et al. 2015)."""
+    return linear_warmup(kl_warmup_steps, end)
+
+
+def sigmoid(
+    end: float, kl_warmup_steps: Count = 1000, kl_warmup_steepness: Positive = 10.0
+) -> optax.Schedule:
+    """A KL weight that rises in a logistic curve (Bowman et al. 2015)."""
+    return sigmoid_warmup(kl_warmup_steps, end, kl_warmup_steepness)
+
+
+def cycles(
+    end: float, kl_warmup_steps: Count = 1000, kl_cycles: Count = 4, kl_rise: Share = 0.5
+) -> optax.Schedule:
+    """A KL weight that rises in each of several cycles (Fu et al. 2019)."""
+    return cyclical(kl_warmup_steps, kl_cycles, kl_rise, end)
+
+
+WARMUPS: dict[str, Callable[..., optax.Schedule]] = {
+    "none": no_warmup,
+    "linear": linear,
+    "sigmoid": sigmoid,
+    "cyclical": cycles,
+}

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.extend.core import Literal, Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 
 Array = jax.Array
 Program = Callable[..., Array]  # (lhs, rhs, **params) -> out
@@ -49,10 +49,6 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
         (out,) = jax.make_jaxpr(functools.partial(original.bind, **params))(lhs, rhs).out_avals
         return out  # with the mesh axes over which it varies in a shard_map
 
-    @functools.lru_cache
-    def compiled(**params: Any) -> Callable:
-        return jax.jit(functools.partial(primitive.bind, **params))
-
     def batched(
         args: Sequence[Array], dims: Sequence[int | None], **params: Any
     ) -> tuple[Array, int]:
@@ -71,7 +67,7 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
         return through(of)(cotangent, lhs)
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(lambda lhs, rhs, **params: compiled(**params)(lhs, rhs))
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     ad.defbilinear(primitive, lhs_transposed, rhs_transposed)
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
