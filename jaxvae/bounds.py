@@ -394,7 +394,7 @@ def local_disarm(noise: Array, q: Bernoulli, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="rws", unbiased=False)
 def rws(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Reweighted wake-sleep: the posterior descends KL(p(z|x) || q), the model ascends L_K.
+    """Reweighted wake-sleep: q descends KL(p(z|x) || q), the model ascends L_K.
 
     sum_k v_k grad log q(z_k) for the posterior (Bornschein & Bengio 2014, arXiv:1406.2751), with a
     bias of order 1/K.

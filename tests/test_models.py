@@ -4,9 +4,10 @@ distributions, numerics.
 
 from __future__ import annotations
 
+import doctest
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -258,9 +259,7 @@ def in_precision(precision: str, posterior: str = "normal") -> models.VAE:
     family = posteriors.POSTERIORS[posterior](4)
     pair = networks.mlp((32,), family.size), networks.mlp((32,), (8, 8, 1))
     encoder, decoder = (networks.with_precision(network, precision) for network in pair)
-    return models.vae(
-        encoder, decoder, family, likelihoods.bernoulli(), priors.DEFAULT_PRIOR[posterior](4)
-    )
+    return models.vae(encoder, decoder, family, likelihoods.bernoulli(), family.prior(4))
 
 
 @pytest.mark.slow
@@ -344,19 +343,19 @@ def unrolled(kind: str, blocks: int, params: Any, x: jax.Array) -> jax.Array:
     """The networks of STAGED with a Python loop over blocks that are written out."""
     part = lambda name, module, x, params=params: module.apply({"params": params[name]}, x)
     if kind == "encoder":
-        x = part("Conv_0", linen.Conv(4, (4, 4), strides=2), x)
+        x = part("conv_0", linen.Conv(4, (4, 4), strides=2), x)
     else:
-        x = part("Dense_0", linen.Dense(64), x).reshape(4, 4, 4)
+        x = part("input", linen.Dense(64), x).reshape(4, 4, 4)
     for b in range(blocks):
         own, h = jax.tree.map(lambda leaf, b=b: leaf[b], params["stage_0"]), x
         for i in range(2):
             # linen's first axis is the batch: without it every row would be normalized for itself.
-            h = jax.nn.silu(part(f"GroupNorm_{i}", linen.GroupNorm(num_groups=4), h[None], own)[0])
-            h = part(f"Conv_{i}", linen.Conv(4, (3, 3)), h, own)
+            h = jax.nn.silu(part(f"norm_{i}", linen.GroupNorm(num_groups=4), h[None], own)[0])
+            h = part(f"conv_{i}", linen.Conv(4, (3, 3)), h, own)
         x = x + h
     if kind == "encoder":
-        return part("Dense_0", linen.Dense(3), jax.nn.silu(x).reshape(-1))
-    return part("ConvTranspose_0", linen.ConvTranspose(1, (4, 4), strides=(2, 2)), jax.nn.silu(x))
+        return part("output", linen.Dense(3), jax.nn.silu(x).reshape(-1))
+    return part("deconv_0", linen.ConvTranspose(1, (4, 4), strides=(2, 2)), jax.nn.silu(x))
 
 
 @pytest.mark.parametrize("kind", STAGED)
@@ -398,7 +397,7 @@ def test_blocks_of_a_stage_are_drawn_independently_and_remat_changes_nothing() -
     params = init(False)
     chex.assert_trees_all_equal(params, init(True))
     kernels = np.stack(
-        [params["stage_0"][name]["kernel"].reshape(9, -1) for name in ("Conv_0", "Conv_1")]
+        [params["stage_0"][name]["kernel"].reshape(9, -1) for name in ("conv_0", "conv_1")]
     )
     kernels = kernels.reshape(18, -1)  # [2 * blocks, 3 * 3 * 4 * 4]
     assert np.abs(np.corrcoef(kernels) - np.eye(18)).max() < 4 / np.sqrt(kernels.shape[1])
@@ -479,18 +478,11 @@ def test_free_bits_need_latents_that_divide(small_vae: models.VAE) -> None:
 # Dropout
 
 
-class Live(NamedTuple):
-    """A user's network that scales what it returns, by a random factor in training alone."""
-
-    init: Callable
-    apply: Callable
-    train: Callable
-
-
-def scaled_at_random(network: networks.Network) -> Any:
+def scaled_at_random(network: networks.Network) -> networks.Network:
+    """The network, which scales what it returns by a random factor in training alone."""
     factor = lambda key: jax.random.uniform(key, (), minval=0.5, maxval=2.0)
     train = lambda params, key, x: factor(key) * network.apply(params, x)
-    return Live(network.init, network.apply, train)
+    return network._replace(train=train)
 
 
 def live(*kinds: str) -> Any:
@@ -545,6 +537,28 @@ def test_dropout_is_live_in_training_alone(kinds: tuple[str, ...]) -> None:
     losses, terms = values(params)
     assert all(losses[0][name] != losses[1][name] for name in IN_TRAINING)
     assert terms[0] == terms[1]
+
+
+# Examples in docstrings
+
+
+@pytest.mark.parametrize("name", ["vae", "negative_elbo", "negative", "answers", "configured"])
+def test_examples_of_docstrings(name: str) -> None:
+    names = {"jax": jax, "jnp": jnp, "models": models, "networks": networks, "bounds": bounds}
+    names |= {"posteriors": posteriors, "priors": priors, "likelihoods": likelihoods}
+    names |= {"expectations": expectations}
+    function = getattr(models, name, getattr(expectations.Estimator, name, None))
+    if name in ("negative_elbo", "negative", "answers"):  # whose examples go on with that of vae
+        exec(_source(models.vae), names)
+    runner, said = doctest.DocTestRunner(), list[str]()
+    (test,) = doctest.DocTestFinder().find(function, name, globs=names)
+    assert runner.run(test, out=said.append).failed == 0, "".join(said)
+    assert test.examples
+
+
+def _source(function: Callable) -> str:
+    parsed = doctest.DocTestParser().get_examples(function.__doc__ or "")
+    return "".join(example.source for example in parsed)
 
 
 # z as a pytree

@@ -108,11 +108,9 @@ def algorithm(name: str) -> training.Algorithm:
     ],
 )
 def test_penalties_are_of_the_global_batch(name: str) -> None:
-    """Eleven examples on one device, and on two and four, where the last parts are padded: the
-    same run.
-    """
+    """Eleven examples on one device, and on four, where the last part is padded: the same run."""
     found = {}
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
         reports: list[dict] = []
         training.fit(
             algorithm(name),
@@ -124,7 +122,6 @@ def test_penalties_are_of_the_global_batch(name: str) -> None:
             devices=jax.local_devices()[:devices],
         )
         found[devices] = [report["loss"] for report in reports]
-    np.testing.assert_allclose(found[1], found[2], rtol=1e-4)
     np.testing.assert_allclose(found[1], found[4], rtol=1e-4)
 
 
@@ -162,7 +159,7 @@ def test_a_critic_may_see_the_examples_too() -> None:
     init = lambda key, x, z: jnp.zeros_like(features(x, z))
     adversary = models.Adversary(init, penalty, loss)
     w = models.adversarial_init(vae, adversary)(KEY, DATA[0])["critic"]
-    x, keys = jnp.asarray(DATA[jnp.arange(count) % len(DATA)]), jax.random.split(KEY, count)
+    x, keys = jnp.asarray(DATA[np.arange(count) % len(DATA)]), jax.random.split(KEY, count)
 
     @jax.jit
     def verdict(w: jax.Array) -> tuple:

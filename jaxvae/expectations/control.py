@@ -234,9 +234,9 @@ def rebar_tied(noise: Any, q: Any, f: Function, control: dict, context: Array) -
 
 @controlled(smooth_perturbations, DISCRETE, _three, _two, init=_relax_init)
 def relax(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
-    """``rebar`` with a learned function added, c(z) = scale f(s(z / temperature)) + r(z).
+    """``rebar`` with a learned function r(z) added to the control variate.
 
-    Grathwohl et al. 2017, arXiv:1711.00123.
+    c(z) = scale f(s(z / temperature)) + r(z). Grathwohl et al. 2017, arXiv:1711.00123.
     """
     return _independent(noise, q, f, control, context)
 

@@ -232,7 +232,8 @@ def _measures_exact(coupled: bool, nodes: tuple[int, int] = (14, 28)) -> Any:
             return ((z, z), weights) if coupled else product((z, weights), (z, weights))
         if q.mean.size != 1:
             raise ValueError(
-                "the exact law of measure-valued derivatives of a Gaussian is there for one latent only"
+                "the exact law of measure-valued derivatives of a Gaussian is there for one latent "
+                "only"
             )
         x, weights = np.polynomial.hermite_e.hermegauss(nodes[0])
         normal = x, weights / weights.sum()

@@ -173,9 +173,9 @@ def penalized(loss: BatchLoss, vae: VAE, penalties: dict[str, Penalty]) -> Batch
 
 
 def divergence(weight: float, between: Callable[[Array, Array, Array, Array], Array]) -> Penalty:
-    """``weight`` D(q(z), p(z)) by one of ``divergences.DIVERGENCES`` or any ``(key, z, other,
-    weight) -> scalar``.
+    """``weight`` D(q(z), p(z)), by a divergence between samples.
 
+    ``between`` is one of ``divergences.DIVERGENCES``, or any ``(key, z, other, weight) -> scalar``.
     With ``negative_reconstruction`` it makes a Wasserstein autoencoder (Tolstikhin et al. 2018,
     arXiv:1711.01558), with a weighted ELBO an InfoVAE (Zhao et al. 2017, arXiv:1706.02262).
     """
@@ -183,7 +183,10 @@ def divergence(weight: float, between: Callable[[Array, Array, Array, Array], Ar
 
 
 def code_penalty(weight: float) -> Penalty:
-    """``weight`` E |z|^2 / 2, of a regularized autoencoder (Ghosh et al. 2019, arXiv:1903.12436)."""
+    """``weight`` E |z|^2 / 2, of a regularized autoencoder.
+
+    Ghosh et al. 2019, arXiv:1903.12436.
+    """
 
     def penalty(codes: Codes) -> Array:
         squares = jax.vmap(lambda z: jnp.sum(z**2))(codes.z)

@@ -17,7 +17,7 @@ from jaxvae import divergences, expectations
 from jaxvae.contracts import Array, Loss, Params, Terms
 from jaxvae.distributions import Mixture, log_prob_of, sample_and_log_prob_of, sample_noise
 from jaxvae.likelihoods import Likelihood
-from jaxvae.networks import Network
+from jaxvae.networks import Network, in_training
 from jaxvae.posteriors import Posterior
 from jaxvae.priors import Prior
 
@@ -122,12 +122,12 @@ class Modules(NamedTuple):
 
     def training(self, with_modules: Callable[[Modules], Any]) -> Callable[[Array], Any] | None:
         """key -> ``with_modules`` of networks with live dropout; None where there is no dropout."""
-        if _train(self.encoder) is None and _train(self.decoder) is None:
+        if self.encoder.train is None and self.decoder.train is None:
             return None
 
         def live(key: Array) -> Any:
             pair = zip((self.encoder, self.decoder), jax.random.split(key), strict=True)
-            encoder, decoder = (live_network(network, key) for network, key in pair)
+            encoder, decoder = (in_training(network, key) for network, key in pair)
             return with_modules(self._replace(encoder=encoder, decoder=decoder))
 
         return live
@@ -178,19 +178,6 @@ class Modules(NamedTuple):
             "likelihood": self.likelihood.init(keys[2]),
             "prior": init_prior(keys[3]),
         }
-
-
-def _train(network: Network) -> Callable | None:
-    """(params, key, x) -> output in training, of a network that has one."""
-    return getattr(network, "train", None)
-
-
-def live_network(network: Network, key: Array) -> Network:
-    """The network as training applies it, with its dropout drawn by ``key``."""
-    train = _train(network)
-    if train is None:
-        return network
-    return network._replace(apply=lambda params, x: train(params, key, x))
 
 
 def check_raw(network: str, shape: tuple[int, ...], posterior: Posterior) -> None:
