@@ -21,14 +21,17 @@ SMALL = {
     "iwae": peers.Work("mlp", "iwae", 2, 4),
     "likelihood": peers.Work("mlp", "likelihood", 2, 2),
 }
-CONVOLUTIONS = ("conv", "residual")
+WORKS = [(peer, work) for peer in peers.PEERS for work in SMALL]
 
 
 @pytest.mark.filterwarnings("ignore")  # of other libraries
 @pytest.mark.parametrize(
-    "work", [pytest.param(n, marks=pytest.mark.slow) if n in CONVOLUTIONS else n for n in SMALL]
+    "peer, work",
+    [
+        pair if pair == ("jaxvae", "mlp") else pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in WORKS
+    ],
 )
-@pytest.mark.parametrize("peer", peers.PEERS)
 def test_a_peer_does_the_work(peer: str, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SAMPLES", 200)
     try:
