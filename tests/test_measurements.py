@@ -608,7 +608,9 @@ def test_what_a_measurement_cannot_say_is_said() -> None:
         reports.batch_variance(faint, 10)
 
 
-HEAVINESS = {  # of e ~ N(0, 1), u ~ U(0, 1): |g|^2, and the shape of its tail; a bump of a bounded density is none
+# Of e ~ N(0, 1), u ~ U(0, 1): |g|^2, and the shape of its tail; a bump of a bounded density is
+# none.
+HEAVINESS = {
     "pathwise gradients of a cosine": (lambda e, u: np.sin(1 + e) ** 2 * (1 + e**2), None),
     "score functions of a cosine": (
         lambda e, u: np.cos(1 + e) ** 2 * (e**2 + (e**2 - 1) ** 2),

@@ -104,9 +104,7 @@ def test_sources_draw_where_the_encodings_are(name: str, monkeypatch: pytest.Mon
 
     for fit in ("density_by_gradient", "second_stage"):
         short = getattr(fitted, fit)
-        monkeypatch.setattr(
-            fitted, fit, lambda *args, short=short: short(*args, num_steps=200)
-        )
+        monkeypatch.setattr(fitted, fit, lambda *args, short=short: short(*args, num_steps=200))
     train = clusters(600)
     model = identity(prior=OF_CLUSTERS)
     z = np.asarray(evaluation.source(name, model, {}, KEY, train).sample(KEY, (400,)))
