@@ -54,7 +54,8 @@ def points(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:
     codes, factors = matrix(codes, "codes"), varying_factors(factors)
     if len(codes) != len(factors):
         raise ValueError(
-            f"codes and factors must be of the same examples; there are {len(codes)} and {len(factors)}"
+            f"codes and factors must be of the same examples; there are {len(codes)} and "
+            f"{len(factors)}"
         )
     return codes, factors
 
