@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from experiments import comparisons, problems, tables, variance_tables
+from experiments import comparisons, problems, tables, variance_reports, variance_tables
 from jaxvae.command_line import run_function
 
 KEYS = "draw r of unit u: fold_in(fold_in(key(seed), u), r); control variates: key(seed + 2^20)"
@@ -101,7 +101,7 @@ def exponents_of(rows: list[comparisons.Row]) -> dict[str, list[float]]:
     curves: dict[str, list[comparisons.Row]] = {}
     for row in rows:
         curves.setdefault(row["estimator"], []).append(row)
-    return comparisons.slopes(curves)
+    return variance_reports.slopes(curves)
 
 
 def write(problem: str, options: Options, rows: dict[int, Any], exponents: dict[str, Any]) -> None:
