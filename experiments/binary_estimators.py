@@ -1,152 +1,124 @@
-"""Trains the binary VAE of the literature with several gradient estimators and compares what they
-reach.
+"""Trains the binary VAE of the literature with several gradient estimators and compares them.
 
 ``python experiments/binary_estimators.py --data-dir DIR [--estimators rloo arm ...] [--steps N]
 [--json OUT]``
 
-200 bits, sampled ELBO, statically binarized MNIST, the preset ``binary`` of train.py; ``--hidden
-200 200`` makes the networks nonlinear. For every estimator the training ELBO after the same number
-of steps, mean over seeds with a 95 % interval, and the gradient's variance at common parameters:
-those of the first seed's first estimator after all steps.
+The model is the preset ``binary``: 200 bits, the sampled ELBO, statically binarized MNIST.
+``--hidden 200 200`` makes the networks nonlinear. The table shows, for every estimator, the
+training ELBO after the same number of steps, a mean over seeds with a 95 % interval. Beside it
+stands the variance of the gradient at common parameters: those of the first seed's first estimator
+after all steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shlex
-from pathlib import Path
 from typing import Annotated, Any
 
-import cells
-import commands
-import gradient_variance
 import jax
 import numpy as np
-import problems
 import tyro
-import variance_tables
 
-from jaxvae import evaluation
+from experiments import comparisons, problems, tables, variance_tables
+from jaxvae import datasets, evaluation, expectations, families, runs
+from jaxvae.command_line import run_function
+
+ESTIMATORS = ("rloo", "disarm", "arm", "nvil", "muprop", "double_cv", "rodeo", "relax")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(tables.Options):
     """What is trained."""
 
-    estimators: tuple[str, ...] = (
-        "rloo",
-        "disarm",
-        "arm",
-        "nvil",
-        "muprop",
-        "double_cv",
-        "rodeo",
-        "relax",
-    )
+    rows: tyro.conf.Suppress[tuple[str, ...]] = ()
+    estimators: tuple[str, ...] = ESTIMATORS
     """Estimators; those that need two samples get two."""
     dataset: str = "binarized_mnist"
-    """Set to train on."""
-    data_dir: str | None = None
-    """Folder of prepared tensorflow-datasets."""
     hidden: tuple[int, ...] = ()
     """Widths of hidden layers; none is the linear model."""
     latent: int = 200
     """Bits."""
     steps: int = 20_000
-    """Training steps."""
     seeds: int = 3
-    """Seeds, from 0 on."""
     batch_size: int = 50
-    """Examples in a batch."""
     learning_rate: float = 1e-3
     """Of Adam, constant."""
-    examples: int = 5000
-    """Training examples that the final ELBO is taken over."""
+    examples: int | None = 5000
+    """Training examples that the final ELBO is taken over, a fixed random subset."""
     draws: int = 256
     """Draws for each of eight batches in the variance; 0 leaves it out."""
-    json: Path | None = None
-    """File for everything that was found."""
 
 
-def arguments(options: Options, name: str) -> list[str]:
-    """The command line of train.py that a cell stands for."""
-    least = problems.expectations.ESTIMATORS[name].min_samples
-    given = {
-        "--dataset": options.dataset,
-        "--estimator": name,
-        "--num-samples": least,
-        "--bound": "sampled_elbo",
-        "--latent": options.latent,
-        "--steps": options.steps,
-        "--batch-size": options.batch_size,
-        "--learning-rate": options.learning_rate,
-    }
-    own = [str(part) for pair in given.items() for part in pair]
-    own += ["--hidden", *map(str, options.hidden)] if options.hidden else []
-    return ["binary", *own, *(["--data-dir", options.data_dir] if options.data_dir else [])]
+def configuration(options: Options, name: str) -> Any:
+    """The configuration of an estimator's row."""
+    config = families.preset(
+        "binary",
+        bound="sampled_elbo",
+        estimator=name,
+        num_samples=expectations.ESTIMATORS[name].min_samples,
+    )
+    return options.applied(config)
+
+
+def check(options: Options) -> None:
+    """Raises ValueError for what does not go together."""
+    for name in options.estimators:
+        estimator = expectations.ESTIMATORS.get(name)
+        if estimator is None or "binary" not in estimator.latents:
+            raise ValueError(f"{name!r} is no estimator for bits")
+    if options.seeds < 1 or options.draws == 1 or not options.estimators:
+        raise ValueError(
+            "--seeds must be at least 1, --draws 0 or at least 2, --estimators not empty"
+        )
+    tables.check_place(options.json)
+
+
+def variances_at(params: Any, options: Options) -> dict[str, comparisons.Row]:
+    """The variances of all estimators at the same parameters, by name."""
+    run = runs.prepare(configuration(options, "disarm"), options.job)
+    wanted = comparisons.Options(
+        estimators=options.estimators, num_draws=options.draws, mode="sampled", timings=0
+    )
+    problem = problems.vae_of(run, wanted)
+    at = problems.without_control(params)
+    return {row["estimator"]: row for row in comparisons.compare(problem, at, None, wanted)}
 
 
 def compare(options: Options) -> None:
-    """Trains the binary VAE of the literature with several gradient estimators and compares what
-    they reach.
-    """
-    for name in options.estimators:
-        own = problems.expectations.ESTIMATORS.get(name)
-        if own is None or "binary" not in own.latents:
-            raise ValueError(f"{name!r} is no estimator for bits")
-    if options.seeds < 1 or options.examples < 1 or options.draws == 1 or not options.estimators:
-        raise ValueError(
-            "--seeds and --examples must be at least 1, --draws 0 or at least 2, --estimators not empty"
-        )
-    cells.check_place(options.json)
+    """Trains with each estimator, and prints what they reach and how noisy they are."""
+    check(options)
     first: list[Any] = []
 
-    def measure(run: Any, params: Any) -> dict[str, float]:
+    def measure(run: runs.Run, params: Any) -> dict[str, float]:
         if not first:
             first.append(params)
-        images = run.train[: options.examples]
-        return {
-            "elbo": evaluation.evaluate(
-                run.vae, params, images, jax.random.key(0), preprocess=run.preprocess
-            ).elbo
-        }
+        train = datasets.random_subset(run.train, options.examples)
+        summary = evaluation.evaluate_elbo(run.built.model, params, jax.random.key(0), train)
+        return {"elbo": tables.number(summary.elbo)}
 
-    found = cells.measured(
-        {name: arguments(options, name) for name in options.estimators}, options.seeds, measure
-    )
-    variances: dict[str, dict[str, Any]] = {}
-    if options.draws:
-        own = {
-            "estimators": options.estimators,
-            "num_draws": options.draws,
-            "mode": "sampled",
-            "timings": 0,
-        }
-        wanted = gradient_variance.Options(
-            arguments=shlex.join(arguments(options, "disarm")[1:]), **own
-        )
-        strip = {part: value for part, value in first[0].items() if part != "control"}
-        rows = gradient_variance.compare(problems.vae(wanted), strip, None, wanted)
-        variances = {row["estimator"]: row for row in rows}
-    print(f"{'estimator':20s}  train ELBO (± 95 %)   seconds  variance of the gradient")
-    for name, own in sorted(
-        found.items(), key=lambda item: -np.mean([cell["elbo"] for cell in item[1]])
-    ):
-        elbos = [cell["elbo"] for cell in own]
+    configs = {name: configuration(options, name) for name in options.estimators}
+    results = tables.measured(configs, options, measure)
+    variances = variances_at(first[0], options) if options.draws else {}
+    show(results, variances)
+    tables.save(options.json, dataclasses.asdict(options), results, variances=variances)
+
+
+def show(results: tables.Results, variances: dict[str, comparisons.Row]) -> None:
+    """Prints the estimators, the best one first."""
+    mean = lambda name, column: float(np.mean(tables.column_of(results, name, column)))
+    lines = [["", "train ELBO (± 95 %)", "seconds", "variance of the gradient"]]
+    for name in sorted(results, key=lambda name: -mean(name, "elbo")):
+        half = tables.interval(tables.column_of(results, name, "elbo"))
+        elbo, seconds = tables.written(mean(name, "elbo"), half), mean(name, "seconds")
         trace = variance_tables.with_ends(variances[name]["trace"]) if variances else ""
-        seconds = np.mean([cell["seconds"] for cell in own])
-        print(
-            f"{name:20s}  {cells.written(np.mean(elbos), cells.interval(elbos)):18s}  {seconds:6.0f}  {trace}"
-        )
-    cells.save(options.json, dataclasses.asdict(options), found, variances=variances)
+        lines.append([name, elbo, f"{seconds:.0f}", trace])
+    print("\n" + tables.aligned(lines))
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
-    """Trains the binary VAE of the literature with several gradient estimators and compares what
-    they reach.
-    """
+    """Trains the binary VAE of the literature with several gradient estimators."""
     compare(options)
 
 
 if __name__ == "__main__":
-    commands.command(main)
+    run_function(main)

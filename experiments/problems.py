@@ -1,9 +1,8 @@
-"""Problems on which gradient estimators are compared: the toys of the literature, linear Gaussians,
-VAEs.
+"""Problems on which gradient estimators are compared: toys, linear Gaussians, VAEs.
 
 A problem is an expectation E_q f or, where ``joint`` is set, a bound on log p(x), with f = log p(x,
-z). Every one takes its settings from ``Settings``; those with data have units of examples, batches
-that stay the same for all estimators.
+z). Each takes its settings from ``Settings``. Those with data have units of examples: batches that
+stay the same for all estimators.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import config as setup
 import jax
 import jax.numpy as jnp
 import numpy as np
-import wiring
 from jax.lax import stop_gradient
 
-from jaxvae import bounds, expectations, training
+from jaxvae import bounds, command_line, datasets, expectations, models, runs
+from jaxvae.contracts import Array
 from jaxvae.distributions import Bernoulli, Normal
 
-Array = jax.Array
+LATENTS = {"bits": "binary", "classes": "categorical", "joint": "mixed"}  # of families of models
 
 
 class Problem(NamedTuple):
@@ -58,9 +56,9 @@ class Settings:
     data_dir: str | None = None
     """Folder of prepared tensorflow-datasets (vae)."""
     preset: str = "binary"
-    """Preset of train.py (vae)."""
+    """Preset of jaxvae train (vae)."""
     arguments: str = ""
-    """More settings of train.py, as one word: "--hidden 200 200 --posterior categorical" (vae)."""
+    """More settings of jaxvae train, as one word: "--hidden 200 200 --estimator arm" (vae)."""
     seed: int = 0
     """Seed of the problem's own random numbers."""
 
@@ -198,35 +196,54 @@ def logistic_regression(settings: Settings) -> Problem:
 
 
 def vae(settings: Settings) -> Problem:
-    """The VAE of a preset of train.py, on its data; it is trained by the estimator that its
-    arguments name.
-    """
+    """The VAE of any preset of jaxvae train, at any step of its training, on its data."""
     arguments = [settings.preset, *shlex.split(settings.arguments)]
     if settings.data_dir is not None:
         arguments += ["--data-dir", settings.data_dir]
-    run = wiring.build(setup.parse(arguments)[1])
-    config = run.config
-    rng = np.random.default_rng(settings.seed)
-    rows = rng.choice(len(run.train), (settings.units, settings.batch_size))
-    keys = jax.random.split(jax.random.key(settings.seed), rows.shape)
-    units = jax.jit(jax.vmap(jax.vmap(run.preprocess)))(keys, jnp.asarray(run.train)[rows])
-    strip = lambda params: {name: part for name, part in params.items() if name != "control"}
+    command = command_line.parse(arguments)
+    return vae_of(runs.prepare(command.config, command.job), settings)
+
+
+def vae_of(run: runs.Run, settings: Settings) -> Problem:
+    """The VAE of a run; its training is by the estimator that its configuration names."""
+    source = run.built.source
+    if not isinstance(source, models.VAE):
+        raise ValueError(
+            f"the problem vae is of VAEs without a condition; this one is of the family "
+            f"{run.record.family}"
+        )
 
     def make(params: Any, x: Any) -> tuple[Any, Callable]:
-        prior = run.vae.prior(params)
-        return run.vae.encode(
-            params, x
-        ), lambda z: run.vae.decode(params, z).log_prob(x) + prior.log_prob(z)
+        prior = source.prior(params)
+
+        def joint(z: Any) -> Array:
+            return source.decode(params, z).log_prob(x) + prior.log_prob(z)
+
+        return source.encode(params, x), joint
 
     def train(steps: int) -> Any:
-        if not steps:
-            return strip(training.trained(run.init_state()))
-        counts = {"num_steps": steps, "batch_size": config.batch_size, "seed": config.seed}
-        state = training.fit(run.algorithm, run.train, state=run.init_state(), **counts)
-        return strip(training.trained(state))
+        state = run.init_state()
+        if steps:
+            state = run.fit(num_steps=steps, state=state)
+        return without_control(run.built.parameters(state))
 
-    latents = setup.latents(config)
-    return Problem(latents, train(0), make, True, units, run.vae.prior, train=train)
+    latents, units = LATENTS.get(run.record.family, "continuous"), units_of(run, settings)
+    return Problem(latents, train(0), make, True, units, source.prior, train=train)
+
+
+def without_control(params: Any) -> Any:
+    """The parameters of a model without those of its estimator's control variate."""
+    return {name: part for name, part in params.items() if name != "control"}
+
+
+def units_of(run: runs.Run, settings: Settings) -> Any:
+    """Batches of random training examples, as the model takes them: [U, B, ...]."""
+    rng = np.random.default_rng(settings.seed)
+    shape = settings.units, settings.batch_size
+    rows = rng.choice(datasets.num_examples(run.train.x), shape)
+    keys = jax.random.split(jax.random.key(settings.seed), shape)
+    raw = datasets.rows_of(run.train.x, rows)
+    return jax.jit(jax.vmap(jax.vmap(run.built.preprocess)))(keys, raw)
 
 
 PROBLEMS: dict[str, Callable[[Settings], Problem]] = {
@@ -241,7 +258,7 @@ PROBLEMS: dict[str, Callable[[Settings], Problem]] = {
 def estimators_of(problem: Problem) -> dict[str, expectations.Estimator]:
     """All that serve a problem: the expectations, and the bounds where it is one."""
     table = expectations.ESTIMATORS | (bounds.BOUNDS if problem.joint else {})
-    return {name: own for name, own in table.items() if problem.latents in own.latents}
+    return {name: member for name, member in table.items() if problem.latents in member.latents}
 
 
 def context(x: Any) -> Array:
@@ -254,25 +271,26 @@ def wired(
 ) -> Callable[[Any, Any], tuple[Any, Callable, dict]]:
     """(params, x) -> q, f and settings, as an estimator takes them.
 
-    An expectation of a bound's problem is that of log p(x, z) - log q(z), where log q carries no
-    gradient of its own, which has mean zero, but where the estimator differentiates through z
+    An expectation of a bound's problem is that of log p(x, z) - log q(z). There log q carries no
+    gradient of its own, because it has mean zero, unless the estimator differentiates through z
     alone.
     """
-    own = estimators_of(problem)[name]
+    estimator = estimators_of(problem)[name]
 
     def make(params: Any, x: Any) -> tuple[Any, Callable, dict[str, Any]]:
         q, f = problem.make(params, x)
         more: dict[str, Any] = {}
-        if own.init is not None:
+        if estimator.init is not None:
             more |= {"control": control, "context": context(x)}
-        if own.takes_prior:
+        if estimator.takes_prior:
             if problem.prior is None:
                 raise ValueError(f"{name} needs a prior, which this problem has not")
             prior = problem.prior(params)
             more["prior"] = prior
             return q, lambda z: f(z) - prior.log_prob(z) + stop_gradient(prior).log_prob(z), more
-        if problem.joint and not own.estimates:
-            density = q if own.latents == expectations.contract.CONTINUOUS else stop_gradient(q)
+        if problem.joint and not estimator.estimates:
+            through_z = estimator.latents == expectations.contract.CONTINUOUS
+            density = q if through_z else stop_gradient(q)
             return q, lambda z: f(z) - density.log_prob(z), more
         return q, f, more
 
@@ -281,21 +299,22 @@ def wired(
 
 def objective(problem: Problem, name: str, num_samples: int, control: Any = None) -> Callable:
     """(key, params, x) -> scalar, whose gradient an estimator estimates."""
-    make = wired(problem, name, control)
-
-    def of(key: Array, params: Any, x: Any) -> Array:
-        q, f, more = make(params, x)
-        return estimators_of(problem)[name](key, q, f, num_samples, **more)
-
-    return of
+    return _of_estimator(problem, name, control, estimators_of(problem)[name], num_samples)
 
 
 def descent(problem: Problem, name: str, num_samples: int, control: Any) -> Callable:
     """(key, params, x) -> what the estimator's control descends."""
+    learn = estimators_of(problem)[name].learn
+    return _of_estimator(problem, name, control, learn, num_samples)
+
+
+def _of_estimator(
+    problem: Problem, name: str, control: Any, function: Callable, num_samples: int
+) -> Callable:
     make = wired(problem, name, control)
 
-    def of(key: Array, params: Any, x: Any) -> Array:
+    def scalar(key: Array, params: Any, x: Any) -> Array:
         q, f, more = make(params, x)
-        return estimators_of(problem)[name].learn(key, q, f, num_samples, **more)
+        return function(key, q, f, num_samples, **more)
 
-    return of
+    return scalar

@@ -1,4 +1,4 @@
-"""What gradient_variance.py found, as a table and as a picture."""
+"""The rows of a comparison of gradient estimators, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -9,161 +9,149 @@ from typing import Any
 
 import numpy as np
 
+from experiments.tables import aligned
 
-def rounding(row: dict[str, Any]) -> float:
-    """A variance below it is none but that of rounding: float64 over a law, float32 in draws."""
+Row = dict[str, Any]
+COLUMNS = (
+    *("estimator", "K", "moments", "tr Cov", "ratio", "bias"),
+    *("f + f'", "work", "us", "SNR", "break-even"),
+)
+BLUE = "#4477aa"
+
+
+def rounding(row: Row) -> float:
+    """A variance below it is rounding alone: that of float64 by a law, of float32 in draws."""
     return 1e-25 if row["mode"] == "exact" else max((1e-6 * row["norm"]) ** 2, 1e-25)
 
 
 def number(value: float | None) -> str:
-    return (
-        "" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3g}"
-    )
+    """Three digits; nothing for a number that is not there."""
+    return "" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def with_ends(interval: Sequence[float] | None) -> str:
+    """A value and the ends of its interval, where it has one."""
     if interval is None:
         return ""
     value, low, high = interval
     return number(value) if low == high else f"{number(value)} ({number(low)}, {number(high)})"
 
 
-def say(rows: Sequence[dict[str, Any]]) -> None:
-    """Prints the rows as a table, the least noisy first."""
-    columns = (
-        "estimator",
-        "K",
-        "moments",
-        "tr Cov",
-        "ratio",
-        "bias",
-        "f + f'",
-        "work",
-        "us",
-        "SNR",
-        "break-even",
-    )
-    lines = []
-    for row in sorted(rows, key=lambda row: row["trace"][0]):
-        if "largest_bias" in row:
-            bias = "0" if row["largest_bias"] < 1e-10 else f"max {row['largest_bias']:.2e}"
-        elif "largest_z" in row:
-            bias = (
-                f"|z| {row['largest_z']:.1f} < {row['z_bound']:.1f}, sees {row['visible_bias']:.1e}"
-            )
-            bias = bias.replace("<", ">") if row["largest_z"] > row["z_bound"] else bias
-        else:
-            bias = "truth" if row["truth"] == row["estimator"] else ""
-        micro = None if row["seconds"] is None else 1e6 * row["seconds"]
-        lines.append(
-            [
-                *(
-                    row["estimator"] + ("" if row["unbiased"] else " *"),
-                    str(row["num_samples"]),
-                    row["mode"],
-                ),
-                *(
-                    with_ends(row["trace"]),
-                    with_ends(row["ratio"]),
-                    bias,
-                    f"{row['evaluations']} + {row['gradient_evaluations']}",
-                ),
-                *(
-                    number(row["work_normalized"]),
-                    number(micro),
-                    number(row.get("signal", {}).get("snr")),
-                ),
-                number(row.get("break_even")),
-            ]
-        )
-    widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
-    for line in [columns, *lines]:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+# Table
+
+
+def say(rows: Sequence[Row]) -> None:
+    """Prints the rows as a table, the least noisy first, and what is to be said of each."""
+    ordered = sorted(rows, key=lambda row: row["trace"][0])
+    print(aligned([COLUMNS, *map(_line, ordered)]))
     if any(not row["unbiased"] for row in rows):
         print("* biased, or of another objective than its value")
     for row in rows:
-        if "minibatch" in row:
-            print(
-                f"{row['estimator']}: variance between batches {number(row['minibatch'])}, beside that of its noise"
-            )
-        if "invariances" in row:
-            found = ", ".join(
-                f"{of} {number(value) or '-'}" for of, value in row["invariances"].items()
-            )
-            print(f"{row['estimator']}: {found}")
-        for warning in row["warnings"]:
-            print(f"{row['estimator']} (K = {row['num_samples']}): {warning}")
+        for remark in _remarks(row):
+            print(remark)
 
 
-def draw(path: Path, title: str, at: dict[int, list[dict[str, Any]]]) -> None:
-    """Variances with their intervals: bars, or lines over checkpoints or K where there are
-    several.
+def _line(row: Row) -> list[str]:
+    micro = None if row["seconds"] is None else 1e6 * row["seconds"]
+    return [
+        row["estimator"] + ("" if row["unbiased"] else " *"),
+        str(row["num_samples"]),
+        row["mode"],
+        with_ends(row["trace"]),
+        with_ends(row["ratio"]),
+        _bias(row),
+        f"{row['evaluations']} + {row['gradient_evaluations']}",
+        number(row["work_normalized"]),
+        number(micro),
+        number(row.get("signal", {}).get("snr")),
+        number(row.get("break_even")),
+    ]
+
+
+def _bias(row: Row) -> str:
+    if "largest_bias" in row:
+        return "0" if row["largest_bias"] < 1e-10 else f"max {row['largest_bias']:.2e}"
+    if "largest_z" in row:
+        z, bound = row["largest_z"], row["z_bound"]
+        sign = ">" if z > bound else "<"
+        return f"|z| {z:.1f} {sign} {bound:.1f}, sees {row['visible_bias']:.1e}"
+    return "truth" if row["truth"] == row["estimator"] else ""
+
+
+def _remarks(row: Row) -> list[str]:
+    name, remarks = row["estimator"], []
+    if "minibatch" in row:
+        between = number(row["minibatch"])
+        remarks.append(f"{name}: variance between batches {between}, beside that of its noise")
+    if "invariances" in row:
+        each = [f"{what} {number(value) or '-'}" for what, value in row["invariances"].items()]
+        remarks.append(f"{name}: {', '.join(each)}")
+    return remarks + [f"{name} (K = {row['num_samples']}): {w}" for w in row["warnings"]]
+
+
+# Picture
+
+
+def draw(path: Path, title: str, rows: dict[int, list[Row]]) -> None:
+    """Variances with their intervals, as a picture.
+
+    It has lines over checkpoints or over K where there are several, and else one point for each
+    estimator.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    last = at[max(at)]
-    of = {
-        name: [row for row in last if row["estimator"] == name]
-        for name in {row["estimator"] for row in last}
-    }
-    names = sorted(of, key=lambda name: min(row["trace"][0] for row in of[name]))
-    several = len(at) > 1 or max(map(len, of.values())) > 1
-    figure, axis = plt.subplots(
-        figsize=(7, 4.5 if several else 0.8 + 0.24 * len(names)), layout="constrained"
-    )
-    if not several:
-        least = min(
-            (row["trace"][0] for row in last if row["trace"][0] > rounding(row)), default=1.0
-        )
-        for i, name in enumerate(names):
-            row = of[name][0]
-            value, low, high = row["trace"]
-            if value <= rounding(row):
-                axis.text(least / 2, i, "0", va="center", ha="center")
-                continue
-            face = "#4477aa" if row["unbiased"] else "white"
-            ends = np.maximum([[value - low], [high - value]], 0)
-            axis.errorbar(value, i, xerr=ends, marker="o", mfc=face, color="#4477aa", ms=5, lw=1)
-        axis.set(
-            xscale="log",
-            xlabel="tr Cov of one estimate (hollow: biased)",
-            ylim=(len(names) - 0.5, -0.5),
-        )
-        axis.set_xlim(left=least / 4)
-        axis.set_yticks(range(len(names)), names)
-    else:
-        over_steps = len(at) > 1
-        for i, name in enumerate(names):
-            rows = [
-                (step, row) for step, rows in at.items() for row in rows if row["estimator"] == name
-            ]
-            rows = [
-                (step if over_steps else row["num_samples"], row["trace"]) for step, row in rows
-            ]
-            x, traces = zip(*sorted(rows), strict=True)
-            value, low, high = np.transpose(traces)
-            style = {
-                "color": plt.get_cmap("tab20")(i % 20),
-                "marker": "osv^Dx"[i % 6],
-                "ms": 4,
-                "lw": 1,
-            }
-            axis.errorbar(x, value, [value - low, high - value], label=name, **style)
-        axis.set(
-            yscale="log",
-            xlabel="training steps" if over_steps else "samples K",
-            ylabel="tr Cov of one estimate",
-        )
-        axis.set_xscale(
-            "symlog" if over_steps else "log", **({"linthresh": 100} if over_steps else {})
-        )
+    last = rows[max(rows)]
+    least: dict[str, float] = {}
+    for row in last:
+        least[row["estimator"]] = min(row["trace"][0], least.get(row["estimator"], math.inf))
+    names = sorted(least, key=lambda name: least[name])
+    several = len(rows) > 1 or len(last) > len(names)
+    height = 4.5 if several else 0.8 + 0.24 * len(names)
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axis: Any = figure.subplots()
+    if several:
+        _draw_lines(axis, names, rows)
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    else:
+        _draw_points(axis, names, {row["estimator"]: row for row in last})
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+
+
+def _draw_points(axis: Any, names: list[str], rows: dict[str, Row]) -> None:
+    noisy = [row["trace"][0] for row in rows.values() if row["trace"][0] > rounding(row)]
+    left = min(noisy, default=1.0)
+    for place, name in enumerate(names):
+        value, low, high = rows[name]["trace"]
+        if value <= rounding(rows[name]):
+            axis.text(left / 2, place, "0", va="center", ha="center")
+            continue
+        face = BLUE if rows[name]["unbiased"] else "white"
+        ends = np.maximum([[value - low], [high - value]], 0)
+        axis.errorbar(value, place, xerr=ends, marker="o", mfc=face, color=BLUE, ms=5, lw=1)
+    label = "tr Cov of one estimate (hollow: biased)"
+    axis.set(xscale="log", xlabel=label, ylim=(len(names) - 0.5, -0.5))
+    axis.set_xlim(left=left / 4)
+    axis.set_yticks(range(len(names)), names)
+
+
+def _draw_lines(axis: Any, names: list[str], rows: dict[int, list[Row]]) -> None:
+    over_steps = len(rows) > 1
+    for place, name in enumerate(names):
+        points = [
+            (step if over_steps else row["num_samples"], row["trace"])
+            for step, each in rows.items()
+            for row in each
+            if row["estimator"] == name
+        ]
+        x, traces = zip(*sorted(points), strict=True)
+        value, low, high = np.transpose(traces)
+        style = {"color": f"C{place % 10}", "marker": "osv^Dx"[place % 6], "ms": 4, "lw": 1}
+        axis.errorbar(x, value, [value - low, high - value], label=name, **style)
+    label = "training steps" if over_steps else "samples K"
+    axis.set(yscale="log", xlabel=label, ylabel="tr Cov of one estimate")
+    if over_steps:
+        axis.set_xscale("symlog", linthresh=100)
+    else:
+        axis.set_xscale("log")

@@ -6,17 +6,21 @@ import dataclasses
 import json
 from pathlib import Path
 
-import binary_estimators
-import gradient_variance
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-import variance_tables
 from PIL import Image
 
-from jaxvae import measurements
+from experiments import (
+    binary_estimators,
+    comparisons,
+    gradient_variance,
+    problems,
+    variance_tables,
+)
+from jaxvae import expectations, measurements
+from jaxvae.command_line import run_function
 
 
 def rows(problem: str, tmp_path: Path, **options: object) -> dict[str, dict]:
@@ -97,7 +101,7 @@ def test_gradients_of_problems_in_closed_form_are_those_of_autodiff_through_draw
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda a: jnp.asarray(a, float), given.params)
             found = measurements.exact(
-                problems.expectations.pathwise, lambda p, make=given.make: make(p, None), wide
+                expectations.pathwise, lambda p, make=given.make: make(p, None), wide
             ).mean
             truth = given.gradient(wide)
         for part in truth:
@@ -164,16 +168,16 @@ def test_values_too_rare_to_be_drawn_are_named_beside_a_bias() -> None:
     options = gradient_variance.Options()
     given = problems.toy(options)
     far = jax.tree.map(lambda a: jnp.full_like(a, 9.21), given.params)
-    assert gradient_variance.rarest(given, far) == pytest.approx(1e-4, rel=0.01)
+    assert comparisons.rarest(given, far) == pytest.approx(1e-4, rel=0.01)
     assert (
-        gradient_variance.rarest(problems.square(options), problems.square(options).params) == 1.0
+        comparisons.rarest(problems.square(options), problems.square(options).params) == 1.0
     )
-    said = gradient_variance._or_rare("biased: |z| = 9.0, above 4.0", 1e-4)
+    said = comparisons._or_rare("biased: |z| = 9.0, above 4.0", 1e-4)
     assert (
         said
         == "biased: |z| = 9.0, above 4.0; or values of latents with probability 1e-04, which were hardly drawn"
     )
-    assert gradient_variance._or_rare("heavy tail", 1e-4) == "heavy tail"
+    assert comparisons._or_rare("heavy tail", 1e-4) == "heavy tail"
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
@@ -182,7 +186,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     given = problems.toy(options)
     named = dataclasses.replace(options, estimators=("unordered_set", "rloo"))
     with pytest.raises(ValueError, match="4 draws without replacement of 2"):
-        gradient_variance.compare(given, given.params, 4, named)
+        comparisons.compare(given, given.params, 4, named)
     assert {
-        row["estimator"] for row in gradient_variance.compare(given, given.params, None, named)
+        row["estimator"] for row in comparisons.compare(given, given.params, None, named)
     } == set(named.estimators)

@@ -7,13 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import commands
-import gradient_variance
 import pytest
-import scaling
-import throughput
-from harness import refused
-from papers import (
+from experiments import gradient_variance, scaling, throughput
+from experiments.papers import (
     clusters,
     codes,
     disentanglement,
@@ -24,20 +20,24 @@ from papers import (
     samples,
     stacked,
 )
+from harness import refused
+
+from jaxvae.command_line import run_function, run_script
 
 COMMANDS: dict[str, Callable[[], Any]] = {
-    "gradient_variance": partial(commands.command, gradient_variance.main),
-    "scaling": partial(commands.command, scaling.scale),
-    "throughput": partial(commands.command, throughput.main),
-    "clusters": partial(commands.command, clusters.main),
-    "codes": partial(commands.command, codes.main),
-    "disentanglement": partial(commands.command, disentanglement.main),
-    "exact": partial(commands.command, exact.main),
-    "likelihoods": partial(commands.command, likelihoods.main),
-    "quadrants": partial(commands.command, quadrants.main),
-    "rate_distortion": partial(commands.command, rate_distortion.main),
-    "samples": partial(commands.command, samples.main),
-    "stacked": partial(commands.command, stacked.main),
+    **{name: partial(run_script, name) for name in ("train", "evaluate", "sample")},
+    "gradient_variance": partial(run_function, gradient_variance.main),
+    "scaling": partial(run_function, scaling.scale),
+    "throughput": partial(run_function, throughput.main),
+    "clusters": partial(run_function, clusters.main),
+    "codes": partial(run_function, codes.main),
+    "disentanglement": partial(run_function, disentanglement.main),
+    "exact": partial(run_function, exact.main),
+    "likelihoods": partial(run_function, likelihoods.main),
+    "quadrants": partial(run_function, quadrants.main),
+    "rate_distortion": partial(run_function, rate_distortion.main),
+    "samples": partial(run_function, samples.main),
+    "stacked": partial(run_function, stacked.main),
 }
 
 # (command, its arguments, what the sentence says); {data} is a folder in which the digits are.

@@ -55,7 +55,7 @@ TABLES: dict[str, dict[str, Any]] = {
     },
 }
 BLOCK = 1000  # draws of q(z) and of p(z) between which a distance is taken
-MEASURES = {
+MEASURES: dict[str, divergences.Divergence] = {
     "MMD^2 (IMQ)": divergences.mmd(divergences.imq(2.0)),
     "sliced W^2": divergences.sliced_wasserstein(200),
     "energy": divergences.energy_distance,
@@ -97,12 +97,14 @@ def distances(run: runs.Run, params: Any, split: datasets.Split) -> dict[str, fl
     count = total // size * size
     of_posterior = jax.vmap(lambda q, key: q.sample(key))(q, jax.random.split(run.key, total))
     of_prior = run.built.source.prior(params).sample(run.key, (count,))
-    pair = tuple(z[:count].reshape(-1, size, z.shape[-1]) for z in (of_posterior, of_prior))
+    pair = [z[:count].reshape(-1, size, z.shape[-1]) for z in (of_posterior, of_prior)]
     weight = jnp.full(size, 1 / size)
 
     def mean(measure: divergences.Divergence) -> float:
-        each = jax.jit(lambda pair: jax.lax.map(lambda z: measure(run.key, *z, weight), pair))
-        return float(each(pair).mean())
+        def of_block(block: list[jax.Array]) -> jax.Array:
+            return measure(run.key, block[0], block[1], weight)
+
+        return float(jax.jit(lambda pair: jax.lax.map(of_block, pair))(pair).mean())
 
     return {name: mean(measure) for name, measure in MEASURES.items()}
 

@@ -87,7 +87,7 @@ def distances(
     """
     test = datasets.random_subset(run.test, options.examples)
     real = classifier.features(evaluation.preprocessed_split(run.key, test))
-    decode = jax.jit(jax.vmap(lambda z: run.built.model.decode(params, z).mean))
+    decode = jax.jit(jax.vmap(lambda z: run.built.source.decode(params, z).mean))
     values = dict.fromkeys(SOURCES, float("nan"))
     for name in sources:
         source = evaluation.source(

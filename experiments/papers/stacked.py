@@ -124,7 +124,8 @@ def _pretrained(vae: models.VAE, examples: Any, epochs: int, number: int, seed: 
     steps = epochs * (len(x) // BATCH)
     if not steps:
         return init(jax.random.key(seed), models.Corrupted(x[0], x[0]))
-    loss = training.batch_mean(models.negative_reconstruction(models.Denoising(vae)))
+    denoising: Any = models.Denoising(vae)
+    loss = training.batch_mean(models.negative_reconstruction(denoising))
     algorithm = training.gradient_descent(init, loss, optax.adam(1e-3))
     state = training.fit(algorithm, examples, num_steps=steps, batch_size=BATCH, seed=seed)
     return training.trained(state)

@@ -1,0 +1,237 @@
+"""The work of ``works.py`` in PyTorch and Pythae, as a good user of each would write it."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from experiments.works import CHANNELS, HIDDEN, IWAE_SAMPLES, LATENT, RATE, SHAPE, Run, Work
+
+
+def _torch_networks(work: Work) -> tuple[Any, Any]:
+    """Encoder and decoder of [B, C, H, W] images, with the layers of ours."""
+    from torch import nn
+
+    latent, shape = LATENT[work.network], SHAPE[work.network]
+    if work.network == "mlp":
+        pixels = math.prod(shape)
+        encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(pixels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * latent)
+        )
+        decoder = nn.Sequential(nn.Linear(latent, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, pixels))
+        return encoder, decoder
+
+    class Block(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            half = lambda: (
+                nn.GroupNorm(8, width),
+                nn.SiLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+            )
+            self.layers = nn.Sequential(*half(), *half())
+
+        def forward(self, x: Any) -> Any:
+            return x + self.layers(x)
+
+    channels, residual = CHANNELS[work.network], work.network in ("residual", "wide")
+    blocks = lambda width: [Block(width), Block(width)] if residual else []
+    small = (channels[-1], shape[0] >> len(channels), shape[1] >> len(channels))
+    down: list[Any] = []
+    for before, width in zip((shape[-1], *channels), channels, strict=False):
+        down += [nn.Conv2d(before, width, 4, 2, 1), *(blocks(width) or [nn.ReLU()])]
+    down += [
+        *([nn.SiLU()] if residual else []),
+        nn.Flatten(),
+        nn.Linear(math.prod(small), 2 * latent),
+    ]
+    up: list[Any] = [
+        nn.Linear(latent, math.prod(small)),
+        nn.Unflatten(1, small),
+        *([] if residual else [nn.ReLU()]),
+    ]
+    for width, after in zip(channels[::-1], (*channels[-2::-1], shape[-1]), strict=True):
+        up += [
+            *blocks(width),
+            *([nn.SiLU()] if residual else []),
+            nn.ConvTranspose2d(width, after, 4, 2, 1),
+        ]
+        up += [] if residual or after == shape[-1] else [nn.ReLU()]
+    return nn.Sequential(*down), nn.Sequential(*up)
+
+
+def _torch_images(work: Work) -> Any:
+    import torch
+
+    scale = 1.0 if work.network == "mlp" else 1 / 255
+    images = torch.from_numpy(work.images()).permute(0, 3, 1, 2).contiguous()
+    return images.to(_torch_device(work)[0]).float() * scale
+
+
+def _torch_device(work: Work) -> tuple[str, Callable[[], None]]:
+    """The device, which multiplies in the work's precision, and what waits for it."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        work.precision == "tensorfloat32"
+    )
+    return ("cuda", torch.cuda.synchronize) if torch.cuda.is_available() else ("cpu", lambda: None)
+
+
+def torch(work: Work, compiled: bool = False) -> Run:
+    """A hand-written loop: data on the device, fused Adam, autocast where bfloat16 is asked for."""
+    import torch
+    from torch.nn import functional as F
+
+    torch.manual_seed(0)
+    device, synchronize = _torch_device(work)
+    autocast = functools.partial(
+        torch.autocast, device, torch.bfloat16, enabled=work.precision == "bfloat16"
+    )
+    compiler = functools.partial(
+        torch.compile, mode="reduce-overhead" if device == "cuda" else None
+    )  # CUDA graphs
+    encoder, decoder = (network.to(device) for network in _torch_networks(work))
+    images, latent = _torch_images(work), LATENT[work.network]
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+
+    def reconstruction(out: Any, x: Any) -> Any:
+        """-log p(x|z) up to a constant, [..., B] of out [..., B, D]."""
+        x = x.flatten(1)
+        if work.network == "mlp":
+            return F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(
+                -1
+            )
+        return 0.5 * ((out.flatten(1) - x) ** 2).sum(-1)
+
+    def log_weights(x: Any, samples: int) -> Any:
+        with autocast():
+            mean, log_var = encoder(x).float().chunk(2, -1)
+            noise = torch.randn(samples, *mean.shape, device=device)
+            z = mean + (0.5 * log_var).exp() * noise
+            out = decoder(z.reshape(-1, latent)).float().reshape(samples, len(x), -1)
+        prior_over_posterior = (0.5 * (noise**2 - z**2 + log_var)).sum(-1)
+        return prior_over_posterior - reconstruction(out, x)
+
+    def loss(x: Any) -> Any:
+        if work.task == "iwae":
+            return (
+                math.log(IWAE_SAMPLES) - torch.logsumexp(log_weights(x, IWAE_SAMPLES), 0)
+            ).mean()
+        with autocast():
+            mean, log_var = encoder(x).float().chunk(2, -1)
+            z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
+            out = decoder(z).float()
+        kl = -0.5 * (1 + log_var - mean**2 - log_var.exp()).sum(-1)
+        return (reconstruction(out, x) + kl).mean()
+
+    if work.task == "likelihood":
+        one = compiler(log_weights) if compiled else log_weights
+
+        def judge(count: int) -> None:
+            with torch.no_grad():
+                for i in range(count):
+                    torch.logsumexp(one(images[i : i + 1], work.samples), 0).item()
+
+        return judge
+    optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
+    of_batch = compiler(loss) if compiled else loss
+
+    def run(count: int) -> None:
+        left = max(count // work.batch, 1)
+        while left > 0:
+            for rows in torch.randperm(work.examples, device=device).split(work.batch)[:left]:
+                optimizer.zero_grad(set_to_none=True)
+                of_batch(images[rows]).backward()
+                optimizer.step()
+                left -= 1
+        synchronize()
+
+    return run
+
+
+def torch_products(work: Work) -> Run:
+    """The matrix products of our step alone, by PyTorch."""
+    import torch
+
+    from experiments.ours import images_of_step, products_of
+
+    times, images = products_of(work), images_of_step(work)
+    device, synchronize = _torch_device(work)
+    dtype = torch.bfloat16 if work.precision == "bfloat16" else torch.float32
+    of_ones = functools.partial(torch.ones, dtype=dtype, device=device)
+    operands = [(of_ones(m, k), of_ones(k, n), of_ones(m, n), times[m, k, n]) for m, k, n in times]
+
+    def run(count: int) -> None:
+        for _ in range(max(count // images, 1)):
+            for left, right, out, repeated in operands:
+                for _ in range(repeated):
+                    torch.mm(left, right, out=out)
+        synchronize()
+
+    return run
+
+
+def torch_compile(work: Work) -> Run:
+    """The same with ``torch.compile``."""
+    return torch(work, compiled=True)
+
+
+def pythae(work: Work) -> Run | None:
+    """``TrainingPipeline``, and ``get_nll`` at its default batch of 100 samples."""
+    import torch
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.pipelines import TrainingPipeline
+    from pythae.trainers import BaseTrainerConfig
+
+    if work.task == "iwae" or work.precision != "float32":
+        return None
+    device, _ = _torch_device(work)
+    height, width, depth = SHAPE[work.network]
+    shape, binary = (depth, height, width), work.network == "mlp"
+    networks = _torch_networks(work)
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = networks[0]
+
+        def forward(self, x: Any) -> Any:
+            mean, log_var = self.layers(x).chunk(2, -1)
+            return ModelOutput(embedding=mean, log_covariance=log_var)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = networks[1]
+
+        def forward(self, z: Any) -> Any:
+            out = self.layers(z).reshape(-1, *shape)
+            return ModelOutput(reconstruction=torch.sigmoid(out) if binary else out)
+
+    config = VAEConfig(
+        input_dim=shape,
+        latent_dim=LATENT[work.network],
+        reconstruction_loss="bce" if binary else "mse",
+    )
+    model, images = VAE(config, Encoder(), Decoder()).to(device), _torch_images(work)
+    if work.task == "likelihood":
+        return lambda count: model.get_nll(images[:count], n_samples=work.samples)
+
+    def run(count: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            training = BaseTrainerConfig(
+                output_dir=folder,
+                learning_rate=RATE,
+                per_device_train_batch_size=work.batch,
+                num_epochs=max(round(count / work.examples), 1),
+                no_cuda=device == "cpu",
+            )
+            TrainingPipeline(model=model, training_config=training)(train_data=images)
+
+    return run
