@@ -1,9 +1,10 @@
-"""Bounds on log p(x) for one example, ``(key, q, log_joint, num_samples) -> scalar``, in nats.
+"""Bounds on log p(x) for one example: ``(key, q, log_joint, num_samples) -> scalar``.
 
-``q`` is the posterior q(z|x) and ``log_joint(z) = log p(x|z) + log p(z)``; x is inside the closure.
-A bound is an ``expectations.Estimator``: its value estimates the bound that ``of`` names, its
-gradient that bound's gradient, without bias where it says so. Below, w_k = p(x, z_k) / q(z_k|x),
-z_k ~ q, v_k = w_k / sum_j w_j, and L_K = log 1/K sum_k w_k.
+``q`` is the posterior q(z|x). ``log_joint(z) = log p(x|z) + log p(z)`` is a scalar, and its closure
+holds x. Values are in nats. A bound is an ``expectations.Estimator``: its value estimates the bound
+that its field ``estimates`` names, and its gradient estimates the gradient of that bound, without
+bias if ``unbiased`` says so. z may be any pytree. Below, z_k ~ q, w_k = p(x, z_k) / q(z_k|x), v_k =
+w_k / sum_j w_j, and L_K = log 1/K sum_k w_k.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ _each = lambda k, d, c: k
 
 
 def log_weights(key: Array, q: Any, log_joint: LogJoint, num_samples: int) -> Array:
-    """Importance weights log w_k = log p(x, z_k) - log q(z_k|x), z_k ~ q: [K], in nats."""
+    """Log importance weights log p(x, z_k) - log q(z_k|x), z_k ~ q: [K], in nats.
+
+    Raises ValueError when a log-density is not a scalar.
+    """
     noise = sample_noise(q, key, (num_samples,))
     return _drawn_weights(noise, q, of_scalars(log_joint, "log_joint"))
 
@@ -78,19 +82,19 @@ def _log_mean(log_w: Array) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="elbo")
 def elbo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Evidence lower bound with sampled KL, 1/K sum_k log w_k (Kingma & Welling 2013,
-    arXiv:1312.6114, eq. 6).
+    """Evidence lower bound with sampled KL, 1/K sum_k log w_k.
+
+    Kingma & Welling 2013, arXiv:1312.6114, eq. 6.
     """
     return _drawn_weights(noise, q, log_joint).mean()
 
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="elbo", takes_prior=True)
 def elbo_analytic(noise: Array, q: Any, log_joint: LogJoint, prior: Any) -> Array:
-    """The ELBO with KL in closed form, 1/K sum_k log p(x|z_k) - KL(q || p) (arXiv:1312.6114, eq.
-    7).
+    """The ELBO with KL in closed form, 1/K sum_k log p(x|z_k) - KL(q || p).
 
-    ``log_joint`` must carry no gradient in the prior's parameters. Raises ValueError where KL has
-    no closed form.
+    Kingma & Welling 2013, arXiv:1312.6114, eq. 7. ``log_joint`` must carry no gradient in the
+    prior's parameters. Raises ValueError where KL has no closed form.
     """
     fixed = stop_gradient(prior)
     z = reparameterize(q, noise)
@@ -100,9 +104,9 @@ def elbo_analytic(noise: Array, q: Any, log_joint: LogJoint, prior: Any) -> Arra
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae")
 def iwae(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Importance-weighted bound log 1/K sum_k w_k (Burda et al. 2015, arXiv:1509.00519, eq. 8).
+    """Importance-weighted bound L_K = log 1/K sum_k w_k.
 
-    Its expectation rises with K towards log p(x).
+    Burda et al. 2015, arXiv:1509.00519, eq. 8. Its expectation rises with K towards log p(x).
     """
     return _log_mean(_drawn_weights(noise, q, log_joint))
 
@@ -110,10 +114,10 @@ def iwae(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 def _pathwise(
     noise: Array, q: Any, log_joint: LogJoint, weights: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """log w_k, and what is to be added for sum_k c_k d log w_k / dz dz_k/dphi, c = ``weights(v)``.
+    """log w_k, and a zero whose gradient is sum_k c_k d log w_k / dz dz_k/dphi, c = ``weights(v)``.
 
-    The density of q does not depend on phi in it. log w itself has a gradient in the parameters of
-    the joint alone.
+    log w itself has a gradient in the parameters of the joint alone, and the density of q does not
+    depend on phi.
     """
     z, still = reparameterize(q, noise), stop_gradient(q)
     log_w, pull = jax.vjp(lambda z: _log_weights(z, still, log_joint), stop_gradient(z))
@@ -123,9 +127,10 @@ def _pathwise(
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="elbo")
 def stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Sticking the landing: the ELBO without its score term (Roeder et al. 2017, arXiv:1703.09194).
+    """Sticking the landing: the ELBO without its score term.
 
-    1/K sum_k d log w_k / dz dz_k/dphi. Where q is the posterior the variance is zero.
+    1/K sum_k d log w_k / dz dz_k/dphi (Roeder et al. 2017, arXiv:1703.09194). The variance is zero
+    where q is the posterior.
     """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: jnp.full_like(v, 1 / len(v)))
     return log_w.mean() + path
@@ -133,10 +138,10 @@ def stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", unbiased=False)
 def iwae_stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Sticking the landing inside L_K, sum_k v_k d log w_k / dz dz_k/dphi: biased (shown in
-    arXiv:1810.04152).
+    """Sticking the landing inside L_K, which is biased.
 
-    The bias is the direction of reweighted wake-sleep, E sum_k v_k grad log q(z_k).
+    sum_k v_k d log w_k / dz dz_k/dphi. The bias is shown in Tucker et al. 2018, arXiv:1810.04152:
+    it is the direction of reweighted wake-sleep, E sum_k v_k grad log q(z_k).
     """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v)
     return _log_mean(log_w) + path
@@ -144,10 +149,10 @@ def iwae_stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae")
 def dreg(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Doubly reparameterized L_K, sum_k v_k^2 d log w_k / dz dz_k/dphi (Tucker et al. 2018,
-    arXiv:1810.04152).
+    """Doubly reparameterized gradient of L_K.
 
-    With K = 1 it is ``stl``. Its signal-to-noise ratio rises with K, where that of ``iwae`` falls.
+    sum_k v_k^2 d log w_k / dz dz_k/dphi (Tucker et al. 2018, arXiv:1810.04152). With K = 1 it is
+    ``stl``. Its signal-to-noise ratio rises with K, while the ratio of ``iwae`` falls.
     """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v**2)
     return _log_mean(log_w) + path
@@ -155,11 +160,11 @@ def dreg(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", takes_prior=True)
 def gdreg(noise: Array, q: Any, log_joint: LogJoint, prior: Normal) -> Array:
-    """``dreg``, and the parameters of the prior through its own reparameterization.
+    """``dreg``, with the prior's parameters through its own reparameterization.
 
-    Bauer & Mnih 2021, arXiv:2101.11046: sum_k (v_k d log p(x|z_k) / dz - v_k^2 d log w_k / dz)
-    dT/dtheta, where z_k = T(e_k; theta) with e_k fixed. The prior is a Normal with parameters of
-    its own, and ``log_joint`` must carry no gradient in them.
+    sum_k (v_k d log p(x|z_k) / dz - v_k^2 d log w_k / dz) dT/dtheta, where z_k = T(e_k; theta) with
+    e_k fixed (Bauer & Mnih 2021, arXiv:2101.11046). The prior is a Normal with parameters of its
+    own, and ``log_joint`` must carry no gradient in them. Raises ValueError for another prior.
     """
     if not isinstance(prior, Normal):
         raise ValueError(
@@ -177,8 +182,9 @@ def gdreg(noise: Array, q: Any, log_joint: LogJoint, prior: Normal) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="rws", unbiased=False)
 def rws_dreg(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """``rws`` doubly reparameterized, sum_k (v_k - v_k^2) d log w_k / dz dz_k/dphi
-    (arXiv:1810.04152).
+    """``rws`` doubly reparameterized.
+
+    sum_k (v_k - v_k^2) d log w_k / dz dz_k/dphi (Tucker et al. 2018, arXiv:1810.04152).
     """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v - v**2)
     return _log_mean(log_w) + path
@@ -195,17 +201,19 @@ def _groups(log_w: Array, groups: int) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="miwae")
 def miwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
-    """The mean of M = ``groups`` bounds L_K of the K M samples (Rainforth et al. 2018,
-    arXiv:1802.04537).
+    """The mean of M = ``groups`` bounds L_K/M of the K samples.
+
+    Rainforth et al. 2018, arXiv:1802.04537. Raises ValueError unless ``groups`` divides the
+    samples.
     """
     return _log_mean(_groups(_drawn_weights(noise, q, log_joint), groups)).mean()
 
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", unbiased=False)
 def piwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
-    """The generative model ascends L_KM, the posterior the mean of M bounds L_K of the same draws.
+    """The model ascends L_K, the posterior the mean of M = ``groups`` bounds L_K/M.
 
-    Rainforth et al. 2018, arXiv:1802.04537.
+    Both use the same draws (Rainforth et al. 2018, arXiv:1802.04537).
     """
     z = reparameterize(q, noise)
     whole = _log_mean(_log_weights(stop_gradient(z), stop_gradient(q), log_joint))
@@ -218,16 +226,19 @@ def piwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="ciwae")
 def ciwae(noise: Array, q: Any, log_joint: LogJoint, elbo_weight: float = 0.5) -> Array:
-    """b ELBO + (1 - b) L_K, b = ``elbo_weight`` (Rainforth et al. 2018, arXiv:1802.04537)."""
+    """b ELBO + (1 - b) L_K with b = ``elbo_weight``.
+
+    Rainforth et al. 2018, arXiv:1802.04537.
+    """
     log_w = _drawn_weights(noise, q, log_joint)
     return elbo_weight * log_w.mean() + (1 - elbo_weight) * _log_mean(log_w)
 
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="renyi")
 def renyi(noise: Array, q: Any, log_joint: LogJoint, renyi_order: float = 0.5) -> Array:
-    """1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``renyi_order``.
+    """Renyi's bound 1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``renyi_order``.
 
-    Li & Turner 2016, arXiv:1602.02311. a = 0 is L_K.
+    Li & Turner 2016, arXiv:1602.02311. a = 0 is L_K. Raises ValueError for a = 1, the ELBO.
     """
     if renyi_order == 1:
         raise ValueError("the Renyi bound of order 1 is the elbo")
@@ -240,6 +251,7 @@ def renyi(noise: Array, q: Any, log_joint: LogJoint, renyi_order: float = 0.5) -
 
 
 def _scored(z: Array, q: Any, log_joint: LogJoint, left: Callable[[Array], Array]) -> Array:
+    """L_K, plus sum_k ``left(log w)``_k grad log q(z_k) in its gradient."""
     z = stop_gradient(z)
     log_w = _log_weights(z, q, log_joint)
     return with_gradient(_log_mean(log_w), left(stop_gradient(log_w)), _log_densities(q, z))
@@ -259,8 +271,9 @@ def _replaced(log_w: Array, values: Array) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="elbo", min_samples=2)
 def elbo_rloo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """The ELBO by ``expectations.rloo``; log q carries no gradient of its own, whose mean is
-    zero.
+    """The ELBO by ``expectations.rloo``, for latents of any kind.
+
+    log q carries no gradient of its own, because the mean of that gradient is zero.
     """
     still = stop_gradient(q)
     return expectations.rloo.estimate(noise, q, lambda z: log_joint(z) - log_prob_of(still, z))
@@ -268,7 +281,7 @@ def elbo_rloo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="iwae")
 def iwae_score(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """L_K without a baseline, c = 0."""
+    """L_K by the score function without a baseline, c = 0."""
     return _scored(
         reparameterize(q, noise),
         q,
@@ -279,7 +292,9 @@ def iwae_score(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def vimco(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """c_k = L_K with w_k replaced by the geometric mean of the others (Mnih & Rezende 2016,
+    """L_K by the score function, where the other weights predict each weight.
+
+    c_k = L_K with w_k replaced by the geometric mean of the others (Mnih & Rezende 2016,
     arXiv:1602.06725).
     """
     left = lambda log_w: (
@@ -290,7 +305,10 @@ def vimco(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def vimco_arithmetic(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """c_k = log of the mean of the other weights (Mnih & Rezende 2016, arXiv:1602.06725)."""
+    """L_K by the score function, where the other weights' mean is the baseline.
+
+    c_k = log of the mean of the other weights (Mnih & Rezende 2016, arXiv:1602.06725).
+    """
     return _scored(
         reparameterize(q, noise), q, log_joint, lambda log_w: _log_mean(log_w) - _log_others(log_w)
     )
@@ -307,17 +325,19 @@ def _ovis(noise: Array, q: Any, log_joint: LogJoint, gamma: float) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def ovis_gamma0(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Asymptotically optimal c for few effective samples (Liévin et al. 2020, arXiv:2008.01998, eq.
-    17 with gamma = 0).
+    """L_K by the score function with the best baseline for few effective samples.
 
-    L_K - c_k = -log(1 - v_k): ``vimco_arithmetic`` less the constant log(1 - 1/K).
+    Liévin et al. 2020, arXiv:2008.01998, eq. 17 with gamma = 0: L_K - c_k = -log(1 - v_k), which is
+    ``vimco_arithmetic`` less the constant log(1 - 1/K). It is optimal asymptotically.
     """
     return _ovis(noise, q, log_joint, 0.0)
 
 
 @_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2, unbiased=False)
 def ovis_gamma1(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """As ``ovis_gamma0`` for many effective samples, gamma = 1: its bias is E sum_k v_k grad log
+    """As ``ovis_gamma0``, with the best baseline for many effective samples.
+
+    Liévin et al. 2020, arXiv:2008.01998, eq. 17 with gamma = 1. Its bias is E sum_k v_k grad log
     q(z_k).
     """
     return _ovis(noise, q, log_joint, 1.0)
@@ -333,8 +353,9 @@ _ONE_MORE = slice(-1), slice(-1, None)  # the K draws, and the one beside them
 
 @_bound(_one_more, ANY, lambda k, d, c: k + 1, estimates="iwae")
 def ovis_mc(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """c_k = L_K - v_k with z_k replaced by one more draw (Liévin et al. 2020, arXiv:2008.01998,
-    eq. 12).
+    """L_K by the score function, with a baseline from one more draw.
+
+    c_k = L_K - v_k with z_k replaced by that draw (Liévin et al. 2020, arXiv:2008.01998, eq. 12).
     """
     z = stop_gradient(reparameterize(q, noise))
     first, last = (jax.tree.map(lambda leaf, part=part: leaf[part], z) for part in _ONE_MORE)
@@ -357,10 +378,10 @@ _pairs = Noise(
 
 @_bound(_pairs, BINARY, lambda k, d, c: 2 * k, estimates="iwae")
 def local_disarm(noise: Array, q: Bernoulli, log_joint: LogJoint) -> Array:
-    """L_K of one of each of K antithetic pairs, sum_k (L_K - L_K with b_k') (b_k - b_k') s(|phi|) /
-    2.
+    """L_K of bits, by antithetic pairs.
 
-    Dong et al. 2020, arXiv:2006.10680.
+    sum_k (L_K - L_K with b_k') (b_k - b_k') s(|phi|) / 2, where L_K is of one bit of each of K
+    pairs (Dong et al. 2020, arXiv:2006.10680).
     """
     log_w, other = (_log_weights(noise[:, i], q, log_joint) for i in range(2))
     values = stop_gradient(log_w)
@@ -373,10 +394,10 @@ def local_disarm(noise: Array, q: Bernoulli, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="rws", unbiased=False)
 def rws(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Reweighted wake-sleep, sum_k v_k grad log q(z_k) for the posterior (Bornschein & Bengio 2014,
-    arXiv:1406.2751).
+    """Reweighted wake-sleep: q descends KL(p(z|x) || q), the model ascends L_K.
 
-    That descends KL(p(z|x) || q), with a bias of order 1/K; the generative model ascends L_K.
+    sum_k v_k grad log q(z_k) for the posterior (Bornschein & Bengio 2014, arXiv:1406.2751), with a
+    bias of order 1/K.
     """
     z = stop_gradient(reparameterize(q, noise))
     log_w = _log_weights(z, stop_gradient(q), log_joint)
@@ -385,12 +406,12 @@ def rws(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="tvo", min_samples=2, unbiased=False)
 def tvo(noise: Array, q: Any, log_joint: LogJoint, betas: tuple[float, ...] = (0.0, 0.1)) -> Array:
-    """Thermodynamic bound, sum_i (b_i+1 - b_i) E_i log w, a left Riemann sum (Masrani et al. 2019,
-    arXiv:1907.00031).
+    """Thermodynamic bound, the left Riemann sum of ``betas`` over E_b log w.
 
-    E_i is over q^(1-b) p(x, z)^b, by self-normalized weights v = w^b / sum w^b; ``betas`` are b_0 =
-    0, b_1, ..., and the last interval ends at 1. The gradient is E_i grad log w + Cov_i(log w, b
-    grad log p + (1 - b) grad log q).
+    sum_i (b_i+1 - b_i) E_i log w (Masrani et al. 2019, arXiv:1907.00031), where E_i is over q^(1-b)
+    p(x, z)^b by self-normalized weights v = w^b / sum w^b. ``betas`` are b_0 = 0, b_1, ..., and the
+    last interval ends at 1. The gradient is E_i grad log w + Cov_i(log w, b grad log p + (1 - b)
+    grad log q).
     """
     z = stop_gradient(reparameterize(q, noise))
     log_q = _log_densities(q, z)

@@ -15,7 +15,6 @@ import contextlib
 import copy
 import gc
 import io
-import json
 import logging
 import math
 import os
@@ -24,7 +23,6 @@ import shutil
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -36,14 +34,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxvae import processes
+from jaxvae.records import (
+    DamagedError,
+    check_model,
+    checksums,
+    described,
+    read_record,
+    write_record,
+)
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
 NEWEST = 2  # checkpoints that are kept beside the best one
 DAMAGED = "damaged"  # folder that damaged checkpoints are moved to
-
-
-class DamagedError(ValueError):
-    """A checkpoint that is not what was written; the message names it and says what is wrong."""
 
 
 class Checkpoints:
@@ -132,7 +134,7 @@ class Checkpoints:
             return
         judged = metric if metric is not None and math.isfinite(metric) else None
         record = {
-            "arrays": _described(state),
+            "arrays": described(state),
             "totals": copy.deepcopy(totals),
             "metric": judged,
             "finished": False,
@@ -144,12 +146,12 @@ class Checkpoints:
     def _write(self, step: int, held: Any, record: dict[str, Any]) -> None:
         """Writes a checkpoint, and removes what it replaces."""
         try:
-            for name, checksum in _checksums(held).items():
+            for name, checksum in checksums(held).items():
                 record["arrays"][name]["crc32"] = checksum
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_record(self._record(step), record)
+            write_record(self._record(step), record)
             self._checkpointer.save(self.folder / str(step), ocp.args.PyTreeSave(held), force=True)
-            _write_record(self._record(step), record | {"finished": True})
+            write_record(self._record(step), record | {"finished": True})
             self._prune()
         except Exception as error:
             raise OSError(
@@ -164,8 +166,8 @@ class Checkpoints:
         read.
         """
         processes.on_first(self.wait)
-        described = _read_record(self._record(step))["arrays"]
-        return {name: (tuple(a["shape"]), a["dtype"]) for name, a in described.items()}
+        saved = read_record(self._record(step))["arrays"]
+        return {name: (tuple(a["shape"]), a["dtype"]) for name, a in saved.items()}
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state of a step and the sums saved with it, structured and placed like ``like``.
@@ -175,21 +177,21 @@ class Checkpoints:
         it is not what was saved.
         """
         processes.on_first(self.wait)
-        record = _read_record(self._record(step))
-        _check_model(step, record["arrays"], _described(like))
+        record = read_record(self._record(step))
+        check_model(step, record["arrays"], described(like))
         return self._checked(step, like, record["arrays"]), record["totals"]
 
     def restore_part(self, step: int, like: Any) -> Any:
         """The arrays of a step that ``like`` has, which is a part of a state or its shapes.
 
         ``{"params": {"model": shapes}}`` restores the parameters of a model, whatever optimizer
-        trained it; ``arrays`` tells what is there, such as ``average``. Nothing else is read. Raises
-        as ``restore`` does, because of these arrays alone.
+        trained it; ``arrays`` tells what is there, such as ``average``. Nothing else is read.
+        Raises as ``restore`` does, because of these arrays alone.
         """
         processes.on_first(self.wait)
-        saved, asked = _read_record(self._record(step))["arrays"], _described(like)
+        saved, asked = read_record(self._record(step))["arrays"], described(like)
         named = {name: saved[name] for name in asked if name in saved}
-        _check_model(step, named, asked)
+        check_model(step, named, asked)
         return self._checked(step, like, named, partial_restore=True)
 
     def _checked(
@@ -206,7 +208,7 @@ class Checkpoints:
         if processes.any_of(bool(reason)):
             reason = reason or "another process could not read it"
             raise DamagedError(f"the checkpoint of step {step} cannot be read: {reason} ({folder})")
-        sums, now, meant = _checksums(held), _described(held), _described(data)
+        sums, now, meant = checksums(held), described(held), described(data)
         same = lambda name: sums[name] == saved[name]["crc32"] and now[name] == meant[name]
         changed = sorted(name for name in meant if not same(name))
         if processes.any_of(bool(changed)):
@@ -241,7 +243,7 @@ class Checkpoints:
         if found is None and lost:
             raise DamagedError(
                 f"{self.folder} holds no checkpoint that can be read, and training will not start "
-                "over by itself. Put a good checkpoint back, or move the folder away to begin again."
+                "over by itself. Put a good checkpoint back, or move the folder to begin again."
             )
         if not keep_damaged:
             processes.on_first(lambda: self._settle(bad, found and found[0]))
@@ -270,7 +272,7 @@ class Checkpoints:
 
     def _metric(self, step: int) -> float | None:
         try:
-            return _read_record(self._record(step))["metric"]
+            return read_record(self._record(step))["metric"]
         except DamagedError:
             return None
 
@@ -280,9 +282,7 @@ class Checkpoints:
         Its folder is there, or its record says so or cannot say it any more.
         """
         try:
-            return (self.folder / str(step)).exists() or _read_record(self._record(step))[
-                "finished"
-            ]
+            return (self.folder / str(step)).exists() or read_record(self._record(step))["finished"]
         except DamagedError:
             return True
 
@@ -307,17 +307,11 @@ class Checkpoints:
                     shutil.rmtree(target, ignore_errors=True)
                     path.replace(target)
         if good is not None:
-            _write_record(self._record(good), _read_record(self._record(good)) | {"finished": True})
+            write_record(self._record(good), read_record(self._record(good)) | {"finished": True})
 
 
 def _numbered(paths: Iterable[Path]) -> set[int]:
     return {int(path.name) for path in paths if path.name.isdigit() and path.is_dir()}
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by the names of their paths."""
-    key = lambda k: str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
-    return {"/".join(map(key, path)): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _typed_key(leaf: Any) -> bool:
@@ -350,57 +344,6 @@ def _placed(like: Any, data: np.ndarray) -> Any:
     impl: list[Any] = []  # which JAX tells of arrays, traced ones among them, but not of shapes
     jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), like)
     return jax.random.wrap_key_data(array, impl=impl[0])
-
-
-def _described(tree: Any) -> dict[str, dict[str, Any]]:
-    """Shape and type of every array."""
-    return {
-        name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in _named(tree).items()
-    }
-
-
-def _checksums(tree: Any) -> dict[str, int]:
-    """CRC-32 of every array of the host."""
-    return {name: zlib.crc32(a.reshape(-1).view(np.uint8)) for name, a in _named(tree).items()}
-
-
-def _check_model(
-    step: int, saved: dict[str, dict[str, Any]], asked: dict[str, dict[str, Any]]
-) -> None:
-    kind = lambda array: f"{array['dtype']}{array['shape']}"
-    then, now = ({name: kind(array) for name, array in arrays.items()} for arrays in (saved, asked))
-    differing = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
-    if differing:
-        first = differing[0]
-        raise ValueError(
-            f"the checkpoint of step {step} is of another model: {len(differing)} arrays differ, "
-            f"the first is {first}, {then.get(first, 'absent')} in the checkpoint and "
-            f"{now.get(first, 'absent')} here"
-        )
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record with a checksum of its own, whole or not at all."""
-    text = json.dumps(record)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(json.dumps({"crc32": zlib.crc32(text.encode()), "record": record}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise DamagedError(f"the checkpoint of step {path.stem} has no record: {path} is missing")
-    try:
-        stored = json.loads(path.read_bytes())
-        whole = stored["crc32"] == zlib.crc32(json.dumps(stored["record"]).encode())
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise DamagedError(f"the record of the checkpoint of step {path.stem} is damaged: {path}")
-    return stored["record"]
 
 
 @contextlib.contextmanager

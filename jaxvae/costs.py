@@ -1,5 +1,6 @@
-"""What a training step costs and what a device can do: floating-point operations, peak rates,
-memory.
+"""What a training step costs, and what a device can do.
+
+Costs are floating-point operations and bytes; devices have peak rates and memory.
 
 ``step_flops / (seconds per step * number of devices * peak_flops)`` is the share of the hardware
 that a run uses. Where nothing is rematerialized it is the model FLOPs utilization of Chowdhery et
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def step_flops(algorithm: Algorithm, state: Any, batch: Batch) -> float | None:
-    """``flops`` of one training step on ``batch``; the devices that share a global batch share
-    its operations.
+    """``flops`` of one training step on a batch.
+
+    The devices that share a global batch share its operations.
     """
     return flops(lambda state, batch: algorithm.step(state, batch, None), state, batch)
 
 
 def flops(function: Callable, *args: Any) -> float | None:
-    """Floating-point operations of the matrix products and convolutions in ``function(*args)``,
-    which is not run.
+    """Floating-point operations of the products and convolutions in ``function(*args)``.
 
-    A multiply-add is two; a training step of fully connected layers takes about 6 for each
+    The function is not run. A multiply-add is two; a training step of fully connected layers takes about 6 for each
     parameter and example. The count is over the jaxpr, where a loop counts as often as it runs:
     XLA's cost analysis counts its body once. Rematerialized products count each time, of a ``cond``
     the most expensive branch does, zeros of padding and dilation never do. ``args`` are arrays or
@@ -41,10 +42,9 @@ def flops(function: Callable, *args: Any) -> float | None:
 
 
 def bytes_accessed(function: Callable, *args: Any) -> float | None:
-    """Bytes that the kernels of the compiled ``function(*args)`` read and write, by XLA's analysis;
-    it is not run.
+    """Bytes that the kernels of the compiled ``function(*args)`` read and write.
 
-    What stays within a kernel is not counted, what one writes and the next reads is counted twice,
+    XLA's analysis tells them; the function is not run. What stays within a kernel is not counted, what one writes and the next reads is counted twice,
     whether a cache holds it or not, and a loop counts once, however often it runs. ``args`` are
     arrays or ``jax.ShapeDtypeStruct``. None where the backend does not tell.
     """
@@ -82,9 +82,7 @@ def _dot_flops(equation: Any) -> float:
 
 
 def _convolution_flops(equation: Any) -> float:
-    """Two for each pair of output position and kernel element that meets an element of the
-    input.
-    """
+    """Two for each pair of output position and kernel element that meets an input's element."""
     params, dimensions = equation.params, equation.params["dimension_numbers"]
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     specs = dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec
@@ -148,19 +146,18 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
     "NVIDIA A100 80GB PCIe": _A100,
     "NVIDIA L4": _gpu(242e12 / 2, 120e12 / 2, 30.3e12),  # NVIDIA L4 datasheet, sparse halved
     "NVIDIA H100 80GB HBM3": _H100_SXM,
-    "NVIDIA H100 PCIe": _gpu(
-        1513e12 / 2, 756e12 / 2, 51e12
-    ),  # NVIDIA H100 datasheet, sparse halved
+    # NVIDIA H100 datasheet, sparse halved
+    "NVIDIA H100 PCIe": _gpu(1513e12 / 2, 756e12 / 2, 51e12),
     "NVIDIA H200": _H100_SXM,  # NVIDIA H200 datasheet, the column SXM: the numbers of the H100
-    "NVIDIA B200": _gpu(
-        4.5e15 / 2, 2.2e15 / 2, 75e12
-    ),  # NVIDIA Blackwell datasheet, HGX B200, sparse halved
+    # NVIDIA Blackwell datasheet, HGX B200, sparse halved
+    "NVIDIA B200": _gpu(4.5e15 / 2, 2.2e15 / 2, 75e12),
 }
 
 
 def peak_flops(device: jax.Device, precision: str) -> float | None:
-    """Most operations per second in dense products in a member of ``networks.PRECISIONS``; None
-    where not known.
+    """Most operations per second in dense products in a member of ``networks.PRECISIONS``.
+
+    None where they are not known.
     """
     return PEAK_FLOPS.get(device.device_kind, {}).get(precision)
 

@@ -1,8 +1,7 @@
-"""Priors that are fitted to encodings after training, z ~ q(z|x) or posterior means, to sample from
-in its place.
+"""Densities that are fitted to encodings after training, to sample from in place of the prior.
 
-A decoder draws better from a density that was fitted to where the encodings are than from the prior
-that they were trained towards (Ghosh et al. 2020, arXiv:1903.12436: "ex-post density estimation").
+Encodings are draws of q(z|x), or posterior means. Samples are often better where z comes from a
+density of the encodings (Ghosh et al. 2020, arXiv:1903.12436: "ex-post density estimation").
 Log-likelihoods are in nats.
 """
 
@@ -40,6 +39,14 @@ def gaussian_mixture(
     it is the Gaussian of maximal likelihood. 1e-6 is added to variances, so that a component cannot
     collapse onto a point.
 
+    Args:
+      z: encodings [N, D].
+      components: the number of Gaussians.
+      key: the key of the beginnings.
+      restarts: the number of beginnings.
+      max_steps: steps from each beginning, at most.
+      tolerance: nats.
+
     Raises ValueError where z is no finite [N, D] or there are fewer rows than components, and
     ImportError without scikit-learn.
     """
@@ -52,7 +59,8 @@ def gaussian_mixture(
     z = _finite(z)
     if z.ndim != 2 or not 1 <= components <= len(z):
         raise ValueError(
-            f"{components} components need z [N, D] with at least as many rows; the shape was {z.shape}"
+            f"{components} components need z [N, D] with at least as many rows; the shape was "
+            f"{z.shape}"
         )
     seed = int(_generator(key).integers(2**31))
     fit = GaussianMixture(
@@ -86,12 +94,19 @@ def density_by_gradient(
     batch_size: int = 256,
     held_out: float = 0.1,
 ) -> Fitted:
-    """Fits any ``priors.Prior`` to ``z [N, *event]`` by maximum likelihood, max_theta 1/N sum_n log
-    p(z_n; theta).
+    """Fits a prior to encodings by maximum likelihood, max_theta 1/N sum_n log p(z_n; theta).
 
-    Adam on minibatches with a learning rate that falls to 0, from ``prior.init``. A share
-    ``held_out`` of the rows, drawn by ``key``, is not fitted to, and gives the log-likelihood to
-    compare priors by.
+    It takes steps of Adam from ``prior.init``, with a learning rate that falls to 0.
+
+    Args:
+      prior: any ``priors.Prior`` with parameters.
+      z: encodings [N, *event].
+      key: the key of the rows that are held out, and of the training.
+      num_steps: steps of Adam.
+      learning_rate: the one that the first step has.
+      batch_size: rows in a step.
+      held_out: the share of the rows that is not fitted to. Their log-likelihood is the one to
+        compare priors by.
 
     Raises ValueError for a prior without parameters or encodings that are not finite, and
     NotFiniteError where it diverges.
@@ -154,8 +169,16 @@ def second_stage(
 
     Dai & Wipf 2019: u has the dimensions of z, and the noise g is learned. Where a first VAE has
     found the manifold of the data, q(z) fills its latent space without being N(0, I), and a second
-    one can become exact where the first could not. Adam with a learning rate that falls to 0. Its
-    density has no closed form: it is there to be drawn from.
+    one can become exact where the first could not. Its density has no closed form: it is there to
+    be drawn from. It is trained by Adam, with a learning rate that falls to 0.
+
+    Args:
+      z: draws of q(z|x), [N, D].
+      key: the key of the training.
+      num_steps: steps of Adam.
+      learning_rate: the one that the first step has.
+      hidden: widths of the layers of its encoder and decoder.
+      batch_size: rows in a step.
 
     Raises ValueError for encodings that are not finite [N, D], and NotFiniteError where it
     diverges.
@@ -189,6 +212,7 @@ def _finite(z: Any) -> np.ndarray:
     z = np.asarray(z)
     if z.ndim < 1 or not z.size or not np.isfinite(z).all():
         raise ValueError(
-            f"encodings must be finite numbers [N, ...]; they had shape {z.shape}, or held nan or infinity"
+            f"encodings must be finite numbers [N, ...]; they had shape {z.shape}, or held nan or "
+            "infinity"
         )
     return z

@@ -101,8 +101,9 @@ def summed(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def on_first(function: Callable[[], Any]) -> None:
-    """Calls ``function`` in process 0 while the others wait; a ValueError or OSError there is
-    raised in all of them.
+    """Calls ``function`` in process 0 while the others wait.
+
+    A ValueError or OSError there is raised in all of them.
     """
     if jax.process_count() == 1:
         function()

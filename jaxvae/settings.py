@@ -303,10 +303,12 @@ def to_json(node: Any) -> Any:
 
 
 def from_json(config: C, values: Mapping[str, Any]) -> C:
-    """The configuration that ``to_json`` has written; ``config`` is any one of its type.
+    """The configuration, or the member, that ``to_json`` has written.
 
-    Raises ValueError for a name that this version does not know.
+    ``config`` is any one of its type. Raises ValueError for a name that this version does not know.
     """
+    if isinstance(config, Chosen):
+        return _from_json(Setting(config, None, ""), values)
     settings = fields_of(config)
     for name in values:
         if name not in settings:
@@ -380,7 +382,8 @@ def _own_texts(kind: type) -> dict[str, str]:
     assert isinstance(definition, ast.ClassDef)
     texts = {}
     for field, text in zip(definition.body, definition.body[1:], strict=False):
-        named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             texts[field.target.id] = " ".join(str(text.value.value).split())
     return texts

@@ -119,9 +119,9 @@ class Linear:
         kernel = np.concatenate([project, np.zeros((len(rest), self.d))]).T
         bias = np.concatenate([-project @ self.mean, rest])
         params = {
-            "encoder": {"Dense_0": {"kernel": kernel, "bias": bias}},
+            "encoder": {"output": {"kernel": kernel, "bias": bias}},
             "posterior": {},
-            "decoder": {"Dense_0": {"kernel": w.T, "bias": self.mean}},
+            "decoder": {"output": {"kernel": w.T, "bias": self.mean}},
             "likelihood": {"log_scale": 0.5 * np.log(self.s2)},
             "prior": {},
         }

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "experiments"
 TIMINGS = {"images_per_second", "flops_per_second", "share_of_peak"}
+UNOPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # programs compile in half the time
 PATIENCE = 300.0  # seconds after which a test gives up; nothing here should take a tenth of it
 
 
@@ -57,11 +59,43 @@ def command(name: str, *arguments: Any) -> list[str]:
 def script(name: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end and checks its exit code."""
     done = subprocess.run(
-        command(name, *arguments), capture_output=True, text=True, timeout=PATIENCE
+        command(name, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=os.environ | UNOPTIMIZED,
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def refused(
+    main: Callable[[], Any],
+    arguments: Iterable[Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Runs a command in this process and checks that it refuses its arguments in one sentence.
+
+    Args:
+        main: the command, which reads ``sys.argv``.
+        arguments: what the user typed after its name.
+        words: what the sentence on stderr must hold, with single spaces.
+        monkeypatch: pytest's fixture.
+        capsys: pytest's fixture.
+    """
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2, said
+    of_tyro = "For full helptext" in said  # several lines in a box, about what it cannot parse
+    plain = " ".join(said.translate(dict.fromkeys(map(ord, "╭│╰─╮╯"))).split())
+    assert words in plain
+    assert "Traceback" not in plain
+    assert of_tyro or len(said.strip().splitlines()) == 1, said
 
 
 class Running:
@@ -72,7 +106,7 @@ class Running:
     def __init__(self, command: Sequence[str], log: Path, **environment: str):
         self.out, self.err = log.with_suffix(".out"), log.with_suffix(".err")
         with self.out.open("a") as out, self.err.open("a") as err:
-            more = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | environment
+            more = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | UNOPTIMIZED | environment
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=err, env=os.environ | more, start_new_session=True
             )

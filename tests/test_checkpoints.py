@@ -30,18 +30,6 @@ def trained_state(steps: int, **settings: Any) -> training.State:
     return training.fit(algorithm, CENTERS, num_steps=steps, batch_size=8, **settings)
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    state, totals = trained_state(5), {"sums": {"loss": [1 / 3, 7]}, "skipped": 2}
-    with checkpoints.Checkpoints(tmp_path) as saved:
-        saved.save(5, state, totals, metric=-1.5)
-    with checkpoints.Checkpoints(tmp_path) as saved:
-        assert saved.latest == saved.best == 5
-        restored, restored_totals = saved.restore(5, trained_state(0))
-    assert_same(state, restored)
-    assert restored_totals == totals
-    assert jax.tree.structure(state) == jax.tree.structure(restored)
-
-
 LIKE: dict[str, Callable[[Any], Any]] = {
     "a state": lambda state: state,
     "shapes": lambda state: jax.eval_shape(lambda: state),
@@ -52,15 +40,80 @@ LIKE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("like", LIKE)
-def test_what_a_state_is_restored_like(tmp_path: Path, like: str) -> None:
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path, like: str) -> None:
+    state, totals = trained_state(5), {"sums": {"loss": [1 / 3, 7]}, "skipped": 2}
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(5, state, totals, metric=-1.5)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        assert saved.latest == saved.best == 5
+        restored, restored_totals = saved.restore(5, LIKE[like](trained_state(0)))
+    assert_same(state, restored)
+    assert restored_totals == totals
+    assert jax.tree.structure(state) == jax.tree.structure(restored)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
+    assert jax.random.key_impl(restored.key) == jax.random.key_impl(state.key)
+
+
+def of_optimizer(optimizer: Any) -> training.State:
+    return quadratic(optimizer, ema_decay=0.9).init(jax.random.key(0), CENTERS[0])
+
+
+def test_a_part_of_a_state_comes_back_whatever_else_was_saved(tmp_path: Path) -> None:
+    """The parameters that Adam trained, for a state of another optimizer; as a dict or a state."""
     state = trained_state(5)
     with checkpoints.Checkpoints(tmp_path) as saved:
         saved.save(5, state, {})
+    other = of_optimizer(optax.lbfgs())
+    shapes = jax.eval_shape(lambda: {"params": other.params, "key": other.key})
     with checkpoints.Checkpoints(tmp_path) as saved:
-        restored, _ = saved.restore(5, LIKE[like](trained_state(0)))
-    assert_same(state, restored)
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
-    assert jax.random.key_impl(restored.key) == jax.random.key_impl(state.key)
+        with pytest.raises(ValueError, match="another model"):
+            saved.restore(5, other)
+        part = saved.restore_part(5, shapes)
+        rest = saved.restore_part(5, other._replace(opt_state=None, step=None))
+    assert_same(part, {"params": state.params, "key": state.key})
+    assert_same(rest, state._replace(opt_state=None, step=None))
+
+
+def test_what_a_checkpoint_holds_is_told_without_reading_it(tmp_path: Path) -> None:
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(5, trained_state(5), {})
+        arrays = saved.arrays(5)
+        assert arrays["params/model/w"] == arrays["average/model/w"] == ((3,), "float32")
+        assert arrays["key"] == ((), "key<fry>")
+        assert arrays["opt_state/model/0/mu/w"] == ((3,), "float32")
+        with pytest.raises(checkpoints.DamagedError, match="step 6 has no record"):
+            saved.arrays(6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"a": jnp.zeros(2)}, r"first is a, float32\[64, 64\] in the checkpoint and float32\[2\]"),
+        ({"c": jnp.zeros(2)}, r"first is c, absent in the checkpoint and float32\[2\] here"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(tmp_path: Path, asked: Any, message: str) -> None:
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(1, {"a": jnp.zeros((64, 64)), "b": jnp.zeros(1)}, {})
+        with pytest.raises(ValueError, match=f"another model: 1 arrays differ, the {message}"):
+            saved.restore_part(1, asked)
+
+
+def test_only_the_arrays_that_are_asked_for_are_read_and_checked(tmp_path: Path) -> None:
+    """Of two arrays one is damaged."""
+    values = np.random.default_rng(0).normal(size=(2, 256, 256)).astype(np.float32)
+    state = {"a": jnp.asarray(values[0]), "b": jnp.asarray(values[1])}
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(1, state, {})
+    harness.damage(tmp_path, 1, "a bit of the arrays")
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+        with pytest.raises(checkpoints.DamagedError, match="of 1 arrays differ") as error:
+            saved.restore(1, state)
+        damaged = str(error.value).split("the first is ")[1][0]
+        (whole,) = state.keys() - {damaged}
+        assert_same(saved.restore_part(1, {whole: state[whole]})[whole], state[whole])
+        with pytest.raises(checkpoints.DamagedError, match=f"the first is {damaged}"):
+            saved.restore_part(1, {damaged: state[damaged]})
 
 
 def test_shapes_with_a_placement_are_restored_there(tmp_path: Path) -> None:
@@ -73,15 +126,6 @@ def test_shapes_with_a_placement_are_restored_there(tmp_path: Path) -> None:
         restored, _ = saved.restore(5, like)
     assert_same(state, restored)
     assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {place}
-
-
-def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
-    metrics = {1: -5.0, 2: -1.0, 3: -4.0, 4: -3.0, 5: -2.0}
-    with checkpoints.Checkpoints(tmp_path) as saved:
-        for step, metric in metrics.items():
-            saved.save(step, trained_state(step), {}, metric)
-    with checkpoints.Checkpoints(tmp_path) as saved:
-        assert (saved.steps, saved.latest, saved.best) == ([2, 4, 5], 5, 2)
 
 
 def test_a_step_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
@@ -278,7 +322,7 @@ class Killed(BaseException):
 
 def save_and_be_killed(workdir: Path, patch: pytest.MonkeyPatch) -> None:
     """Saves step 1 in a process that is killed when all is written but that it was finished."""
-    write = checkpoints._write_record
+    write = checkpoints.write_record
 
     def killed(path: Path, record: dict[str, Any]) -> None:
         if record["finished"]:
@@ -287,7 +331,7 @@ def save_and_be_killed(workdir: Path, patch: pytest.MonkeyPatch) -> None:
 
     saved = checkpoints.Checkpoints(workdir / "checkpoints")
     with patch.context() as context:
-        context.setattr(checkpoints, "_write_record", killed)
+        context.setattr(checkpoints, "write_record", killed)
         saved.save(1, large_state(1), TOTALS)
         with pytest.raises(Killed):
             saved.close()
@@ -339,10 +383,10 @@ def test_damage_of_the_same_step_again_replaces_what_was_put_aside(copied: Path)
     assert {path.name for path in (copied / "checkpoints" / "damaged").glob("*")} == {"3", "3.json"}
 
 
-METRICS: dict[
-    str, tuple[list[float | None], int | None, list[int]]
-] = {  # of steps 1, 2, ... -> best, steps kept
+# Metrics of steps 1, 2, ... -> the best step, the steps that are kept.
+METRICS: dict[str, tuple[list[float | None], int | None, list[int]]] = {
     "none at all": ([None, None, None], None, [2, 3]),
+    "all": ([-5.0, -1.0, -4.0, -3.0, -2.0], 2, [2, 4, 5]),
     "some": ([None, -2.0, None, -3.0, None], 2, [2, 4, 5]),
     "equal": ([-1.0, -1.0, -1.0, -1.0], 1, [1, 3, 4]),
     "the last": ([-3.0, -2.0, -1.0], 3, [2, 3]),
@@ -389,7 +433,7 @@ def full_for_arrays(
 def full_for_records(
     folder: Path, saved: checkpoints.Checkpoints, patch: pytest.MonkeyPatch
 ) -> None:
-    patch.setattr(checkpoints, "_write_record", full)
+    patch.setattr(checkpoints, "write_record", full)
 
 
 @pytest.mark.parametrize("told_by", ["wait", "the next save", "restore_newest", "close"])

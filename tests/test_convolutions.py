@@ -15,7 +15,8 @@ import pytest
 from jax import lax
 from jax.interpreters import mlir
 
-from jaxvae import convolutions, networks, winograd
+from jaxvae import networks
+from jaxvae.kernels import convolutions, winograd
 
 LAYERS = {  # kernel, strides, padding, further settings
     "4x4, stride 2": ((4, 4), (2, 2), "SAME", {}),

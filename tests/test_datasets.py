@@ -28,19 +28,25 @@ from PIL import Image
 from scipy import stats
 
 from jaxvae.datasets import (
-    PREPROCESSING,
     DataError,
     Dataset,
+    Examples,
     Split,
+    Stream,
     batch_rows,
     batches,
     catalog,
+    held,
     load,
     num_examples,
-    prepared,
     preprocessing,
+    random_subset,
+    rows_of,
     select,
+    shapes,
+    stream,
 )
+from jaxvae.datasets.files import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -104,7 +110,7 @@ def no_network():
     assert not calls
 
 
-# -----------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # sets prepared by TFDS
 
 
@@ -144,6 +150,7 @@ def examples(splits, image="image", label="label", write=lambda image: image):
     }
 
 
+INSECTS = ["wasp", "ant", "bee"]
 TINY = {"train": pixels(23, 4, 5, 1), "validation": pixels(5, 4, 5, 1), "test": pixels(7, 4, 5, 1)}
 BINARY = {"train": pixels(6, 4, 5, 1, high=2), "test": pixels(3, 4, 5, 1, high=2)}
 GRAY = {"train": pixels(6, 4, 5), "test": pixels(3, 4, 5)}
@@ -157,7 +164,7 @@ def sets(tmp_path_factory):
     from tensorflow_datasets import features as f
 
     folder = tmp_path_factory.mktemp("sets")
-    tensor, three = f.Tensor(shape=(4, 5, 1), dtype=np.uint8), f.ClassLabel(num_classes=3)
+    tensor, three = f.Tensor(shape=(4, 5, 1), dtype=np.uint8), f.ClassLabel(names=INSECTS)
     box = {"x": f.Scalar(np.int64), "y": f.Scalar(np.int64), "note": f.Text()}
     boxed = lambda images: [{"image": png(x), "box": {"x": 1, "y": 2, "note": "a"}} for x in images]
     real = np.zeros((4, 5, 1), np.float32)
@@ -238,6 +245,8 @@ def test_a_prepared_set_is_read_as_it_was_written(sets, name, expected, levels):
         and dataset.levels == levels
         and dataset.splits.keys() == expected.keys()
     )
+    labelled = expected["train"].y is not None
+    assert dataset.classes == (tuple(INSECTS) if labelled else ())
     for part, split in dataset.splits.items():
         wanted = expected[part].x
         assert split.x.dtype == np.uint8 and split.x.shape == (*wanted.shape, 1)[:4]
@@ -283,20 +292,6 @@ def test_a_set_is_found_from_within_the_folder_that_holds_it(sets, monkeypatch, 
     assert same_sets(load(name, "."), load(name, sets))
 
 
-@pytest.mark.parametrize(
-    "name, words",
-    [
-        ("vary", ["vary", "differ in shape", "(4, 4, 3)", "(4, 5, 3)"]),
-        ("sounds", ["sounds", "no uint8 images", "audio"]),
-        ("depths", ["depths", "no uint8 images"]),
-    ],
-)
-def test_a_set_without_usable_images_says_why(sets, name, words):
-    with pytest.raises(DataError) as error:
-        load(name, sets)
-    assert all(word in str(error.value) for word in words)
-
-
 @pytest.fixture
 def tiny_copy(sets, tmp_path):
     shutil.copytree(sets / "tiny", tmp_path / "tiny")
@@ -335,8 +330,8 @@ def test_a_damaged_set_is_a_data_error(tiny_copy, harm):
         load("tiny", tiny_copy.parents[1])
 
 
-# -------------------------------------------------------------------------------------------- sets
-# that are not there
+# ------------------------------------------------------------------------------------------------
+# sets that are not there
 
 
 @pytest.mark.parametrize("name", ["mnist", "cmaterdb/bangla", "mnist:3.0.1", "fashion_mnist"])
@@ -379,14 +374,6 @@ def test_an_unknown_name_is_met_with_a_suggestion(tmp_path, name, suggestion):
     with pytest.raises(DataError, match="Did you mean") as error:
         load(name, tmp_path)
     assert suggestion in str(error.value).split("Did you mean")[1]
-
-
-@pytest.mark.parametrize("name", ["zzzzqqqq", "a b", "mnist[", "mnist/", "kaggle:zzzzqqqq", ""])
-def test_a_name_of_nothing_is_a_data_error(tmp_path, monkeypatch, name):
-    Image.fromarray(pixels(4, 4)).save(tmp_path / "no_set_of_that_name.png")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError):
-        load(name, tmp_path / "sets")
 
 
 def raising(error):
@@ -469,7 +456,7 @@ def test_a_host_that_is_silent_counts_as_none(monkeypatch):
         assert catalog._online(seconds=0.2) is False
 
 
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # digits
 
 
@@ -490,11 +477,12 @@ def test_digits_are_those_of_scikit_learn(digits):
 
     oracle = load_digits()
     assert together(*digits.splits.values()) == together(
-        Split(oracle.x.astype(np.uint8), oracle.target)
+        Split(oracle.images.astype(np.uint8), oracle.target)
     )
 
 
 def test_digits_have_17_levels_and_two_splits(digits):
+    assert digits.classes == tuple("0123456789")
     assert digits.levels == 17 and max(split.x.max() for split in digits.splits.values()) == 16
     shapes = {"train": (1437, 8, 8, 1), "test": (360, 8, 8, 1)}
     assert {name: split.x.shape for name, split in digits.splits.items()} == shapes
@@ -524,13 +512,6 @@ def test_digits_are_the_same_in_every_folder_even_after_a_preparation_that_was_i
     assert same_sets(load("digits", tmp_path), digits)
 
 
-def test_digits_in_a_folder_that_cannot_be_written_say_so(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(DataError, match="may write") as error:
-        load("digits", tmp_path / "file" / "sub")
-    assert str(tmp_path / "file" / "sub") in str(error.value)
-
-
 def test_digits_without_scikit_learn_name_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match="pip install scikit-learn"):
@@ -542,8 +523,8 @@ def test_the_name_digits_tells_the_levels_of_that_set_only(tmp_path):
     assert load(tmp_path / "digits.npy").levels == 256
 
 
-# -------------------------------------------------------------------------------------------- what
-# is and is not there
+# ------------------------------------------------------------------------------------------------
+# what is and is not installed
 
 
 def python(code, *args, path=()):
@@ -561,48 +542,39 @@ def python(code, *args, path=()):
 
 WITHOUT = """
 import sys
-name, folder, *blocked = sys.argv[1:]
+sets, data, *blocked = sys.argv[1:]
 sys.modules.update(dict.fromkeys(blocked))
 import jaxvae
-print("imported")
-try:
-    jaxvae.datasets.load(name, folder)
-except jaxvae.datasets.DataError as error:
-    print(error)
+for package in blocked:
+    name, folder = ("digits", data) if package == "tensorflow_datasets" else ("gray", sets)
+    try:
+        jaxvae.datasets.load(name, folder)
+    except jaxvae.datasets.DataError as error:
+        print("said", " ".join(str(error).split()))
+    del sys.modules[package]
 """
-
-
-@pytest.mark.parametrize(
-    "name, blocked, package",
-    [
-        ("digits", ["tensorflow_datasets", "tensorflow", "sklearn", "PIL"], "tensorflow-datasets"),
-        ("tiny", ["array_record"], "array_record"),
-        ("gray", ["PIL", "cv2"], "pillow"),
-    ],
-)
-def test_without_its_packages_jaxvae_imports_and_load_names_them(
-    sets, tmp_path, name, blocked, package
-):
-    said = python(WITHOUT, name, sets if name != "digits" else tmp_path, *blocked)
-    assert said.startswith("imported\n") and "pip install" in said and package in said
-
-
-NO_TENSORFLOW = """
-import sys
-from jaxvae.datasets import load
-assert "tensorflow_datasets" not in sys.modules
-load("gray", sys.argv[1]), load("digits", sys.argv[2])
+WITH_ALL = """
+jaxvae.datasets.load("gray", sets), jaxvae.datasets.load("digits", data)
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 """
 
 
-def test_tensorflow_is_not_imported_even_where_it_is_installed(sets, tmp_path):
+def test_without_its_packages_jaxvae_imports_and_load_names_them(sets, tmp_path):
+    """TensorFlow is never imported, even where it is installed."""
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("")
-    python(NO_TENSORFLOW, sets, tmp_path / "data", path=[tmp_path])
+
+    def said(code, *blocked):
+        lines = python(code, sets, tmp_path / "data", *blocked, path=[tmp_path]).splitlines()
+        return [line for line in lines if line.startswith("said")]
+
+    one, two = said(WITHOUT + WITH_ALL, "tensorflow_datasets", "array_record")
+    three = said(WITHOUT, "PIL", "cv2")[0]
+    packages = {"tensorflow-datasets": one, "array_record": two, "pillow": three}
+    assert all("pip install" in line and name in line for name, line in packages.items())
 
 
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # arrays, files
 
 GREY = pixels(6, 4, 5)
@@ -628,8 +600,8 @@ def whole(dataset):
         (GREY % 3, (GREY % 3)[..., None], 256),
         (GREY * 0, GREY[..., None] * 0, 2),
         (GREY * 0 + 255, GREY[..., None] * 0 + 255, 256),
-        (GREY / 255.0, (GREY / 255.0).astype(np.float32)[..., None], 2),
-        (GREY.astype(np.float32) - 100, GREY.astype(np.float32)[..., None] - 100, 256),
+        (GREY / 255.0, (GREY / 255.0).astype(np.float32)[..., None], None),
+        (GREY.astype(np.float32) - 100, GREY.astype(np.float32)[..., None] - 100, None),
         ((GREY > 127).astype(np.float16), (GREY > 127).astype(np.float32)[..., None], 2),
     ],
     ids=[
@@ -644,8 +616,10 @@ def whole(dataset):
         "ternary",
         "black",
         "white",
-    ]
-    + ["unit", "real", "half"],
+        "unit",
+        "real",
+        "half",
+    ],
 )
 @pytest.mark.parametrize("source", ["array", "jax", "npy", "npz"])
 def test_arrays_come_as_uint8_or_float32_with_channels_last(
@@ -666,27 +640,68 @@ def test_arrays_come_as_uint8_or_float32_with_channels_last(
     assert whole(dataset) == together(Split(expected))
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_levels_can_be_given(levels):
-    assert load({"train": GREY * 0, "test": GREY * 0 + 1}, levels=levels).levels == levels
+@pytest.mark.parametrize(
+    "splits, given, levels",
+    [
+        ({"train": GREY * 0, "test": GREY * 0 + 1}, 17, 17),
+        ({"train": GREY * 0, "test": GREY * 0 + 2}, None, 256),
+        ({"train": GREY / 255, "test": GREY / 255}, 256, 256),
+        ({"train": GREY % 2 / 1, "test": GREY / 255}, None, None),
+        ({"train": {"a": GREY}, "test": {"a": GREY}}, None, None),
+        ({"train": Split(GREY.astype(int) * 9), "test": Split(GREY.astype(int))}, None, None),
+    ],
+    ids=["given", "of all splits", "given for the unit interval", "real", "tree", "tokens"],
+)
+def test_levels_are_given_or_those_of_all_splits(splits, given, levels):
+    assert load(splits, levels=given).levels == levels
 
 
-def test_levels_are_those_of_all_splits():
-    assert load({"train": GREY * 0, "test": GREY * 0 + 2}).levels == 256
+TREE = {"sound": RNG.normal(size=(6, 30)), "text": RNG.integers(0, 9999, (6, 7))}
 
 
-def test_splits_given_as_a_mapping_stay_as_they_are():
-    dataset = load(
-        {"train": (GREY, LABELS), "validation": GREY[:2], "extra": Split(GREY[2:], LABELS[2:])}
-    )
-    expected = {
-        "train": (GREY, LABELS),
-        "validation": (GREY[:2], None),
-        "extra": (GREY[2:], LABELS[2:]),
-    }
-    assert same_sets(
-        dataset, Dataset("", {k: Split(x[..., None], y) for k, (x, y) in expected.items()})
-    )
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ((GREY, LABELS), Split(GREY[..., None], LABELS)),
+        (GREY[:2], Split(GREY[:2, ..., None])),
+        (Split(GREY, LABELS), Split(GREY, LABELS)),
+        (TREE, Split(TREE)),
+        ((TREE, LABELS), Split(TREE, LABELS)),
+        (Split(TREE, {"a": LABELS}), Split(TREE, {"a": LABELS})),
+        ((GREY, GREY), Split(GREY[..., None], GREY)),
+    ],
+    ids=["labels", "images", "as it is", "tree", "tree and labels", "tree of labels", "masks"],
+)
+def test_splits_hold_what_a_mapping_gives(value, expected):
+    """Images are checked and get their channel; a Split and a dict of arrays are taken as is."""
+    dataset = load({"train": value, "test": value})
+    for split in dataset.splits.values():
+        jax.tree.map(np.testing.assert_array_equal, split, expected)
+    part = select(dataset, "train[:2]")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:2]), part, expected)
+
+
+MISSING = [
+    ([3, 1, -1], [3, 1, -1], ()),
+    (np.array([3, 1, 0], np.uint8), [3, 1, 0], ()),
+    ([3.0, np.nan, 1.0], [3, -1, 1], ()),
+    ([3, None, 1], [3, -1, 1], ()),
+    ([None, None, None], [-1, -1, -1], ()),
+    ([True, False, True], [1, 0, 1], ()),
+    (["dog", "cat", "dog"], [1, 0, 1], ("cat", "dog")),
+    (["dog", None, "cat"], [1, -1, 0], ("cat", "dog")),
+    (np.array(["dog", np.nan, "cat"], object), [1, -1, 0], ("cat", "dog")),
+    (np.array([b"dog", b"cat", b"dog"]), [1, 0, 1], ("cat", "dog")),
+]
+
+
+@pytest.mark.parametrize("labels, expected, classes", MISSING, ids=str)
+@pytest.mark.parametrize("wrap", [lambda x, y: (x, y), Split], ids=["images", "split"])
+def test_labels_are_integers_and_minus_one_where_they_are_missing(wrap, labels, expected, classes):
+    dataset = load({"train": wrap(GREY[:3], labels), "test": wrap(GREY[:3], [None] * 3)})
+    assert dataset.splits["train"].y.dtype == np.int32 and dataset.classes == classes
+    assert dataset.splits["train"].y.tolist() == expected
+    assert dataset.splits["test"].y.tolist() == [-1] * 3
 
 
 def test_a_set_is_independent_of_the_array_it_came_from():
@@ -730,16 +745,13 @@ def test_npz_files_with_splits(tmp_path, arrays, others):
     "images, labels", [("images", "labels"), ("x", "y"), ("train", "train_labels")]
 )
 def test_npz_files_of_one_split_with_labels(tmp_path, images, labels):
+    np.savez(tmp_path / "bare.npz", GREY)
+    assert whole(load(tmp_path / "bare.npz")) == together(Split(GREY))
     np.savez(tmp_path / "x.npz", **{images: GREY, labels: LABELS})
     dataset = load(tmp_path / "x.npz")
     assert dataset.splits.keys() == {"train", "test"} and whole(dataset) == together(
         Split(GREY, LABELS)
     )
-
-
-def test_npz_file_of_one_nameless_array(tmp_path):
-    np.savez(tmp_path / "x.npz", GREY)
-    assert whole(load(tmp_path / "x.npz")) == together(Split(GREY))
 
 
 NAMES = np.array(["cat", "dog", "eel"])
@@ -752,58 +764,8 @@ NAMES = np.array(["cat", "dog", "eel"])
 )
 def test_labels_that_are_words_mean_the_same_class_in_every_split(train, test, expected):
     dataset = load({"train": (GREY[: len(train)], train), "test": (GREY[: len(test)], test)})
-    assert dataset.splits["test"].y.tolist() == expected
+    assert dataset.classes == tuple(NAMES) and dataset.splits["test"].y.tolist() == expected
     assert dataset.splits["train"].y.tolist() == [NAMES.tolist().index(name) for name in train]
-
-
-BAD_ARRAYS = {
-    "complex": (GREY * 1j, "complex128"),
-    "words": (np.array([["a"]]), "<U1"),
-    "dates": (np.zeros((2, 2), "datetime64[s]"), "datetime64"),
-    "rank 0": (np.array(3), r"shape \(\)"),
-    "rank 1": (GREY[0, 0], r"shape \(5,\)"),
-    "rank 5": (GREY[None, None], r"shape \(1, 1, 6, 4, 5\)"),
-    "none": (GREY[:0], r"shape \(0, 4, 5\)"),
-    "no width": (GREY[:, :, :0], r"shape \(6, 4, 0\)"),
-    "negative": (GREY.astype(int) - 300, "integers from -"),
-    "too large": (GREY.astype(int) + 300, "pixels are 0..255"),
-}
-
-
-@pytest.mark.parametrize("source", ["array", "mapping", "npy", "npz"])
-@pytest.mark.parametrize("array, words", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
-def test_arrays_that_are_no_images_are_refused_with_the_reason(tmp_path, source, array, words):
-    if source == "npy":
-        np.save(tmp_path / "x.npy", array)
-    if source == "npz":
-        np.savez(tmp_path / "x.npz", x_train=array)
-    with pytest.raises(DataError, match=words) as error:
-        load({"array": array, "mapping": {"train": array}}.get(source, tmp_path / f"x.{source}"))
-    assert {"array": "the array", "mapping": "'train'"}.get(source, f"x.{source}") in str(
-        error.value
-    )
-
-
-@pytest.mark.parametrize(
-    "source, words",
-    [
-        ({"train": (GREY, LABELS[:4])}, "6 images but 4 labels"),
-        ({"train": GREY, "test": (GREY, LABELS[:0])}, "6 images but 0 labels"),
-        ({"train": GREY, "test": GREY[:, 1:]}, "shape"),
-        ([GREY[0], GREY[1, 1:]], "shape"),
-        ({}, "split"),
-    ],
-    ids=[
-        "too few labels",
-        "no labels",
-        "shapes of splits differ",
-        "shapes of images differ",
-        "no splits",
-    ],
-)
-def test_sets_that_do_not_fit_together_are_refused(source, words):
-    with pytest.raises(DataError, match=words):
-        load(source)
 
 
 @pytest.mark.parametrize("kind", ["arrays", "npz"])
@@ -814,7 +776,7 @@ def test_several_numbers_for_each_image_are_attributes(tmp_path, kind):
     found = load(arrays if kind == "arrays" else tmp_path / "x.npz").splits
     np.testing.assert_array_equal(found["train"].attributes, numbers.astype(np.float32))
     assert found["train"].y is None and found["test"].attributes is None
-    both = load({"train": Split(GREY, LABELS, numbers[:, :1])}).splits
+    both = load({"train": (GREY, LABELS, numbers[:, :1])}).splits
     for split in both.values():
         at = [np.flatnonzero((GREY[..., None] == image).all((1, 2, 3)))[0] for image in split.x]
         assert np.array_equal(split.y, LABELS[at]) and np.allclose(
@@ -823,26 +785,6 @@ def test_several_numbers_for_each_image_are_attributes(tmp_path, kind):
     np.testing.assert_array_equal(
         found["train"].take(slice(2, 4)).attributes, numbers[2:4].astype(np.float32)
     )
-
-
-@pytest.mark.parametrize(
-    "numbers, words",
-    [
-        (np.ones((5, 2)), "6 images but 5 rows of attributes"),
-        (np.full((6, 2), "a"), "attributes that are no numbers"),
-        (np.full((6, 2), np.nan), "attributes that are not finite"),
-    ],
-)
-def test_attributes_that_cannot_be_are_refused(numbers, words):
-    with pytest.raises(DataError, match=words):
-        load({"train": (GREY, numbers)})
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_npz_labels_of_the_wrong_length_are_refused(tmp_path, split):
-    np.savez(tmp_path / "x.npz", **{f"x_{split}": GREY, f"y_{split}": LABELS[:5]})
-    with pytest.raises(DataError, match=rf"x\.npz\[{split}\] has 6 images but 5 labels"):
-        load(tmp_path / "x.npz")
 
 
 def written(write):
@@ -854,30 +796,6 @@ def written(write):
 NPY = written(lambda file: np.save(file, GREY))
 NPZ = written(lambda file: np.savez_compressed(file, images=pixels(40, 9, 9)))
 OBJECTS = np.array([GREY, None], dtype=object)
-BAD_FILES = {
-    "npy of nothing": ("x.npy", b""),
-    "npy cut in its header": ("x.npy", NPY[:40]),
-    "npy cut in its data": ("x.npy", NPY[:-5]),
-    "npy of text": ("x.npy", b"1, 2, 3\n"),
-    "npy of objects": ("x.npy", written(lambda file: np.save(file, OBJECTS))),
-    "npy that is an npz": ("x.npy", NPZ),
-    "npz of nothing": ("x.npz", b""),
-    "npz of text": ("x.npz", b"1, 2, 3\n"),
-    "npz cut": ("x.npz", NPZ[: len(NPZ) // 2]),
-    "npz damaged": ("x.npz", NPZ[:300] + bytes(50) + NPZ[350:]),
-    "npz that is an npy": ("x.npz", NPY),
-    "npz of objects": ("x.npz", written(lambda file: np.savez(file, images=OBJECTS))),
-    "npz of other things": ("x.npz", written(lambda file: np.savez(file, weights=GREY))),
-    "npz of no array": ("x.npz", written(lambda file: np.savez(file))),
-    "another kind": ("x.csv", b"1, 2, 3\n"),
-}
-
-
-@pytest.mark.parametrize("name, content", BAD_FILES.values(), ids=BAD_FILES)
-def test_files_that_cannot_be_read_are_data_errors_that_name_them(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=str(tmp_path / name)):
-        load(tmp_path / name)
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -891,24 +809,13 @@ def test_a_pickle_is_never_opened(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("kind", [str, Path])
-@pytest.mark.parametrize(
-    "name", ["nothing.npy", "nothing.npz", "./nothing", "{}/nothing", "~/nothing"]
-)
-def test_a_path_that_is_not_there_says_so(tmp_path, monkeypatch, kind, name):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(DataError, match=r"there is no .*nothing"):
-        load(kind(name.format(tmp_path)), tmp_path)
-
-
 def test_the_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "x.npy", GREY)
     assert whole(load("~/x.npy")) == together(Split(GREY))
 
 
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # folders
 
 
@@ -925,6 +832,17 @@ def test_a_flat_folder_of_images(tmp_path):
     folder_of(tmp_path, {f"{i}.{suffix}": GREY[i] for i, suffix in enumerate(suffixes)})
     (tmp_path / "notes.txt").write_text("not an image")
     assert whole(load(tmp_path)) == together(Split(GREY))
+    folder_of(tmp_path / "all", {f"{i}.png": image for i, image in enumerate(GREY)})
+    assert whole(load(tmp_path / "all")) == together(Split(GREY))  # one sub-folder is no class
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    """Those that systems leave beside photographs; the folder itself may be hidden."""
+    root = folder_of(tmp_path / ".mine", {f"{i}.png": image for i, image in enumerate(GREY)})
+    folder_of(root, {".thumbs/0.png": GREY[0], "a/.b/c/0.png": RGB, "a/._1.png": GREY[0]})
+    (root / "._0.png").write_bytes(b"no image")
+    assert whole(load(root)) == together(Split(GREY))
+    assert sum(len(split) for split in stream(root).splits.values()) == len(GREY)
 
 
 @pytest.mark.parametrize(
@@ -941,11 +859,11 @@ def test_a_folder_is_found_however_it_is_written(tmp_path, monkeypatch, write):
 def test_images_in_sub_folders_have_these_as_labels(tmp_path):
     folder_of(tmp_path, {f"{NAMES[i % 3]}/{i}.png": x for i, x in enumerate(COLOUR["train"])})
     assert whole(load(tmp_path)) == together(Split(COLOUR["train"], np.arange(6) % 3))
-
-
-def test_images_in_one_sub_folder_have_no_labels(tmp_path):
-    folder_of(tmp_path, {f"all/{i}.png": x for i, x in enumerate(GREY)})
-    assert whole(load(tmp_path)) == together(Split(GREY))
+    folder_of(tmp_path, {"above.png": COLOUR["test"][0]})
+    dataset = load(tmp_path)
+    images = np.concatenate([COLOUR["train"], COLOUR["test"][:1]])
+    assert whole(dataset) == together(Split(images, [0, 1, 2, 0, 1, 2, -1]))
+    assert dataset.classes == tuple(NAMES)
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), ("train", "validation", "test")])
@@ -956,6 +874,7 @@ def test_a_folder_with_a_sub_folder_per_split(tmp_path, parts, classes):
     folder_of(tmp_path, {f"{part}/{place(i)}": x for part in parts for i, x in enumerate(GREY)})
     dataset = load(tmp_path)
     assert dataset.splits.keys() == set(parts)
+    assert dataset.classes == (tuple(NAMES) if classes else ())
     assert all(
         together(split) == together(Split(GREY, labels if classes else None))
         for split in dataset.splits.values()
@@ -999,6 +918,59 @@ def test_images_of_every_mode_are_grey_or_colour(tmp_path, image, expected):
     )
 
 
+def test_transparent_palettes_and_turned_photographs(tmp_path):
+    """Transparency by colour is dropped, and the camera's note of its orientation is followed."""
+    image, turned = PALETTE.copy(), Image.Exif()
+    image.info["transparency"] = bytes(range(20))
+    turned[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(RGB).save(tmp_path / "1.png", exif=turned)
+    image.save(tmp_path / "0.png")
+    assert np.array_equal(read_image(tmp_path / "0.png"), np.asarray(PALETTE.convert("RGB")))
+    assert np.array_equal(read_image(tmp_path / "1.png"), np.rot90(RGB, -1))
+
+
+def blocks(image, down, right):
+    """The mean of blocks of pixels."""
+    h, w = image.shape[0] // down, image.shape[1] // right
+    return image.reshape(h, down, w, right, -1).mean((1, 3))
+
+
+PHOTO = pixels(24, 40, 3)
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        (24, PHOTO[:, 8:32]),
+        (6, blocks(PHOTO[:, 8:32], 4, 4)),
+        ((12, 20), blocks(PHOTO, 2, 2)),
+        ((3, 5), blocks(PHOTO, 8, 8)),
+        ((6, 10), blocks(PHOTO, 4, 4)),
+        ((2, 10), blocks(PHOTO[8:16], 4, 4)),
+        (48, PHOTO[:, 8:32].repeat(2, 0).repeat(2, 1)),
+    ],
+    ids=["crop", "both", "half", "eighth", "quarter", "low", "double"],
+)
+def test_images_are_scaled_to_the_shorter_side_and_cropped_in_the_centre(tmp_path, size, expected):
+    """By the mean of the pixels that a new one covers; Pillow rounds after each direction."""
+    folder_of(tmp_path, {"0.png": PHOTO})
+    held, streamed = (make(tmp_path, image_size=size).splits["train"] for make in (load, stream))
+    for image in (held.x[0], streamed[0]):
+        assert image.shape == expected.shape and np.abs(image - expected).max() <= 1
+
+
+def test_files_that_cannot_be_read_are_skipped_where_that_is_asked_for(tmp_path):
+    folder_of(tmp_path, {f"{i}.png": image for i, image in enumerate(GREY)})
+    (tmp_path / "2a.png").write_bytes(png(GREY[0]).getvalue()[:60])
+    (tmp_path / "3a.jpg").write_bytes(JPEG[:300])
+    words = r"2 of 8 image files are skipped; the first: .*2a\.png cannot be read"
+    with pytest.warns(UserWarning, match=words):
+        assert whole(load(tmp_path, unreadable="skip")) == together(Split(GREY))
+    with pytest.warns(UserWarning, match=words):
+        splits = stream(tmp_path, unreadable="skip").splits.values()
+    assert together(*(Split(split[:]) for split in splits)) == together(Split(GREY))
+
+
 DEEP = np.arange(16).reshape(4, 4) * 4096
 DEEP_IMAGES = {
     "16 bits": DEEP.astype(np.uint16),
@@ -1020,37 +992,7 @@ def test_images_of_more_than_8_bits_are_brought_to_8_or_refused_but_never_clippe
 JPEG = written(lambda file: Image.fromarray(pixels(16, 16)).save(file, "JPEG"))
 
 
-@pytest.mark.parametrize(
-    "name, content",
-    [
-        ("1.png", png(GREY[0]).getvalue()[:60]),
-        ("1.png", b""),
-        ("1.jpg", JPEG[:300]),
-        ("1.gif", b"hello"),
-    ],
-)
-def test_an_image_that_cannot_be_read_is_named(tmp_path, name, content):
-    folder_of(tmp_path, {"0.png": GREY[0]})
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=str(tmp_path / name)):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("other", [GREY[0, 1:], RGB], ids=["size", "channels"])
-def test_images_that_differ_in_shape_are_named(tmp_path, other):
-    folder_of(tmp_path, {"0.png": GREY[0], "1.png": other})
-    with pytest.raises(DataError, match=r"0\.png is \(4, 5\), .*1\.png is"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("empty", [".", "train"])
-def test_a_folder_without_images_says_so(tmp_path, empty):
-    (tmp_path / empty / "notes").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no images"):
-        load(tmp_path)
-
-
-# --------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # splits
 
 
@@ -1106,28 +1048,6 @@ def test_a_part_has_its_own_examples_and_labels(spec, rows):
     assert part.x.ravel().tolist() == part.y.tolist() == list(rows)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    ["", "valid", "Train", "train[", "train[]", "train[3]", "train[:10", "train[a:]", "train[::2]"]
-    + ["train[1.5:]", "train+test", " train", "train[:5]x", "train[:%]", "train[5:10"],
-)
-def test_unknown_and_malformed_splits_are_told_what_there_is(spec):
-    with pytest.raises(DataError) as error:
-        select(TWENTY, spec)
-    assert all(
-        word in str(error.value) for word in [repr(spec), "twenty", "train (20)", "test (6)"]
-    )
-
-
-@pytest.mark.parametrize(
-    "spec", ["train[5:5]", "train[10:5]", "train[20:]", "train[:0]", "train[:1%]", "train[:-20]"]
-)
-def test_a_part_without_examples_says_so(spec):
-    with pytest.raises(DataError, match="holds no example; train has 20") as error:
-        select(TWENTY, spec)
-    assert repr(spec) in str(error.value)
-
-
 def lengths(dataset):
     return {name: len(split.x) for name, split in dataset.splits.items()}
 
@@ -1164,190 +1084,54 @@ def test_a_set_of_one_example_is_trained_and_tested_on_it(sets, source):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------
-# treatments
+# ------------------------------------------------------------------------------------------------
+# random subsets
 
-BINARIZED = ["dynamic", "static"]
-MANY = (20_000, 4, 8, 1)  # one shape for all draws: what is compiled once serves all
+SORTED = np.repeat(np.arange(10), 40)  # as a folder by class is
+TABLE = {
+    "array": SORTED,
+    "split": Split(SORTED[:, None], SORTED, preprocess=preprocessing("none", None)),
+    "stream": stream(SORTED[:, None]).splits["train"].take(slice(0, 360)),
+    "examples": Examples({"a": SORTED}, preprocessing("none", None)),
+    "rendered": shapes.images()[:400],
+}
 
 
-def preprocessed(name, images, levels, seed=0, wrap=lambda preprocess: preprocess):
-    """Images as the training step sees them: prepared, then treated one by one."""
-    keys = jax.random.split(jax.random.key(seed), len(images))
-    images = prepared(Split(np.asarray(images)), name, levels).x
-    return np.asarray(wrap(jax.vmap(preprocessing(name, levels)))(keys, images))
+@pytest.mark.parametrize("examples", TABLE.values(), ids=TABLE)
+def test_a_subset_is_some_rows_in_order_whatever_holds_them(examples):
+    n = num_examples(examples)
+    rows = random_subset(np.arange(n), 50)
+    assert len(rows) == 50 and (np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < n
+    part = random_subset(examples, 50)
+    expected = examples.take(rows) if isinstance(examples, Stream) else rows_of(examples, rows)
+    pixels_of = lambda part: part[:] if isinstance(part, Stream) else part
+    jax.tree.map(np.testing.assert_array_equal, *map(pixels_of, (part, expected)))
+    assert type(part) is type(examples) and num_examples(part) == 50
+    assert random_subset(examples, None) is random_subset(examples, n) is examples
+    if isinstance(examples, (Split, Stream)):
+        within = held(examples, 50)
+        assert isinstance(within, Split) and within.preprocess is examples.preprocess
+        x = part[:] if isinstance(part, Stream) else part.x
+        assert isinstance(within.x, np.ndarray) and np.array_equal(within.x, x)
 
 
-@pytest.mark.parametrize("name", PREPROCESSING)
-@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
-@pytest.mark.parametrize("shape", [(4, 5, 1), (4, 5, 3), (20,)])
-def test_every_treatment_keeps_the_shape_and_gives_float32(name, shape, dtype):
-    x = jax.eval_shape(
-        preprocessing(name, 256), jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype)
+def test_every_example_is_as_likely_in_a_subset():
+    """Also each class of a set that is sorted by class, which the first examples are not."""
+    counts = sum(
+        np.bincount(random_subset(np.arange(400), 100, seed), minlength=400) for seed in range(400)
     )
-    assert x.shape == shape and x.dtype == jnp.float32
+    z = (counts - 100) / np.sqrt(400 * 0.25 * 0.75)
+    assert np.abs(z).max() < LIMIT and stats.kstest(z, "norm").pvalue > 1e-3
+    classes = np.bincount(random_subset(SORTED, 100), minlength=10)
+    assert stats.chisquare(classes).pvalue > 1e-3 and (SORTED[:100] < 3).all()
 
 
-@pytest.mark.parametrize("name", ["dynamic", "scale"])
-def test_compiled_treatments_do_the_same(name):
-    plain, compiled = (
-        preprocessed(name, GREY[..., None], 256, wrap=wrap)
-        for wrap in (lambda preprocess: preprocess, jax.jit)
-    )
-    np.testing.assert_allclose(plain, compiled, rtol=1e-6)
+def test_a_subset_is_not_the_beginning_of_an_epoch():
+    rows = {tuple(np.sort(batch_rows(0, epoch * 4, 400, 100)[0])) for epoch in range(20)}
+    assert tuple(random_subset(np.arange(400), 100)) not in rows
 
 
-def frequencies_agree(ones, n, probability):
-    """Binomial z-test of every pixel; where the probability is 0 or 1 there is no doubt."""
-    sure = (probability == 0) | (probability == 1)
-    z = (ones - n * probability)[~sure] / np.sqrt(n * probability * (1 - probability))[~sure]
-    return np.array_equal(ones[sure], n * probability[sure]) and np.abs(z).max(initial=0) < LIMIT
-
-
-@pytest.mark.parametrize("name", BINARIZED)
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_binary_pixels_are_bernoulli(name, levels):
-    image = np.linspace(0, levels - 1, 32).round().astype(np.uint8).reshape(4, 8, 1)
-    x = preprocessed(name, np.broadcast_to(image, MANY), levels)
-    assert set(np.unique(x)) == {0, 1}
-    assert frequencies_agree(x.sum(0), 20_000, image / (levels - 1))
-
-
-@pytest.mark.parametrize("name", BINARIZED)
-def test_binary_pixels_are_bernoulli_of_values_in_the_unit_interval(name):
-    image = np.linspace(0, 1, 32).astype(np.float32).reshape(4, 8, 1)
-    x = preprocessed(name, np.broadcast_to(image, MANY), 256)
-    assert frequencies_agree(x.sum(0), 20_000, image.astype(float))
-
-
-@pytest.mark.parametrize("name", BINARIZED)
-def test_binary_pixels_are_independent_of_their_neighbours(name):
-    x = preprocessed(name, np.full(MANY, 128, np.uint8), 256).reshape(20_000, 32)
-    correlation = np.corrcoef(x.T)[np.triu_indices(32, 1)]
-    assert np.abs(correlation).max() * np.sqrt(20_000) < LIMIT
-
-
-@pytest.mark.parametrize("name", PREPROCESSING)
-def test_noise_is_a_function_of_the_key(name):
-    first, again, other = (preprocessed(name, GREY[..., None], 256, seed) for seed in (0, 0, 1))
-    assert np.array_equal(first, again) and np.array_equal(first, other) == (
-        name not in ("dynamic", "dequantize")
-    )
-
-
-def test_static_pixels_are_drawn_once_from_the_seed():
-    split = Split(np.full((50, 4, 4, 1), 128, np.uint8), np.arange(50))
-    first, again, other = (prepared(split, "static", 256, seed) for seed in (0, 0, 1))
-    assert same(first, again) and not same(first, other)
-    assert first.x.dtype == np.uint8 and np.array_equal(first.y, split.y) and (split.x == 128).all()
-
-
-BINS = [(0, 256), (1, 256), (127, 256), (254, 256), (255, 256), (0, 17), (16, 17), (1, 2)]
-dequantized = jax.jit(
-    lambda key, pixels, levels: preprocessing("dequantize", levels)(key, pixels), static_argnums=2
-)
-
-
-@pytest.mark.parametrize("pixel, levels", BINS)
-def test_dequantized_pixels_lie_in_their_bin(pixel, levels):
-    """One draw in 2^17 shows whether (255 + u) / 256 can be rounded up to 1, where log(1 - x) is
-    lost.
-    """
-    x = np.asarray(dequantized(jax.random.key(0), jnp.full(1 << 22, pixel, jnp.uint8), levels))
-    low, high = np.float32([pixel, pixel + 1]) / np.float32(levels)
-    assert x.min() >= low and x.max() < high
-
-
-@pytest.mark.parametrize("pixel, levels", [(0, 256), (255, 256), (16, 17), (1, 2)])
-def test_dequantized_pixels_are_uniform_in_their_bin(pixel, levels):
-    x = preprocessed("dequantize", np.full(MANY, pixel, np.uint8), levels)
-    assert stats.kstest(x.ravel().astype(float) * levels - pixel, "uniform").pvalue > 1e-3
-
-
-EVERY = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-
-
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_scaled_pixels_are_exact(levels):
-    values = np.arange(levels, dtype=np.uint8)[None]
-    np.testing.assert_allclose(
-        preprocessed("scale", values, levels), values / (levels - 1), rtol=1.2e-7, atol=0
-    )
-
-
-def test_scaled_pixels_reach_both_ends():
-    x = preprocessed("scale", EVERY, 256)
-    assert x.min() == 0 and x.max() == 1
-
-
-@pytest.mark.parametrize("name", ["counts", "none"])
-def test_counts_and_none_change_nothing(name):
-    assert np.array_equal(preprocessed(name, EVERY, 256), EVERY)
-
-
-@pytest.mark.parametrize(
-    "name, images", [("none", [[-3.5, 7.25, 0.1]]), ("scale", [[0.0, 0.3, 1.0]])]
-)
-def test_real_values_stay_as_they_are(name, images):
-    assert np.array_equal(preprocessed(name, np.float32(images), 256), np.float32(images))
-
-
-@pytest.mark.parametrize("value", [0, 255])
-@pytest.mark.parametrize("name", PREPROCESSING)
-def test_constant_images_work_in_every_treatment(name, value):
-    dataset = load({"train": np.full_like(GREY, value), "test": np.full_like(GREY[:2], value)})
-    assert dataset.levels == (256 if value else 2)
-    x = preprocessed(name, dataset.splits["train"].x, dataset.levels)
-    if name == "dequantize":
-        assert x.min() >= value / dataset.levels and x.max() < (value + 1) / dataset.levels
-    else:
-        assert (x == (value if name in ("counts", "none") else value // 255)).all()
-
-
-@pytest.mark.parametrize("name", PREPROCESSING)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_counted_and_refused(name, bad):
-    split = load(np.array([[0.5, bad], [bad, 0.1], [0.2, 0.3], [bad, bad]] * 2)).splits["train"]
-    with pytest.raises(
-        DataError, match=f"{(~np.isfinite(split.x)).sum()} values that are not finite"
-    ):
-        prepared(split, name, 256)
-
-
-def refused(so, words):
-    return pytest.raises(DataError, match=words) if so else contextlib.nullcontext()
-
-
-@pytest.mark.parametrize("name", PREPROCESSING)
-@pytest.mark.parametrize("largest, levels", [(255, 17), (17, 17), (2, 2), (16, 17), (1, 2)])
-def test_pixels_above_the_levels_are_refused_where_levels_matter(name, largest, levels):
-    split = Split(np.array([[0, largest]], np.uint8))
-    with refused(
-        largest >= levels and name != "none", f"largest pixel is {largest}, .* {levels} levels"
-    ):
-        prepared(split, name, levels)
-
-
-UNIT, REAL = np.float32([[0, 0.5, 1]]), np.float32([[-3.5, 0.5, 7]])
-
-
-@pytest.mark.parametrize(
-    "images, refusing",
-    [(UNIT, ["dequantize", "counts"]), (REAL, [*PREPROCESSING][:-1])],
-    ids=["unit", "real"],
-)
-@pytest.mark.parametrize("name", PREPROCESSING)
-def test_real_values_are_refused_where_pixels_are_needed(name, images, refusing):
-    with refused(name in refusing, f"pixels='{name}' needs .* 'none'"):
-        prepared(Split(images), name, 256)
-
-
-def test_an_unknown_treatment_is_told_what_there_is():
-    with pytest.raises(DataError, match="'dither'; there are dynamic, static, dequantize"):
-        preprocessing("dither", 256)
-
-
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # batches
 
 SIZES = [(10, 4), (3, 8), (1, 1), (8, 4), (7, 1), (5, 5), (1, 4), (64, 16)]
@@ -1435,18 +1219,231 @@ def test_the_number_of_examples_is_the_leading_axis(tree, n):
     assert num_examples(tree) == n
 
 
+# ------------------------------------------------------------------------------------------------
+# refusals
+
+
+def write(name, content=b""):
+    """A file in the current folder: bytes, or an image."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        Path(name).write_bytes(content)
+    else:
+        Image.fromarray(content).save(name)
+
+
+def from_file(name, content):
+    """Loads a file, or the folder of an image, beside a good one."""
+
+    def call(sets):
+        write(name, content)
+        if Path(name).parent != Path("."):
+            write(f"{Path(name).parent}/0.png", GREY[0])
+        load("./" + name.split("/")[0])
+
+    return call
+
+
+def saved(name, array):
+    """Loads an array from a file."""
+
+    def call(sets):
+        np.save(name, array) if name.endswith("npy") else np.savez(name, x_train=array)
+        load(name)
+
+    return call
+
+
+def of(source, **options):
+    return lambda sets: load(source, **options)
+
+
+def empty(sets):
+    Path("empty/train/notes").mkdir(parents=True)
+    load("./empty")
+
+
+def nameless(name):
+    """A name of nothing, in a folder that holds an image."""
+
+    def call(sets):
+        write("no_set_of_that_name.png", GREY[0])
+        load(name, "sets")
+
+    return call
+
+
+HEAD = {"train": GREY, "test": GREY}
+FIRST = np.zeros((6, 3, 8, 9), np.uint8)
+BAD_ARRAYS = {  # what is no image, and the words
+    "complex": (GREY * 1j, ["complex128"]),
+    "words": (np.array([["a"]]), ["<U1"]),
+    "dates": (np.zeros((2, 2), "datetime64[s]"), ["datetime64"]),
+    "rank 0": (np.array(3), ["shape ()"]),
+    "rank 1": (GREY[0, 0], ["shape (5,)"]),
+    "rank 5": (GREY[None, None], ["shape (1, 1, 6, 4, 5)"]),
+    "none": (GREY[:0], ["shape (0, 4, 5)"]),
+    "no width": (GREY[:, :, :0], ["shape (6, 4, 0)"]),
+    "negative": (GREY.astype(int) - 300, ["integers from -", "datasets.Split(x)"]),
+    "too large": (GREY.astype(int) + 300, ["pixels are 0..255"]),
+    "channels first": (FIRST, ["(6, 3, 8, 9), with channels first", "np.moveaxis(x, 1, -1)"]),
+    "one channel first": (FIRST[:, :1] / 255, ["np.moveaxis(x, 1, -1)"]),
+    "four channels first": (np.zeros((2, 4, 8, 9), np.uint8), ["np.moveaxis(x, 1, -1)"]),
+}
+BAD_FILES = {  # the content of a file that cannot be read, and its name
+    "npy of nothing": ("x.npy", b""),
+    "npy cut in its header": ("x.npy", NPY[:40]),
+    "npy cut in its data": ("x.npy", NPY[:-5]),
+    "npy of text": ("x.npy", b"1, 2, 3\n"),
+    "npy of objects": ("x.npy", written(lambda file: np.save(file, OBJECTS))),
+    "npy that is an npz": ("x.npy", NPZ),
+    "npz of nothing": ("x.npz", b""),
+    "npz of text": ("x.npz", b"1, 2, 3\n"),
+    "npz cut": ("x.npz", NPZ[: len(NPZ) // 2]),
+    "npz damaged": ("x.npz", NPZ[:300] + bytes(50) + NPZ[350:]),
+    "npz that is an npy": ("x.npz", NPY),
+    "npz of objects": ("x.npz", written(lambda file: np.savez(file, images=OBJECTS))),
+    "npz of other things": ("x.npz", written(lambda file: np.savez(file, weights=GREY))),
+    "npz of no array": ("x.npz", written(lambda file: np.savez(file))),
+    "another kind": ("x.csv", b"1, 2, 3\n"),
+    "png cut": ("photos/1.png", png(GREY[0]).getvalue()[:60]),
+    "png of nothing": ("photos/1.png", b""),
+    "jpg cut": ("photos/1.jpg", JPEG[:300]),
+    "gif of text": ("photos/1.gif", b"hello"),
+}
+REFUSED = {  # what is asked, and words of the answer
+    "no images": (lambda sets: load("sounds", sets), ["sounds", "no uint8 images", "audio"]),
+    "images of floats": (lambda sets: load("depths", sets), ["depths", "no uint8 images"]),
+    "set of many shapes": (
+        lambda sets: load("vary", sets),
+        ["vary", "differ in shape", "(4, 4, 3)", "(4, 5, 3)"],
+    ),
+    "digits that cannot be written": (
+        lambda sets: (write("file"), load("digits", "file/sub")),
+        ["may write", "file/sub"],
+    ),
+    "too few labels": (of({"train": (GREY, LABELS[:4])}), ["6 images but 4 labels"]),
+    "no labels": (of({"train": GREY, "test": (GREY, LABELS[:0])}), ["6 images but 0 labels"]),
+    "labels in a split": (of(Split(GREY, LABELS[:4])), ["the split", "lengths were [4, 6]"]),
+    "labels in a tree": (of({"train": (TREE, LABELS[:4])}), ["'train'", "lengths were [4, 6]"]),
+    "real labels": (of({"train": (GREY, LABELS / 2)}), ["labels such as [1.5, 0.5", "[N, A]"]),
+    "labels below -1": (of({"train": (GREY, LABELS - 3)}), ["labels from -2 to 6", "-1 where"]),
+    "labels too large": (of({"train": (GREY, LABELS * 10**9)}), ["labels from 1e+09 to 9e+09"]),
+    "words and numbers": (
+        of({"train": (GREY, list("abcabc")), "test": (GREY, LABELS)}),
+        ["words in train but no words in test"],
+    ),
+    "npz labels": (
+        lambda sets: (np.savez("x.npz", x_test=GREY, y_test=LABELS[:5]), load("x.npz")),
+        ["x.npz[test] has 6 images but 5 labels"],
+    ),
+    "attributes": (of({"train": (GREY, np.ones((5, 2)))}), ["6 images but 5 rows of attributes"]),
+    "attributes of words": (
+        of({"train": (GREY, np.full((6, 2), "a"))}),
+        ["attributes that are no numbers"],
+    ),
+    "attributes of NaN": (
+        of({"train": (GREY, np.full((6, 2), np.nan))}),
+        ["attributes that are not finite"],
+    ),
+    "splits of many shapes": (of({"train": GREY, "test": GREY[:, 1:]}), ["(4, 5, 1)", "(3, 5, 1)"]),
+    "splits of many types": (of({"train": GREY, "test": GREY / 255}), ["uint8", "float32"]),
+    "trees of many shapes": (
+        of({"train": TREE, "test": TREE | {"text": GREY}}),
+        ["one shape", "(4, 5)", "(7,)"],
+    ),
+    "images of many shapes": (of([GREY[0], GREY[1, 1:]]), ["differ in shape"]),
+    "no splits": (of({}), ["at least one split"]),
+    "no folder to resize": (of(HEAD, image_size=8), ["image_size is for folders", "these arrays"]),
+    "no set to resize": (of("digits", image_size=8), ["image_size is for folders", "digits"]),
+    "no size": (of("./empty", image_size=0), ["image_size must be at least 1; it was 0"]),
+    "no choice": (of(HEAD, unreadable="fix"), ["stop, skip; it was 'fix'"]),
+    "no path": (of("./nothing"), ["there is no nothing"]),
+    "no npy": (of("nothing.npy"), ["there is no nothing.npy"]),
+    "no npz": (of(Path("nothing.npz")), ["there is no nothing.npz"]),
+    "no home": (of("~/nothing"), ["there is no /", "/nothing"]),
+    "empty folder": (empty, ["empty/train holds no images"]),
+    "sizes in a folder": (
+        from_file("photos/1.png", GREY[0, 1:]),
+        ["0.png is (4, 5), ", "1.png is (3, 5); image_size="],
+    ),
+    "colours in a folder": (
+        from_file("photos/1.png", RGB),
+        ["0.png is (4, 5), ", "1.png is (4, 5, 3); some are grey"],
+    ),
+    "nothing to skip to": (
+        lambda sets: (write("bad/1.png"), load("./bad", unreadable="skip")),
+        ["1 of 1 image files are skipped", "1.png"],
+    ),
+    "no subset": (lambda sets: random_subset(GREY, 0), ["at least one example", "asked for 0"]),
+}
+REFUSED |= {
+    f"{kind} by {name}": (call(array), [*words, where])
+    for kind, (array, words) in BAD_ARRAYS.items()
+    for name, call, where in [
+        ("array", of, "the array"),
+        ("mapping", lambda array: of({"train": array}), "split 'train'"),
+        ("npy", lambda array: saved("x.npy", array), "x.npy"),
+        ("npz", lambda array: saved("x.npz", array), "x.npz[train]"),
+    ]
+    if name == "array" or kind in ("complex", "rank 0", "too large", "channels first")
+}
+REFUSED |= {
+    kind: (from_file(name, content), [name, "photos/1" if "photos" in name else "x."])
+    for kind, (name, content) in BAD_FILES.items()
+}
+REFUSED |= {
+    f"name {name!r}": (nameless(name), ["data set"])
+    for name in ["zzzzqqqq", "a b", "mnist[", "mnist/", "kaggle:zzzzqqqq", ""]
+}
+REFUSED |= {
+    f"split {spec!r}": (
+        lambda sets, spec=spec: select(TWENTY, spec),
+        [repr(spec), "twenty", "train (20)", "test (6)"],
+    )
+    for spec in ["", "valid", "Train", "train[", "train[]", "train[3]", "train[:10", "train[a:]"]
+    + ["train[::2]", "train[1.5:]", "train+test", " train", "train[:5]x", "train[:%]", "train[5:10"]
+}
+REFUSED |= {
+    f"no example in {spec}": (
+        lambda sets, spec=spec: select(TWENTY, spec),
+        [repr(spec), "holds no example; train has 20"],
+    )
+    for spec in [
+        "train[5:5]",
+        "train[10:5]",
+        "train[20:]",
+        "train[:0]",
+        "train[:1%]",
+        "train[:-20]",
+    ]
+}
+REFUSED |= {
+    f"{kind} to count": (lambda sets, tree=tree: num_examples(tree), ["leading axis", words])
+    for kind, tree, words in [
+        ("lengths", {"x": np.zeros((3, 2)), "y": np.zeros(4)}, "[3, 4]"),
+        ("no example", GREY[:0], "[0]"),
+        ("no labels", Split(GREY, LABELS[:0]), "[0, 6]"),
+        ("no arrays", {}, "[]"),
+        ("nothing", None, "[]"),
+        ("a scalar", {"x": np.zeros(3), "y": 1.0}, "[0, 3]"),
+    ]
+}
+
+
+@pytest.mark.parametrize("call, words", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_used_is_refused_with_the_reason(sets, tmp_path, monkeypatch, call, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError) as error:
+        call(sets)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
 @pytest.mark.parametrize(
-    "tree, words",
-    [
-        ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, r"\[3, 4\]"),
-        (GREY[:0], r"\[0\]"),
-        (Split(GREY, LABELS[:0]), r"\[0, 6\]"),
-        ({}, "leading axis"),
-        (None, "leading axis"),
-        ({"x": np.zeros(3), "y": 1.0}, "leading axis"),
-    ],
-    ids=["lengths differ", "no examples", "no labels", "no arrays", "nothing", "a scalar"],
+    "shape", [(2, 3, 5, 3), (2, 3, 4, 4), (2, 1, 1, 64), (2, 3, 2, 8), (2, 1, 9, 4), (2, 8, 8, 12)]
 )
-def test_examples_without_a_common_leading_axis_are_refused(tree, words):
-    with pytest.raises(DataError, match=words):
-        num_examples(tree)
+def test_images_with_channels_last_are_never_taken_for_others(shape):
+    assert (
+        load({"train": np.zeros(shape), "test": np.zeros(shape)}).splits["test"].shape == shape[1:]
+    )

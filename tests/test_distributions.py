@@ -87,7 +87,8 @@ class Member(NamedTuple):
     )  # all its values if it is discrete, else edges of cells that hold all its mass
     discrete: bool = False
     independent: bool = True  # whether the coordinates of ``make`` are
-    simplex: bool = False  # over probabilities along the last axis, whose first is looked at; ``one`` is over (x, 1-x)
+    # Over probabilities along the last axis, whose first is looked at; ``one`` is over (x, 1-x).
+    simplex: bool = False
 
     def event(self, x: np.ndarray) -> np.ndarray:
         """The events of ``one()`` that hold the numbers x."""
@@ -423,27 +424,15 @@ def test_log_prob_agrees_with_its_oracle(name):
 
 
 @members
-def test_log_prob_in_float32_is_close_with_finite_gradients(name):
-    values, gradients = each_log_prob(MEMBERS[name].make(), draws(name)[:8])
+def test_log_prob_in_float32_is_close_one_by_one_together_and_without_jit(name):
+    d, x = MEMBERS[name].make(), draws(name)[:8]
+    expected = oracles(name, x)
+    values, gradients = each_log_prob(d, x)
     assert values.dtype == jnp.float32
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
-    np.testing.assert_allclose(values, oracles(name, draws(name)[:8]), rtol=2e-4, atol=2e-4)
-
-
-@members
-def test_log_prob_without_jit_is_the_same(name):
-    x = draws(name)[0]
-    np.testing.assert_allclose(
-        MEMBERS[name].make().log_prob(x), oracles(name, x[None])[0], rtol=2e-4, atol=2e-4
-    )
-
-
-@members
-def test_log_prob_of_samples_is_a_vmap_of_single_ones(name):
-    d, x = MEMBERS[name].make(), draws(name)[:8]
-    together = log_prob(d, x)
-    assert together.shape == (8,)
-    np.testing.assert_allclose(together, each_log_prob(d, x)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(values, expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(d.log_prob(x[0]), expected[0], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(log_prob(d, x), values, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)], ids=str)

@@ -71,17 +71,14 @@ def test_exact_posteriors_have_all_samples_effective(images: np.ndarray) -> None
 def test_an_estimate_does_not_depend_on_how_many_examples_are_computed_at_once(
     images: np.ndarray, count: int, chunk: int
 ) -> None:
-    """Each example is drawn with a key of its own; all of 7 (count 1), 3 and then one, or one at
-    a time on a CPU.
-    """
+    """Each example has its own key. A CPU takes all of 7 (K = 1), three or one at a time."""
     linear = Linear(images, 10)
     vae, params = linear.vae("normal", linear.w[:, ::-1])
     settings = {"num_samples": count, "chunk": chunk}
     each = lambda size: evaluation.log_likelihoods(
         vae, params, jax.random.key(0), images[:7], batch_size=size, **settings
     )
-    for size in (1, 5):
-        np.testing.assert_allclose(each(size), each(50), rtol=1e-5)
+    np.testing.assert_allclose(each(2), each(50), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [0.1, 0.3, 0.5, 0.7, 0.9])

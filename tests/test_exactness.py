@@ -44,7 +44,7 @@ def test_training_reaches_the_maximum_likelihood_and_a_tight_elbo(images: np.nda
     )
     state = training.fit(algorithm, images, num_steps=steps, batch_size=200)
     params = training.trained(state)
-    affine, log_scale = params["decoder"]["Dense_0"], params["likelihood"]["log_scale"]
+    affine, log_scale = params["decoder"]["output"], params["likelihood"]["log_scale"]
     w, mean = np.asarray(affine["kernel"], np.float64).T, np.asarray(affine["bias"], np.float64)
     exact = linear.log_likelihood(images, w, mean, np.exp(2 * float(log_scale))).mean()
     assert exact == pytest.approx(linear.max_log_likelihood, abs=1e-2)

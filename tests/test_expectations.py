@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxvae import expectations, measurements
+from jaxvae import bounds, expectations, measurements
 from jaxvae.distributions import Bernoulli, Categorical, Dirichlet, Gamma, Normal, OneHotCategorical
 from jaxvae.expectations import ESTIMATORS, noises, sets
 from jaxvae.expectations.contract import MIXED
@@ -392,6 +392,41 @@ def test_what_cannot_work_is_answered_in_a_sentence() -> None:
         measurements.exact(
             expectations.rloo, lambda phi: (Bernoulli(phi), jnp.sum), jnp.zeros(6), 4
         )
+
+
+def test_settings_are_stated_and_taken() -> None:
+    """What an estimator's function has defaults for, and the learning rate of what it learns."""
+    stated = {name: [*own.settings] for name, own in ESTIMATORS.items() if own.settings}
+    expected = {name: ["control_learning_rate"] for name in ESTIMATORS if ESTIMATORS[name].init}
+    del expected["moving_average"]  # whose step is the share of a new value
+    for name in ("concrete", "straight_through_gumbel", "gumbel_rao"):
+        expected[name] = ["temperature"]
+    assert stated == expected | {"score_function": ["baseline"]}
+    assert {n: [*own.settings] for n, own in bounds.BOUNDS.items() if own.settings} == {
+        **{"miwae": ["groups"], "piwae": ["groups"], "ciwae": ["elbo_weight"]},
+        **{"renyi": ["renyi_order"], "tvo": ["betas"]},
+    }
+
+
+def test_a_configured_estimator_keeps_its_facts() -> None:
+    warm = expectations.concrete.configured(temperature=2.0)
+    q, key, f = Bernoulli(jnp.array([0.4, -1.3])), jax.random.key(0), lambda z: jnp.sum(z**2)
+    assert float(warm(key, q, f)) == float(expectations.concrete(key, q, f, temperature=2.0))
+    assert float(warm(key, q, f)) != float(expectations.concrete(key, q, f))
+    assert warm.settings["temperature"].default == 2.0
+    assert warm.settings["temperature"].annotation is float
+    assert warm.__name__ == "concrete" and warm.__doc__ == expectations.concrete.__doc__
+    assert warm.latents == expectations.concrete.latents and not warm.unbiased
+    assert warm.configured(temperature=0.5).settings["temperature"].default == 0.5
+    assert expectations.pathwise.configured() is expectations.pathwise
+    learned = expectations.nvil.configured(control_learning_rate=0.1)
+    assert learned.control_learning_rate == 0.1 and learned.init is expectations.nvil.init
+    assert learned.settings["control_learning_rate"].default == 0.1
+    assert {name: own.__name__ for name, own in ESTIMATORS.items()} == {n: n for n in ESTIMATORS}
+    with pytest.raises(ValueError, match=r"concrete has no setting tempo; its settings: temperatu"):
+        expectations.concrete.configured(tempo=1.0)
+    with pytest.raises(ValueError, match=r"arm has no setting temperature; its settings: none"):
+        expectations.arm.configured(temperature=1.0)
 
 
 def test_index_valued_categories_are_served_by_what_needs_no_relaxation() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxvae import datasets, figures, models
+from jaxvae.distributions import Normal, OneHotCategorical, VonMisesFisher
+from jaxvae.figures import drawing
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -20,7 +24,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_decoded_images(small_vae: models.VAE, digits: datasets.Dataset) -> None:
     params = small_vae.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
-    x = jnp.asarray(digits.splits["test"].images[:6], jnp.float32) / 16
+    x = jnp.asarray(digits.splits["test"].x[:6], jnp.float32) / 16
     inputs, outputs = figures.reconstructions(small_vae, params, x)
     np.testing.assert_array_equal(inputs, x)
     assert outputs.shape == x.shape
@@ -60,8 +64,126 @@ def test_the_latent_space_is_drawn(
     assert pixels(tmp_path / "latents.png").std() > 5
 
 
-@pytest.mark.parametrize("count", [0, 1, 20])
-def test_curves_take_reports_with_missing_terms(tmp_path: Path, count: int) -> None:
-    reports = [{"step": i, "loss": 1.0 / (i + 1), "kl": None} for i in range(count)]
-    figures.curves(tmp_path / "curves.png", reports, {"loss": "loss", "kl": "KL"})
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The axes of every figure that is drawn."""
+    drawn: list[Any] = []
+    make = drawing._figure
+
+    def figure(*args: Any) -> tuple[Any, Any]:
+        found = make(*args)
+        drawn.extend(np.ravel(found[1]))
+        return found
+
+    monkeypatch.setattr(drawing, "_figure", figure)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([0, 1, 1, 0], ["cat", "dog"]),
+        ([1, -1, 1, 1], ["dog", "no label"]),
+        ([0, 2, 1, 0], ["cat", "dog", "2"]),
+        ([0.5, -1.0, 0.5, 0.5], ["-1.0", "0.5"]),
+    ],
+)
+def test_the_legend_has_the_names_of_the_classes(
+    tmp_path: Path, axes: list[Any], labels: list[Any], names: list[str]
+) -> None:
+    means = np.random.default_rng(0).normal(size=(4, 2))
+    figures.latent_scatter(tmp_path / "a.png", means, np.array(labels), "", ("cat", "dog"))
+    assert axes[0].get_legend_handles_labels()[1] == names
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 20])
+def test_curves_take_reports_with_missing_terms(
+    tmp_path: Path, axes: list[Any], count: int
+) -> None:
+    """A single value is a point, and is said to be one."""
+    reports = [
+        {"step": i, "validation_elbo": 1.0 / (i + 1), "kl": None} for i in range(1, count + 1)
+    ]
+    terms = {"validation_elbo": "validation ELBO", "kl": "KL"}
+    figures.curves(tmp_path / "curves.png", reports, terms)
     assert pixels(tmp_path / "curves.png").size > 0
+    texts = [text.get_text() for text in axes[0].texts]
+    assert texts == (["0.50 (1 checkpoint)"] if count == 1 else [])
+    if count:
+        (line,) = axes[0].lines
+        assert (line.get_marker() == "o") == (count < 3)
+
+
+# All figures of a model, made of functions that need no compiler
+
+
+def model(q: Any = lambda z: Normal(z, 0.1 * jnp.ones_like(z))) -> models.Model:
+    """x [4, 4, 1] is the mean of z [3] everywhere, and z that of x."""
+    return models.Model(
+        init=lambda key, x: {},
+        encode=lambda params, x: q(jnp.full(3, x.mean())),
+        decode=lambda params, z, condition=None: Normal(
+            jnp.full((4, 4, 1), z.mean()), jnp.ones((4, 4, 1))
+        ),
+        draw=lambda params, key, condition=None: jax.random.normal(key, (3,)),
+    )
+
+
+SPHERE = functools.partial(VonMisesFisher, concentration=jnp.float32(5.0))
+ALBUMS = {  # model -> the figures that are left out
+    "every answer": (model(), set()),
+    "no encoder": (
+        model()._replace(encode=None),
+        {"reconstructions", "interpolations", "traversals", "latents"},
+    ),
+    "no prior": (model()._replace(draw=None), {"samples"}),
+    "no decoder": (model()._replace(decode=None), set(figures.FIGURES) - {"latents", "curves"}),
+    "a sphere": (
+        model(lambda z: SPHERE(z / jnp.linalg.norm(z))),
+        {"interpolations", "traversals"},
+    ),
+    "classes": (model(lambda z: OneHotCategorical(jnp.outer(z, jnp.arange(2.0)))), set()),
+}
+
+
+@pytest.mark.parametrize("album", ALBUMS)
+def test_a_figure_whose_answer_is_missing_is_left_out(tmp_path: Path, album: str) -> None:
+    family, missing = ALBUMS[album]
+    if album == "classes":
+        family = family._replace(
+            draw=lambda params, key, condition=None: jnp.eye(2)[jnp.zeros(3, int)]
+        )
+    x = np.random.default_rng(0).random((7, 4, 4, 1), np.float32)
+    split, reports = datasets.Split(x, np.arange(7) % 3), [{"step": 1, "loss": 1.0}]
+    names = figures.draw_all(tmp_path, family, {}, jax.random.key(0), split, reports=reports)
+    assert set(names) == {f"{name}.png" for name in figures.FIGURES if name not in missing}
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+
+def test_examples_that_are_shown_are_of_all_classes(tmp_path: Path) -> None:
+    """A folder by class is sorted by class: the first ones are of one class alone."""
+    labels = np.repeat(np.arange(10), 100)
+    x = np.broadcast_to(labels[:, None, None, None] / 10, (1000, 4, 4, 1)).astype(np.float32)
+    seen = []
+
+    def pictures(images: np.ndarray, examples: Any) -> np.ndarray:
+        seen.append(np.unique(np.asarray(images).round(3)))
+        return images
+
+    figures.draw_all(tmp_path, model(), {}, jax.random.key(0), datasets.Split(x), pictures=pictures)
+    inputs = seen[0]
+    assert len(inputs) >= 5
+
+
+def test_latents_are_moved_through_the_leaves_of_z() -> None:
+    def decode(params: Any, z: Any, condition: Any = None) -> Normal:
+        numbers = jnp.concatenate([z["a"], z["b"]])
+        return Normal(numbers, jnp.ones(5))
+
+    pair = models.Model(init=lambda key, x: {}, decode=decode)
+    center = {"a": jnp.zeros(2), "b": jnp.ones(3)}
+    found = figures.traversals(pair, {}, center, [1, 2, 4], jnp.array([5.0, 7.0]))
+    expected = np.tile([0.0, 0, 1, 1, 1], (3, 2, 1))
+    for row, latent in enumerate([1, 2, 4]):
+        expected[row, :, latent] = [5, 7]
+    np.testing.assert_array_equal(found, expected)

@@ -4,6 +4,7 @@ against SciPy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -167,8 +168,9 @@ def evaluated(name: str) -> Evaluation:
 
 
 @members
-def test_size_is_what_the_encoder_must_give(name):
+def test_a_flow_has_its_size_and_an_inverse_where_all_its_parts_have_one(name):
     assert flow(name).size == MEMBERS[name].size(D)
+    assert (flow(name).inverse is not None) == MEMBERS[name].inverse
 
 
 @members
@@ -196,11 +198,6 @@ def test_inverse_undoes_the_flow(name):
     assert open_.mean() > 0.6
     np.testing.assert_allclose(got.back[open_], z[open_], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(got.back_log_det[open_], -got.log_det[open_], rtol=1e-6, atol=1e-6)
-
-
-@members
-def test_flow_has_an_inverse_where_all_its_parts_have_one(name):
-    assert (flow(name).inverse is not None) == MEMBERS[name].inverse
 
 
 @members
@@ -235,28 +232,14 @@ def test_float32_is_close_with_finite_gradients(name):
 # What is special about each
 
 
-def test_planar_log_det_is_that_of_its_equation():
-    """log |1 + u^T psi|, with u taken from what the flow does: w^T u stays above -1 even where
-    raw asks for -1000.
-    """
-    raw, z = examples("planar")
-    w, b = raw[:, D : 2 * D], raw[:, -1]
-    a = (w * z).sum(1) + b
-    u = (evaluated("planar").y - z) / np.tanh(a)[:, None]
-    psi = (1 - np.tanh(a) ** 2)[:, None] * w
-    constraint = (w * u).sum(1)
-    assert (raw[:, :D] * w).sum(1).min() < -1000
-    assert constraint.min() > -1
-    np.testing.assert_allclose(
-        evaluated("planar").log_det, np.log(np.abs(1 + (u * psi).sum(1))), atol=1e-8
-    )
-
-
 def test_planar_leaves_u_alone_where_it_is_invertible_and_moves_it_along_w():
+    """w^T u stays above -1 even where raw asks for -1000."""
     raw, z = examples("planar")
     u, w, b = raw[:, :D], raw[:, D : 2 * D], raw[:, -1]
     moved = (evaluated("planar").y - z) / np.tanh((w * z).sum(1) + b)[:, None] - u
     valid = (u * w).sum(1) > 0
+    assert (u * w).sum(1).min() < -1000
+    assert ((u + moved) * w).sum(1).min() > -1
     assert 5 < valid.sum() < len(valid) - 5
     np.testing.assert_allclose(moved[valid], 0.0, atol=1e-9)
     np.testing.assert_allclose(
@@ -390,12 +373,6 @@ class Densities(NamedTuple):
     y: np.ndarray  # [DRAWS, 2]
     log_q: np.ndarray  # that came with them
     direct: np.ndarray  # by log_prob, where there is an inverse
-    grid: np.ndarray  # by log_prob on GRID
-
-
-STRETCH = np.linspace(-5, 5, 301)
-AXIS, CELLS = np.sinh(STRETCH), np.cosh(STRETCH) * (STRETCH[1] - STRETCH[0])  # up to 74, for tails
-GRID = np.float32(np.stack(np.meshgrid(AXIS, AXIS, indexing="ij"), -1).reshape(-1, 2))
 
 
 @cache
@@ -403,11 +380,9 @@ def densities(name: str) -> Densities:
     @quick
     def all_of(q: Transformed) -> tuple[jax.Array, ...]:
         y, log_q = q.sample_and_log_prob(KEY, (DRAWS,))
-        both = q.log_prob(jnp.concatenate([y, GRID])) if q.flow.inverse else log_q
-        return y, log_q, both
+        return y, log_q, q.log_prob(y) if q.flow.inverse else log_q
 
-    *sample_and_log_prob_of, both = (np.asarray(a, np.float64) for a in all_of(transformed(name)))
-    return Densities(*sample_and_log_prob_of, both[:DRAWS], both[DRAWS:])
+    return Densities(*(np.asarray(a, np.float64) for a in all_of(transformed(name))))
 
 
 @members
@@ -435,37 +410,6 @@ def test_density_of_samples_is_theirs(name):
 @invertible
 def test_log_prob_of_samples_agrees_with_what_comes_with_them(name):
     np.testing.assert_allclose(densities(name).direct, densities(name).log_q, rtol=1e-4, atol=2e-4)
-
-
-def test_samples_are_those_that_come_with_densities():
-    q = transformed("householder")
-    np.testing.assert_allclose(
-        q.sample(KEY, (2, 3)), q.sample_and_log_prob(KEY, (2, 3))[0], rtol=1e-6
-    )
-
-
-@invertible
-def test_density_integrates_to_one(name):
-    density = np.exp(densities(name).grid).reshape(len(AXIS), len(AXIS))
-    np.testing.assert_allclose(CELLS @ density @ CELLS, 1.0, atol=1e-3)
-
-
-def test_planar_density_in_one_dimension_is_the_slope_of_its_distribution_function():
-    """y is an increasing function of z, with distribution function Phi(z(y))."""
-    f, raw, z = flows.planar(1), np.array([-2.0, 1.5, 0.3]), np.linspace(-6, 6, 4001)[:, None]
-
-    @quick
-    def both(raw: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
-        q = Transformed(Normal(jnp.zeros(1), jnp.ones(1)), {}, raw, f)
-        return *q.sample_and_log_prob(KEY, (1000,)), jax.vmap(partial(f.forward, {}, raw))(z)[0]
-
-    with jax.enable_x64(True):
-        y, log_q, of_z = map(np.asarray, both(raw, z))
-    assert np.diff(of_z[:, 0]).min() > 0
-    slope = np.gradient(stats.norm.cdf(z[:, 0]), of_z[:, 0])
-    np.testing.assert_allclose(
-        np.exp(log_q), np.interp(y[:, 0], of_z[:, 0], slope), rtol=1e-3, atol=1e-4
-    )
 
 
 def shifts(latent: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -607,37 +551,13 @@ def test_samples_are_functions_of_noise():
     f, params = flow("chain"), parameters("chain")
     raw, loc = (np.float32(a[0]) for a in examples("chain"))
     q = Transformed(Normal(loc, jnp.full(D, 0.5)), params, raw, f)
-    y, log_q = quick(lambda noise: sample_and_log_prob_of(q, noise))(sample_noise(q, KEY, (3,)))
+    noise = sample_noise(q, KEY, (3,))
+    y, log_q = quick(lambda noise: sample_and_log_prob_of(q, noise))(noise)
     expected, log_expected = q.sample_and_log_prob(KEY, (3,))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(log_q, log_expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        q.from_noise(sample_noise(q, KEY, (3,))[1]), expected[1], rtol=1e-4, atol=1e-5
-    )
-
-
-def test_gradient_of_kl_is_zero_where_q_is_p():
-    """For p = N(c, A A^T), which an affine masked flow of N(0, I) is: log q - log p is the same
-    at every sample.
-    """
-    f, params, raw, matrix, offset = affine_masked()
-    precision = np.linalg.inv(matrix @ matrix.T)
-
-    @quick
-    def run(params: Any, keys: jax.Array) -> tuple:
-        def difference(params: Any, key: jax.Array) -> jax.Array:
-            q = Transformed(Normal(jnp.zeros(D), jnp.ones(D)), params, raw, f)
-            y, log_q = q.sample_and_log_prob(key)
-            return log_q + 0.5 * (y - offset) @ precision @ (y - offset)
-
-        return jax.vmap(jax.value_and_grad(difference), (None, 0))(params, keys)
-
-    with jax.enable_x64(True):
-        values, slopes = jax.tree.map(np.asarray, run(params, jax.random.split(KEY, DRAWS)))
-    np.testing.assert_allclose(values, values[0], atol=1e-9)
-    for slope in jax.tree.leaves(slopes):
-        flat = slope.reshape(DRAWS, -1)
-        assert (np.abs(flat.mean(0)) <= Z_BOUND * flat.std(0) / np.sqrt(DRAWS) + 1e-9).all()
+    np.testing.assert_allclose(q.from_noise(noise[1]), expected[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(q.sample(KEY, (3,)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_flow_is_in_the_tree_structure():
@@ -650,32 +570,21 @@ def test_flow_is_in_the_tree_structure():
 # Refusals
 
 
-@pytest.mark.parametrize("name", [name for name in MEMBERS if not MEMBERS[name].inverse])
-def test_log_prob_without_an_inverse_is_refused(name):
+def test_log_prob_without_an_inverse_is_refused():
     with pytest.raises(TypeError, match="sample_and_log_prob"):
-        transformed(name).log_prob(np.zeros(2))
+        transformed("planar").log_prob(np.zeros(2))
 
 
 @members
-def test_wrong_raw_is_refused_with_both_shapes(name):
-    f = flow(name)
+def test_wrong_shapes_are_refused_with_both(name):
+    f, params = flow(name), parameters(name)
     for shape in [(f.size + 1,), (4, f.size)]:
-        with pytest.raises(ValueError, match="vmap") as refusal:
-            f.forward(parameters(name), np.zeros(shape), np.zeros(D))
-        assert str(shape) in str(refusal.value)
-        assert f"({f.size},)" in str(refusal.value)
-
-
-@pytest.mark.parametrize("direction", ["forward", "inverse"])
-@members
-def test_wrong_z_is_refused_with_both_shapes(name, direction):
-    f = flow(name)
-    if getattr(f, direction) is None:
-        return
-    for shape in [(D + 1,), (4, D)]:
-        with pytest.raises(ValueError, match=r"\(3,\)") as refusal:
-            getattr(f, direction)(parameters(name), np.zeros(f.size), np.zeros(shape))
-        assert str(shape) in str(refusal.value)
+        with pytest.raises(ValueError, match=rf"\({f.size},\).*{re.escape(str(shape))}.*vmap"):
+            f.forward(params, np.zeros(shape), np.zeros(D))
+    for direction in filter(None, (f.forward, f.inverse)):
+        for shape in [(D + 1,), (4, D)]:
+            with pytest.raises(ValueError, match=rf"\(3,\).*{re.escape(str(shape))}"):
+                direction(params, np.zeros(f.size), np.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -691,8 +600,3 @@ def test_wrong_z_is_refused_with_both_shapes(name, direction):
 def test_what_cannot_be_built_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_wrong_y_is_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
-        transformed("radial").log_prob(np.zeros(3))

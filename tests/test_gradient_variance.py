@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -191,29 +190,3 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     assert {
         row["estimator"] for row in comparisons.compare(given, given.params, None, named)
     } == set(named.estimators)
-
-
-MISTAKES = {
-    "problem": (["toys"], "no problem 'toys'; there are toy, titsias_shi"),
-    "estimator": (
-        ["square", "--estimators", "disarm"],
-        "'disarm' does not serve the problem square",
-    ),
-    "draws": (["toy", "--num-draws", "1"], "--num-draws at least 2"),
-    "folder": (["toy", "--json", "nowhere/out.json"], "the folder does not exist"),
-    "checkpoints": (["toy", "--checkpoints", "5"], "toy is not trained"),
-    "biased reference": (["toy", "--reference", "reinmax"], "is biased, and cannot stand"),
-    "units": (["binary_vae", "--units", "0"], "must be at least 1"),
-    "exact": (["titsias_shi", "--mode", "exact", "--estimators", "rloo"], "at most 65536 states"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_answered_in_a_sentence(
-    mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments, answer = MISTAKES[mistake]
-    monkeypatch.setattr(sys, "argv", ["gradient_variance.py", *arguments])
-    with pytest.raises(SystemExit, match="2"):
-        run_function(gradient_variance.main)
-    assert answer in capsys.readouterr().err

@@ -16,7 +16,8 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxvae import lowering, networks
+from jaxvae import networks
+from jaxvae.kernels import lowering
 
 X = jnp.asarray(
     np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32

@@ -4,6 +4,7 @@ distributions, numerics.
 
 from __future__ import annotations
 
+import doctest
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ from jaxvae import (
     training,
 )
 
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SHAPE = (6, 5, 2)
 NETWORKS = {
     "mlp": lambda size, output: (networks.mlp((8,), size), networks.mlp((8,), output)),
@@ -257,9 +259,7 @@ def in_precision(precision: str, posterior: str = "normal") -> models.VAE:
     family = posteriors.POSTERIORS[posterior](4)
     pair = networks.mlp((32,), family.size), networks.mlp((32,), (8, 8, 1))
     encoder, decoder = (networks.with_precision(network, precision) for network in pair)
-    return models.vae(
-        encoder, decoder, family, likelihoods.bernoulli(), priors.DEFAULT_PRIOR[posterior](4)
-    )
+    return models.vae(encoder, decoder, family, likelihoods.bernoulli(), family.prior(4))
 
 
 @pytest.mark.slow
@@ -343,19 +343,19 @@ def unrolled(kind: str, blocks: int, params: Any, x: jax.Array) -> jax.Array:
     """The networks of STAGED with a Python loop over blocks that are written out."""
     part = lambda name, module, x, params=params: module.apply({"params": params[name]}, x)
     if kind == "encoder":
-        x = part("Conv_0", linen.Conv(4, (4, 4), strides=2), x)
+        x = part("conv_0", linen.Conv(4, (4, 4), strides=2), x)
     else:
-        x = part("Dense_0", linen.Dense(64), x).reshape(4, 4, 4)
+        x = part("input", linen.Dense(64), x).reshape(4, 4, 4)
     for b in range(blocks):
         own, h = jax.tree.map(lambda leaf, b=b: leaf[b], params["stage_0"]), x
         for i in range(2):
             # linen's first axis is the batch: without it every row would be normalized for itself.
-            h = jax.nn.silu(part(f"GroupNorm_{i}", linen.GroupNorm(num_groups=4), h[None], own)[0])
-            h = part(f"Conv_{i}", linen.Conv(4, (3, 3)), h, own)
+            h = jax.nn.silu(part(f"norm_{i}", linen.GroupNorm(num_groups=4), h[None], own)[0])
+            h = part(f"conv_{i}", linen.Conv(4, (3, 3)), h, own)
         x = x + h
     if kind == "encoder":
-        return part("Dense_0", linen.Dense(3), jax.nn.silu(x).reshape(-1))
-    return part("ConvTranspose_0", linen.ConvTranspose(1, (4, 4), strides=(2, 2)), jax.nn.silu(x))
+        return part("output", linen.Dense(3), jax.nn.silu(x).reshape(-1))
+    return part("deconv_0", linen.ConvTranspose(1, (4, 4), strides=(2, 2)), jax.nn.silu(x))
 
 
 @pytest.mark.parametrize("kind", STAGED)
@@ -397,7 +397,7 @@ def test_blocks_of_a_stage_are_drawn_independently_and_remat_changes_nothing() -
     params = init(False)
     chex.assert_trees_all_equal(params, init(True))
     kernels = np.stack(
-        [params["stage_0"][name]["kernel"].reshape(9, -1) for name in ("Conv_0", "Conv_1")]
+        [params["stage_0"][name]["kernel"].reshape(9, -1) for name in ("conv_0", "conv_1")]
     )
     kernels = kernels.reshape(18, -1)  # [2 * blocks, 3 * 3 * 4 * 4]
     assert np.abs(np.corrcoef(kernels) - np.eye(18)).max() < 4 / np.sqrt(kernels.shape[1])
@@ -475,6 +475,92 @@ def test_free_bits_need_latents_that_divide(small_vae: models.VAE) -> None:
         loss(params, keys, jnp.zeros((4, 8, 8, 1)), jnp.full(4, 0.25), jnp.int32(0), None)
 
 
+# Dropout
+
+
+def scaled_at_random(network: networks.Network) -> networks.Network:
+    """The network, which scales what it returns by a random factor in training alone."""
+    factor = lambda key: jax.random.uniform(key, (), minval=0.5, maxval=2.0)
+    train = lambda params, key, x: factor(key) * network.apply(params, x)
+    return network._replace(train=train)
+
+
+def live(*kinds: str) -> Any:
+    """A VAE of which the named networks are live, or a conditional one."""
+    family, likelihood = posteriors.normal(2), likelihoods.normal(0.5)
+    pair = {"encoder": networks.mlp((), family.size), "decoder": networks.mlp((), 6)}
+    pair |= {name: scaled_at_random(pair[name]) for name in kinds if name in pair}
+    make = models.cvae if "conditional" in kinds else models.vae
+    model = make(*pair.values(), family, likelihood, priors.standard_normal(2))
+    if "vampprior" in kinds:
+        model = models.with_vampprior(model, lambda key, x: jnp.ones((2, *x.shape)))
+    return models.Denoising(model) if "denoising" in kinds else model
+
+
+IN_TRAINING = {
+    "elbo": models.negative_elbo,
+    "sampled elbo": models.negative_sampled_elbo,
+    "iwae": lambda vae: models.negative(bounds.iwae, vae, 2),
+    "reconstruction": models.negative_reconstruction,
+}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("encoder",),
+        ("decoder",),
+        ("encoder", "vampprior"),
+        ("encoder", "conditional"),
+        ("encoder", "denoising"),
+    ],
+)
+def test_dropout_is_live_in_training_alone(kinds: tuple[str, ...]) -> None:
+    """Every loss changes with it, and what is asked of the model for evaluation does not."""
+    x, key = jnp.arange(6.0), jax.random.key(1)
+    examples = {
+        "conditional": models.Conditioned(x, jnp.ones(2)),
+        "denoising": models.Corrupted(x, x + 1),
+    }
+    example = examples.get(kinds[-1], x)
+    still, moving = live(*kinds[1:]), live(*kinds)
+    params = still.init(jax.random.key(0), example)
+
+    @quick
+    def values(params: dict) -> tuple:
+        losses = [
+            {name: make(model)(params, key, example, 0)[0] for name, make in IN_TRAINING.items()}
+            for model in (still, moving)
+        ]
+        return losses, [models.elbo_terms(m, params, key, example, 2) for m in (still, moving)]
+
+    losses, terms = values(params)
+    assert all(losses[0][name] != losses[1][name] for name in IN_TRAINING)
+    assert terms[0] == terms[1]
+
+
+# Examples in docstrings
+
+
+@pytest.mark.parametrize("name", ["vae", "negative_elbo", "negative", "answers", "configured"])
+def test_examples_of_docstrings(name: str) -> None:
+    names = {"jax": jax, "jnp": jnp, "models": models, "networks": networks, "bounds": bounds}
+    names |= {"posteriors": posteriors, "priors": priors, "likelihoods": likelihoods}
+    names |= {"expectations": expectations}
+    function = getattr(models, name, getattr(expectations.Estimator, name, None))
+    if name in ("negative_elbo", "negative", "answers"):  # whose examples go on with that of vae
+        exec(_source(models.vae), names)
+    runner, said = doctest.DocTestRunner(), list[str]()
+    (test,) = doctest.DocTestFinder().find(function, name, globs=names)
+    assert runner.run(test, out=said.append).failed == 0, "".join(said)
+    assert test.examples
+
+
+def _source(function: Callable) -> str:
+    parsed = doctest.DocTestParser().get_examples(function.__doc__ or "")
+    return "".join(example.source for example in parsed)
+
+
 # z as a pytree
 
 
@@ -486,23 +572,37 @@ def test_a_two_level_vae_is_served_by_every_continuous_bound(
     params = two_level_vae.init(key, x)
     needs_more = {"elbo_analytic": "no closed form", "gdreg": "dreg serves"}
     names = [name for name, bound in bounds.BOUNDS.items() if "continuous" in bound.latents]
+
+    def of_bound(bound: Any, params: dict, key: jax.Array, x: jax.Array, step: int) -> tuple:
+        asked = models.answers(two_level_vae)
+        joint = lambda z: asked.log_joint(params, x, z)
+        return -bound(key, asked.encode(params, x), joint, 3), {}
+
     losses = {
         **{
-            name: models.negative(bounds.BOUNDS[name], two_level_vae, 3)
+            name: functools.partial(of_bound, bounds.BOUNDS[name])
             for name in names
             if name not in needs_more
         },
+        "negative": models.negative(bounds.iwae, two_level_vae, 3),
         "negative_elbo": models.negative_elbo(two_level_vae, 3),
         "negative_sampled_elbo": models.negative_sampled_elbo(two_level_vae, 3),
     }
-    of = lambda loss: jax.value_and_grad(lambda params: loss(params, key, x, 0)[0])
-    every = jax.jit(lambda params: {name: of(loss)(params) for name, loss in losses.items()})
-    values, slopes = ({name: pair[i] for name, pair in every(params).items()} for i in range(2))
+    value = lambda name, params: losses[name](params, key, x, 0)[0]
+    slope = lambda name, params: jax.grad(lambda params: value(name, params))(params)
+    values, slopes = quick(
+        lambda params: (
+            {name: value(name, params) for name in losses},
+            {name: slope(name, params) for name in ("stl", "dreg")},
+        )
+    )(params)
     assert set(losses) >= {"elbo", "iwae", "stl", "dreg", "piwae", "vimco", "ovis_mc", "tvo"}
-    for name, value in values.items():
-        assert float(-value) == pytest.approx(two_level_evidence(x), abs=1e-4), name
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes[name])), name
-    for name in ("stl", "dreg"):  # without variance at the posterior
+    for name, negative in values.items():
+        assert float(-negative) == pytest.approx(two_level_evidence(x), abs=1e-4), name
+        chex.assert_trees_all_equal_shapes(
+            jax.eval_shape(functools.partial(slope, name), params), params
+        )
+    for name in slopes:  # without variance at the posterior
         assert max(float(jnp.abs(slopes[name][part]).max()) for part in ("encoder", "tril")) < 1e-4
     for name, message in needs_more.items():
         with pytest.raises(ValueError, match=message):
@@ -512,18 +612,23 @@ def test_a_two_level_vae_is_served_by_every_continuous_bound(
 def test_a_two_level_vae_answers(two_level_vae: models.VAE, two_level_evidence: Callable) -> None:
     x, key, asked = jnp.array([0.4, 0.1, -1.0]), jax.random.key(1), models.answers(two_level_vae)
     params, evidence = two_level_vae.init(key, x), two_level_evidence(x)
-    terms = asked.terms(params, key, x, 5)
+    z = z2, z1 = jnp.array([0.3]), jnp.array([-1.0, 0.5])
+    terms, weights, joint, drawn, means = quick(
+        lambda params: (
+            asked.terms(params, key, x, 5),
+            asked.log_weights(params, key, x, 4),
+            asked.log_joint(params, x, z),
+            asked.draw(params, key),
+            distributions.mean_of(asked.encode(params, x)),
+        )
+    )(params)
     assert float(terms["reconstruction"] - terms["kl"]) == pytest.approx(evidence, abs=1e-4)
-    np.testing.assert_allclose(
-        asked.log_weights(params, key, x, 4), np.full(4, evidence), atol=1e-4
-    )
-    z2, z1 = asked.draw(params, key)
+    np.testing.assert_allclose(weights, np.full(4, evidence), atol=1e-4)
+    assert [leaf.shape for leaf in drawn] == [leaf.shape for leaf in means] == [(1,), (2,)]
     density = stats.norm(0, 1).logpdf(z2).sum()
     density += stats.norm(np.ravel(params["prior"] @ z2), 0.7).logpdf(z1).sum()
     density += stats.norm(params["decoder"] @ z1 + params["bias"], 0.6).logpdf(x).sum()
-    assert float(asked.log_joint(params, x, (z2, z1))) == pytest.approx(density, abs=1e-4)
-    means = distributions.mean_of(asked.encode(params, x))
-    assert [leaf.shape for leaf in means] == [(1,), (2,)]
+    assert float(joint) == pytest.approx(density, abs=1e-4)
 
 
 # A log-density is a scalar

@@ -108,11 +108,9 @@ def algorithm(name: str) -> training.Algorithm:
     ],
 )
 def test_penalties_are_of_the_global_batch(name: str) -> None:
-    """Eleven examples on one device, and on two and four, where the last parts are padded: the
-    same run.
-    """
+    """Eleven examples on one device, and on four, where the last part is padded: the same run."""
     found = {}
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
         reports: list[dict] = []
         training.fit(
             algorithm(name),
@@ -124,22 +122,83 @@ def test_penalties_are_of_the_global_batch(name: str) -> None:
             devices=jax.local_devices()[:devices],
         )
         found[devices] = [report["loss"] for report in reports]
-    np.testing.assert_allclose(found[1], found[2], rtol=1e-4)
     np.testing.assert_allclose(found[1], found[4], rtol=1e-4)
 
 
 def test_the_adversary_is_jensen_shannon_at_its_optimum() -> None:
-    """-2 log 2 is what the critic descends where codes and prior agree, and cannot be beaten
-    there.
-    """
+    """Where codes and prior agree, the critic's least loss is 2 log 2, at a critic of zero."""
     z = jax.random.normal(KEY, (500, 2))
     codes = models.Codes(KEY, None, z, z[::-1], jnp.full(500, 1 / 500))
     adversary = models.adversarial(networks.mlp((), 1), 3.0)
-    still = jax.tree.map(jnp.zeros_like, adversary.init(KEY, z[0]))
+    still = jax.tree.map(jnp.zeros_like, adversary.init(KEY, None, z[0]))
     assert float(adversary.loss(still, codes)) == pytest.approx(2 * np.log(2), rel=1e-5)
     assert float(adversary.penalty(still, codes)) == pytest.approx(3 * np.log(2), rel=1e-5)
     slope = jax.grad(adversary.loss)(still, codes)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope)) < 1e-5
+
+
+def test_a_critic_may_see_the_examples_too() -> None:
+    """A user's adversarial variational Bayes (Mescheder et al. 2017, arXiv:1701.04722).
+
+    At its optimum T(x, z) = log q(z|x) - log p(z), whose mean over q is KL(q(z|x) || p(z)).
+    """
+    vae, count = small(), 2000
+    params = vae.init(KEY, DATA[0])
+    features = lambda x, z: jnp.concatenate([x, z, z**2, jnp.outer(x, z).ravel(), jnp.ones(1)])
+    ratio = lambda x, z: vae.encode(params, x).log_prob(z) - vae.prior(params).log_prob(z)
+    score = lambda w, x, z: ratio(x, z) + features(x, z) @ w  # at its optimum where w = 0
+
+    def penalty(w: jax.Array, codes: models.Codes) -> jax.Array:
+        return jnp.sum(codes.weight * jax.vmap(score, (None, 0, 0))(w, codes.x, codes.z))
+
+    def loss(w: jax.Array, codes: models.Codes) -> jax.Array:
+        of = lambda z: jax.vmap(score, (None, 0, 0))(w, codes.x, z)
+        costs = jax.nn.softplus(-of(codes.z)) + jax.nn.softplus(of(codes.other))
+        return jnp.sum(codes.weight * costs)
+
+    init = lambda key, x, z: jnp.zeros_like(features(x, z))
+    adversary = models.Adversary(init, penalty, loss)
+    w = models.adversarial_init(vae, adversary)(KEY, DATA[0])["critic"]
+    x, keys = jnp.asarray(DATA[np.arange(count) % len(DATA)]), jax.random.split(KEY, count)
+
+    @jax.jit
+    def verdict(w: jax.Array) -> tuple:
+        codes = models.codes(vae, params, keys, x, jnp.full(count, 1 / count), None)
+        kl = jax.vmap(lambda x: divergences.kl(vae.encode(params, x), vae.prior(params)))(x)
+        each = jax.vmap(score, (None, 0, 0))(w, codes.x, codes.z)
+        return penalty(w, codes), kl.mean(), each.std(), jax.grad(loss)(w, codes)
+
+    estimate, kl, deviation, slope = verdict(w)
+    assert float(abs(estimate - kl)) < 4 * float(deviation) / np.sqrt(count)
+    assert float(jnp.abs(slope).max()) < 0.1
+
+
+@pytest.mark.parametrize("sees_x", [False, True])
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+def test_only_what_a_penalty_looks_at_is_gathered(mapping: str, sees_x: bool) -> None:
+    """z, draws of the prior and weights, and the examples if the penalty asks for them."""
+    vae = small()
+    shapes = jax.eval_shape(vae.init, KEY, DATA[0])
+    penalty = lambda codes: PENALTIES["mmd_imq"](codes) + (codes.x.sum() if sees_x else 0.0)
+    loss = models.penalized(training.batch_mean(models.negative_elbo(vae)), vae, {"own": penalty})
+
+    def step(params: dict, seeds: jax.Array, x: jax.Array, weight: jax.Array) -> jax.Array:
+        keys = jax.vmap(jax.random.key)(seeds)
+        return loss(params, keys, x, weight, 0, "devices")[0]
+
+    batch = np.arange(8, dtype=np.uint32), DATA[:8], np.full(8, 1 / 8, np.float32)
+    if mapping == "pmap":
+        cut = [a.reshape(2, 4, *a.shape[1:]) for a in batch]
+        mapped = jax.pmap(step, "devices", in_axes=(None, 0, 0, 0), devices=jax.devices()[:2])
+    else:
+        over, mesh = jax.P("devices"), jax.sharding.Mesh(jax.devices()[:2], "devices")
+        specs = jax.P(), over, over, over
+        cut, whole = batch, jax.P()
+        mapped = jax.jit(
+            jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+        )
+    text = mapped.lower(shapes, *cut).as_text()
+    assert text.count('"stablehlo.all_gather"') == 3 + sees_x
 
 
 def test_players_move_nothing_but_their_own() -> None:
@@ -233,12 +292,39 @@ def test_the_gaussian_stochastic_network_pays_no_kl() -> None:
     assert judged.elbo == pytest.approx(judged.reconstruction)
 
 
+def test_a_conditional_network_of_another_shape_is_named() -> None:
+    family, likelihood = posteriors.normal(2), likelihoods.normal(0.5)
+    mlp = lambda size: networks.mlp((), size)
+    for sizes, message in (
+        ((5, 6, 4), r"encoder returned shape \(5,\); the posterior needs \(4,\)"),
+        ((4, 7, 4), r"decoder returned shape \(7,\).*must be \(6,\)"),
+        ((4, 6, 3), r"prior network returned shape \(3,\); the posterior needs \(4,\)"),
+    ):
+        encoder, decoder, prior = map(mlp, sizes)
+        model = models.cvae(encoder, decoder, family, likelihood, prior)
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model.init, KEY, EXAMPLE)
+
+
 def test_denoising_encodes_the_corrupted_and_explains_the_clean() -> None:
     vae = small()
     params, noisy = vae.init(KEY, DATA[0]), DATA[0] + 1
     here, x = models.Denoising(vae).at(models.Corrupted(DATA[0], noisy))
     np.testing.assert_array_equal(x, DATA[0])
     np.testing.assert_array_equal(here.encode(params, x).loc, vae.encode(params, noisy).loc)
+
+
+def test_a_denoising_model_answers_for_clean_examples_as_its_vae_does() -> None:
+    vae = small()
+    params, ours, its = vae.init(KEY, DATA[0]), *map(models.answers, (models.Denoising(vae), vae))
+    compiled = lambda asked: jax.jit(lambda params, x: asked.log_weights(params, KEY, x, 3))
+    np.testing.assert_array_equal(compiled(ours)(params, DATA[0]), compiled(its)(params, DATA[0]))
+    np.testing.assert_array_equal(ours.parts(models.Corrupted(DATA[0], DATA[1]))[0], DATA[0])
+    np.testing.assert_array_equal(
+        ours.decode(params, jnp.ones(3)).mean, its.decode(params, jnp.ones(3)).mean
+    )
+    with pytest.raises(ValueError, match=r"answers takes a VAE.*it was given a str"):
+        models.answers("a model")
 
 
 # What compositions of distributions are

@@ -109,13 +109,6 @@ def test_tables(
         )
 
 
-def test_stopping_early_needs_a_validation_split(data_dir: Path) -> None:
-    with pytest.raises(
-        ValueError, match="--moments 20 needs a validation split, and digits has none"
-    ):
-        quadrants.main(quadrants.Options(dataset="digits", data_dir=str(data_dir)))
-
-
 def test_clusters_are_matched_to_classes() -> None:
     """Best of all matchings, however clusters are numbered; one too many is lost."""
     labels = np.repeat([0, 1, 2], 10)

@@ -5,7 +5,6 @@ script as it is run.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy as np
 import pytest
 import scaling
 from PIL import Image
-
-from jaxvae import costs, networks
+from scipy import optimize
 
 # The larger model is the tiny one, so that what one has compiled serves the other.
 QUICK = [
@@ -79,15 +77,17 @@ def test_break_even_devices_by_hand(
 
 @pytest.mark.parametrize("latency", [0.0, 1e-6, 1e-3])
 @pytest.mark.parametrize("flops", [1e6, 1e10, 1e15])
-def test_at_break_even_computing_takes_as_long_as_the_all_reduce(
-    flops: float, latency: float
-) -> None:
+def test_break_even_is_the_root_of_the_ring_s_equation(flops: float, latency: float) -> None:
+    """Computing on n devices takes as long as 2 (n - 1) messages of a part in n, by SciPy."""
     size, speed, bandwidth, batch = 4e7, 1e14, 2e11, 512
-    n = scaling.break_even_devices(flops, size, speed, bandwidth, latency)
-    reduce = scaling.all_reduce_seconds(n, size, bandwidth, latency)
-    assert reduce == pytest.approx(flops / (n * speed), rel=1e-6)
-    per_device = scaling.break_even_batch(n, flops / batch, size, speed, bandwidth, latency)
-    assert per_device == pytest.approx(batch / n, rel=1e-6)
+    computing = lambda n: flops / (n * speed)
+    sending = lambda n: 2 * (n - 1) * (size / n / bandwidth + latency)
+    n = optimize.brentq(lambda n: computing(n) - sending(n), 1.0, 1e9, xtol=1e-12, rtol=1e-14)
+    devices = scaling.break_even_devices(flops, size, speed, bandwidth, latency)
+    assert devices == pytest.approx(n, rel=1e-6)
+    if n > 1.01:  # on hardly more than one device nearly nothing is sent, which rounding decides
+        on_each = scaling.break_even_batch(n, flops / batch, size, speed, bandwidth, latency)
+        assert on_each == pytest.approx(batch / n, rel=1e-6)
 
 
 @pytest.mark.parametrize("parameters", [1e3, 1e9])
@@ -97,17 +97,6 @@ def test_break_even_batch_of_fully_connected_layers_does_not_depend_on_the_model
     speed, bandwidth = 1e14, 2e11
     batch = scaling.break_even_batch(1e9, 6 * parameters, 4 * parameters, speed, bandwidth)
     assert batch == pytest.approx(4 * speed / (3 * bandwidth), rel=1e-6)
-
-
-@pytest.mark.parametrize("precision", networks.PRECISIONS)
-def test_every_link_is_of_a_known_device(precision: str) -> None:
-    settings = scaling.Settings(precision=precision)
-    for row, link in zip(
-        scaling.estimates(settings, 1e10, 10**7), scaling.LINKS.values(), strict=True
-    ):
-        assert row["peak_flops"] == costs.PEAK_FLOPS[link.kind][precision]
-        assert 1 < row["break_even_devices"] < math.inf
-        assert (row["break_even_batch_256"] is None) == (link.most == 8)
 
 
 def test_bytes_in_a_text_of_hlo() -> None:
@@ -203,28 +192,3 @@ def test_the_estimate_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (result["measurements"], result["communication"], result["invariance"]) == ([], {}, {})
     dense = 2 * (64 * 4096 + 4096 * 4 + 2 * 4096 + 4096 * 64)
     assert 2 * dense < result["models"]["larger"]["step_flops"] / 8 <= 3 * dense
-
-
-MISTAKES = {
-    "batch": (["--devices", "3"], "--global-batch 8 does not divide over 3 devices"),
-    "devices": (["--devices", "0"], "--devices must be counts of at least 1"),
-    "rounds": (["--rounds", "-1"], "--rounds must be at least 0; it was -1"),
-    "utilization": (["--utilization", "40"], "above 0 and at most 1; it was 40"),
-    "latency": (["--latency", "nan"], "--latency must be finite"),
-    "mappings": (["--mappings"], "--mappings needs one of pmap, shard_map"),
-    "processes": (["--process-id", "0"], "belong to --distributed"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_answered_in_a_sentence(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    mistake: str,
-) -> None:
-    arguments, answer = MISTAKES[mistake]
-    with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, tmp_path, *arguments)
-    assert ended.value.code == 2
-    assert answer in capsys.readouterr().err

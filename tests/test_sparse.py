@@ -292,5 +292,5 @@ def test_prior_needs_a_probability(alpha):
 
 
 def test_prior_has_its_gates():
-    prior = priors.DEFAULT_PRIOR["spike_and_slab"](4).make({})
+    prior = priors.spike_and_slab(4).make({})
     np.testing.assert_allclose(prior.log_prob(jnp.zeros(4)), 4 * np.log(0.8), rtol=1e-5)

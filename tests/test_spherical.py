@@ -366,7 +366,8 @@ def test_what_is_no_sphere_is_refused(name):
 
 @pytest.mark.parametrize("name", TILTED)
 def test_posterior_and_its_prior(name):
-    family, prior = posteriors.POSTERIORS[name](4), priors.DEFAULT_PRIOR[name](4)
+    family = posteriors.POSTERIORS[name](4)
+    prior = family.prior(4)
     assert family.size == 5
     raw = np.random.default_rng(0).normal(size=5)
     q, p = family.make({}, A(raw)), prior.make(prior.init(KEY))

@@ -11,8 +11,8 @@ import numpy as np
 import peers
 import pytest
 import throughput
+from harness import script
 from PIL import Image
-from test_experiments import script
 
 SMALL = {
     "mlp": peers.Work("mlp", "train", 4, 8),
@@ -21,14 +21,17 @@ SMALL = {
     "iwae": peers.Work("mlp", "iwae", 2, 4),
     "likelihood": peers.Work("mlp", "likelihood", 2, 2),
 }
-CONVOLUTIONS = ("conv", "residual")
+WORKS = [(peer, work) for peer in peers.PEERS for work in SMALL]
 
 
 @pytest.mark.filterwarnings("ignore")  # of other libraries
 @pytest.mark.parametrize(
-    "work", [pytest.param(n, marks=pytest.mark.slow) if n in CONVOLUTIONS else n for n in SMALL]
+    "peer, work",
+    [
+        pair if pair == ("jaxvae", "mlp") else pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in WORKS
+    ],
 )
-@pytest.mark.parametrize("peer", peers.PEERS)
 def test_a_peer_does_the_work(peer: str, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SAMPLES", 200)
     try:
@@ -106,17 +109,3 @@ def test_the_script(tmp_path: Path) -> None:
         assert "images_per_second" in row["torch"] or "torch is not installed" in said
     with Image.open(tmp_path / "t.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "answer"),
-    [
-        (["--works", "gan"], "no work that begins with gan"),
-        (["--peers", "keras"], "no peer 'keras'"),
-        (["--rounds", 0], "must be above 0"),
-        (["--together", 0], "must be above 0"),
-        (["--precisions", "float16"], "--precisions"),
-    ],
-)
-def test_mistakes_are_answered_in_a_sentence(arguments: list, answer: str) -> None:
-    assert answer in script("throughput.py", *arguments, code=2).stderr

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -14,7 +15,7 @@ import optax
 import pytest
 from harness import equations
 
-from jaxvae import datasets, kl_costs, models, training
+from jaxvae import checkpoints, datasets, kl_costs, models, training
 from jaxvae.training import loop
 
 CENTERS = np.random.default_rng(0).normal(size=(23, 3)).astype(np.float32)
@@ -81,15 +82,65 @@ def test_one_epoch_of_reports_is_the_exact_mean_over_all_examples(batch_size: in
     assert np.average(means, weights=sizes) == pytest.approx(exact, rel=1e-6)
 
 
-def test_descent_reaches_the_mean() -> None:
-    state = training.fit(quadratic(optax.sgd(0.5)), CENTERS, num_steps=60, batch_size=len(CENTERS))
-    np.testing.assert_allclose(training.trained(state)["w"], CENTERS.mean(0), atol=1e-6)
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_fewer_examples_than_a_batch(n: int) -> None:
-    state = training.fit(quadratic(optax.sgd(0.5)), CENTERS[:n], num_steps=60, batch_size=8)
+@pytest.mark.parametrize("n", [1, 3, 23])
+def test_descent_reaches_the_mean_of_all_examples_also_of_fewer_than_a_batch(n: int) -> None:
+    state = training.fit(quadratic(optax.sgd(0.5)), CENTERS[:n], num_steps=60, batch_size=23)
     np.testing.assert_allclose(training.trained(state)["w"], CENTERS[:n].mean(0), atol=1e-6)
+
+
+def preprocessed_by_hand(preprocess: Callable, loss: Any) -> Any:
+    """The loss of raw examples, with each key split in two for preprocessing and noise."""
+
+    def of_raw(params: Any, keys: Any, raw: Any, *rest: Any) -> Any:
+        pairs = jax.vmap(jax.random.split)(keys)
+        return loss(params, pairs[:, 1], jax.vmap(preprocess)(pairs[:, 0], raw), *rest)
+
+    return of_raw
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"virtual_shards": 4}], ids=str)
+def test_preprocessing_travels_with_the_examples(
+    small_vae: models.VAE, options: dict[str, Any]
+) -> None:
+    """Bit for bit what it gives where init and loss call it by themselves."""
+    settings: dict[str, Any] = {"num_steps": 3, "batch_size": 8}
+    optimizer, examples = optax.sgd(0.1), images(20)
+    found = training.fit(images_vae(small_vae, optimizer, **options), examples, **settings)
+    loss = training.batch_mean(models.negative_elbo(small_vae))
+    by_hand = training.gradient_descent(
+        lambda key, raw: small_vae.init(key, PREPROCESS(key, raw)),
+        preprocessed_by_hand(PREPROCESS, loss),
+        optimizer,
+        **options,
+    )
+    assert_same(found, training.fit(by_hand, examples.raw, **settings))
+
+
+NO_EXAMPLES: dict[str, tuple[Any, str]] = {
+    "a name": ("mnist", r"takes a split, .* it was given the text 'mnist'"),
+    "a data set": (
+        datasets.Dataset("toy", {"train": CENTERS}, 2),
+        r"dataset.splits\['train'\].* given a Dataset",
+    ),
+    "numbers": ([1.0, 2.0], "given a list"),
+    "words": (np.array(["a", "b"]), "given a ndarray"),
+    "nothing": (None, "given a NoneType"),
+    "an empty set": (CENTERS[:0], "N >= 1"),
+    "lengths": ((CENTERS, CENTERS[:2]), "one common leading axis"),
+}
+
+
+@pytest.mark.parametrize("case", NO_EXAMPLES)
+def test_what_is_no_set_of_examples_is_refused(case: str) -> None:
+    source, message = NO_EXAMPLES[case]
+    with pytest.raises(ValueError, match=message):
+        training.fit(quadratic(optax.sgd(0.1)), source, num_steps=1, batch_size=4)
+
+
+def test_a_split_trains_as_its_examples() -> None:
+    split = SimpleNamespace(examples=datasets.Examples(CENTERS, lambda key, x: 2 * x))
+    state = training.fit(quadratic(optax.sgd(0.5)), split, num_steps=60, batch_size=23)
+    np.testing.assert_allclose(training.trained(state)["w"], 2 * CENTERS.mean(0), atol=1e-6)
 
 
 DEVICES = {
@@ -153,32 +204,32 @@ def test_virtual_shards_give_the_same_bits_on_any_number_of_devices(
     assert_same(one, many)
 
 
-@pytest.mark.parametrize("mapping", training.MAPPINGS)
-def test_virtual_shards_give_the_gradient_of_the_whole_batch(mapping: str) -> None:
+@pytest.mark.parametrize("options", [{"accumulate": 4}, {"virtual_shards": 8}], ids=str)
+@pytest.mark.parametrize(("mapping", "devices"), [("pmap", 1), ("pmap", 2), ("shard_map", 4)])
+def test_parts_give_the_gradient_of_the_whole_batch(
+    mapping: str, devices: int, options: dict[str, int]
+) -> None:
     settings: dict[str, Any] = {"num_steps": 7, "batch_size": 16, "mapping": mapping}
     whole = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
-    for devices in (1, 4):
-        cut = quadratic(optax.sgd(0.1), virtual_shards=8)
-        state = training.fit(cut, CENTERS, devices=jax.local_devices()[:devices], **settings)
-        chex.assert_trees_all_close(whole.params, jax.tree.map(np.asarray, state.params), rtol=1e-6)
+    cut = quadratic(optax.sgd(0.1), **options)
+    state = training.fit(cut, CENTERS, devices=jax.local_devices()[:devices], **settings)
+    chex.assert_trees_all_close(whole.params, jax.tree.map(np.asarray, state.params), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("devices", "batch_size", "message"),
-    [(3, 24, "8 do not divide over 3 devices"), (1, 23, "batch of 23 .* 8 parts .virtual_shards")],
+    ("options", "devices", "batch_size", "message"),
+    [
+        ({"virtual_shards": 8}, 3, 24, "8 do not divide over 3 devices"),
+        ({"virtual_shards": 8}, 1, 23, "batch of 23 .* 8 parts .virtual_shards"),
+        ({"accumulate": 3}, 1, 10, "batch of 10 .* 3 parts .accumulate"),
+    ],
 )
-def test_virtual_shards_that_do_not_divide_are_refused(
-    devices: int, batch_size: int, message: str
+def test_parts_that_do_not_divide_are_refused(
+    options: dict[str, int], devices: int, batch_size: int, message: str
 ) -> None:
-    algorithm = quadratic(optax.sgd(0.1), virtual_shards=8)
+    algorithm, own = quadratic(optax.sgd(0.1), **options), jax.local_devices()[:devices]
     with pytest.raises(ValueError, match=message):
-        training.fit(
-            algorithm,
-            CENTERS,
-            num_steps=1,
-            batch_size=batch_size,
-            devices=jax.local_devices()[:devices],
-        )
+        training.fit(algorithm, CENTERS, num_steps=1, batch_size=batch_size, devices=own)
 
 
 @pytest.mark.parametrize("mapping", training.MAPPINGS)
@@ -227,10 +278,22 @@ def test_many_dispatches_on_simulated_devices_do_not_deadlock(mapping: str) -> N
 COLLECTIVES = ("psum", "pmax", "all_gather")
 
 
+def talks(equation: Any) -> bool:
+    """Whether it is a collective or holds one."""
+    within = equations(SimpleNamespace(eqns=[equation]))
+    return any(each.primitive.name.startswith(COLLECTIVES) for each in within)
+
+
+def loops(equation: Any) -> bool:
+    """Whether it is a loop with collectives or holds one."""
+    within = equations(SimpleNamespace(eqns=[equation]))
+    return any(each.primitive.name in ("while", "scan") and talks(each) for each in within)
+
+
 def loops_beside_collectives(jaxpr: Any) -> list[str]:
-    """Equations with collectives of which one is a loop, and neither waits for the other."""
+    """Equations with collectives of which one loops, and neither waits for the other."""
     behind: dict[Any, frozenset[int]] = {}  # equations with collectives that a variable comes from
-    talking: dict[int, str] = {}
+    talking: dict[int, Any] = {}
     found = []
     for i, equation in enumerate(jaxpr.eqns):
         inner = [value for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")]
@@ -238,23 +301,30 @@ def loops_beside_collectives(jaxpr: Any) -> list[str]:
         before = frozenset().union(
             *(behind.get(v, ()) for v in equation.invars if not hasattr(v, "val"))
         )
-        name = equation.primitive.name
-        if any(
-            each.primitive.name.startswith(COLLECTIVES)
-            for each in equations(SimpleNamespace(eqns=[equation]))
-        ):
+        if talks(equation):
             beside = [talking[j] for j in talking.keys() - before]
             found += [
-                f"{name} beside {other}" for other in beside if {name, other} & {"while", "scan"}
+                f"{equation.primitive.name} beside {other.primitive.name}"
+                for other in beside
+                if loops(equation) or loops(other)
             ]
-            talking[i], before = name, before | {i}
+            talking[i], before = equation, before | {i}
         behind |= dict.fromkeys(equation.outvars, before)
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"virtual_shards": 4}], ids=str)
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (optax.sgd(0.1), {}),
+        (optax.sgd(0.1), {"accumulate": 2}),
+        (optax.sgd(0.1), {"virtual_shards": 4}),
+        (optax.lbfgs(), {"virtual_shards": 4}),
+    ],
+    ids=["plain", "accumulate", "virtual_shards", "line search"],
+)
 def test_collectives_and_loops_of_them_have_one_order(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    optimizer: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By data: on a CPU XLA knows no other in programs from the compilation cache, and devices that
     begin with different ones wait for each other for ever."""
@@ -274,7 +344,7 @@ def test_collectives_and_loops_of_them_have_one_order(
     monkeypatch.setattr(loop, "run_steps", noted)
     member = lambda name: training.Player(
         lambda params, *args: training.batch_mean(squared)(params[name], *args),
-        optax.sgd(0.1),
+        optimizer,
         **options,
     )
     both = training.players(
@@ -328,10 +398,25 @@ def test_asked_to_stop_it_saves_everything_and_goes_on_bit_for_bit(devices: int)
     asked = iter(range(10**6))
     stopped = fit("parts", hooks=[training.Hook(1000, keep)], stop=lambda: next(asked) >= 5)
     (moment,) = moments
-    assert moment.stopping and 0 < moment.step < 90 and moment.step == int(stopped.step)
+    assert moment.stopping == "asked" and 0 < moment.step < 90 and moment.step == int(stopped.step)
     resumed = fit("parts", state=moment.state, totals=moment.totals)
     assert_same(whole, resumed)
     assert reports["parts"] == reports["whole"]
+
+
+def test_a_hook_that_says_true_ends_the_training_in_order() -> None:
+    """Hooks that were not due are called then; a number that a call returns says nothing."""
+    seen: list[tuple] = []
+    note = lambda moment: seen.append((moment.step, moment.stopping))
+    hooks = [
+        training.Hook(1000, note),
+        training.Hook(4, lambda moment: np.bool_(moment.step >= 12)),
+        training.Hook(2, lambda moment: moment.step),
+    ]
+    settings: dict[str, Any] = {"num_steps": 90, "batch_size": 8}
+    state = training.fit(quadratic(optax.sgd(0.1)), CENTERS, hooks=hooks, **settings)
+    assert seen == [(12, "finished")]
+    assert int(state.step) == 12
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -352,22 +437,63 @@ def test_a_stream_trains_as_the_same_set_in_memory(devices: int) -> None:
     assert_same(whole, training.fit(algorithm, stream, state=half, **settings))
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("devices", [1, 2])
-def test_accumulation_gives_the_gradient_of_the_whole_batch(parts: int, devices: int) -> None:
-    settings: dict[str, Any] = {
-        "num_steps": 7,
-        "batch_size": 16,
-        "devices": jax.local_devices()[:devices],
-    }
-    whole = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
-    cut = training.fit(quadratic(optax.sgd(0.1), accumulate=parts), CENTERS, **settings)
-    chex.assert_trees_all_close(whole.params, cut.params, rtol=1e-6)
+def preprocessed_stream(x: np.ndarray, preprocess: Callable) -> datasets.Stream:
+    stream = datasets.stream({"train": x, "test": x}).splits["train"]
+    object.__setattr__(stream, "preprocess", preprocess)
+    return stream
 
 
-def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"batch of 10 .* 3 parts .accumulate"):
-        training.fit(quadratic(optax.sgd(0.1), accumulate=3), CENTERS, num_steps=1, batch_size=10)
+def test_a_stream_carries_its_preprocessing() -> None:
+    noisy = lambda key, x: x + jax.random.normal(key, x.shape)
+    images, algorithm = CENTERS[:, None, None], quadratic(optax.sgd(0.1))
+    settings: dict[str, Any] = {"num_steps": 5, "batch_size": 8}
+    whole = training.fit(algorithm, datasets.Examples(images, noisy), **settings)
+    assert_same(whole, training.fit(algorithm, preprocessed_stream(images, noisy), **settings))
+
+
+class Seen(NamedTuple):
+    step: jax.Array
+    rows: jax.Array  # [T, B]
+
+
+def recorder(steps: int, batch_size: int) -> training.Algorithm:
+    """An algorithm that writes down which rows of the data set it sees, and checks what is there.
+
+    Every example is its row, so the loss counts those that are not.
+    """
+
+    def step(state: Seen, batch: training.Batch, axis_name: str | None) -> tuple[Seen, dict]:
+        total = lambda a: a if axis_name is None else jax.lax.psum(a, axis_name)
+        real = batch.weight > 0
+        seen = jnp.zeros(batch_size, jnp.int32).at[batch.place].set(jnp.where(real, batch.row, 0))
+        wrong = total(jnp.sum(jnp.where(real, batch.x.reshape(-1) != batch.row, 0)))
+        new = Seen(state.step + 1, state.rows.at[state.step].set(total(seen)))
+        return new, {"loss": wrong.astype(jnp.float32), "skipped": jnp.int32(0)}
+
+    zeros = jnp.zeros((steps, batch_size), jnp.int32)
+    return training.Algorithm(lambda key, x: Seen(jnp.int32(0), zeros), step)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("mapping", "devices"), [("pmap", 1), ("pmap", 2), ("shard_map", 2)])
+def test_a_batch_knows_the_rows_of_its_examples(mapping: str, devices: int, streamed: bool) -> None:
+    """Ragged batches included, in which padding has row 0."""
+    rows, steps, reports = np.arange(23, dtype=np.float32)[:, None, None, None], 7, []
+    source = datasets.stream({"train": rows, "test": rows}).splits["train"] if streamed else rows
+    state = training.fit(
+        recorder(steps, 8),
+        source,
+        num_steps=steps,
+        batch_size=8,
+        report=lambda step, report: reports.append(report["loss"]),
+        report_every=steps,
+        steps_per_call=3,
+        devices=jax.local_devices()[:devices],
+        mapping=mapping,
+    )
+    expected = [datasets.batch_rows(0, step, 23, 8)[0] for step in range(steps)]
+    np.testing.assert_array_equal(state.rows, expected)
+    assert reports == [0.0]
 
 
 @pytest.mark.optimized
@@ -565,6 +691,104 @@ def test_a_row_of_them_stops_the_run_and_names_step_and_term() -> None:
         )
 
 
+A = np.random.default_rng(1).normal(size=(24, 3)).astype(np.float32) * [1, 3, 10]
+LINES = {"a": A.astype(np.float32), "b": np.sin(np.arange(24, dtype=np.float32))}
+
+
+def least_squares(optimizer: Any, **options: Any) -> training.Algorithm:
+    """Lines fitted to points, badly conditioned."""
+    loss = lambda w, key, x, step: (0.5 * (x["a"] @ w - x["b"]) ** 2, {})
+    init = lambda key, x: jnp.zeros(3)
+    return training.gradient_descent(init, training.batch_mean(loss), optimizer, **options)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "devices", "options"),
+    [
+        ("pmap", 1, {}),
+        ("pmap", 2, {}),
+        ("shard_map", 2, {}),
+        ("pmap", 1, {"accumulate": 3}),
+        ("pmap", 2, {"virtual_shards": 4}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.lbfgs(),
+        optax.chain(
+            optax.scale_by_lbfgs(),
+            optax.scale(-1.0),
+            optax.scale_by_backtracking_linesearch(10, store_grad=True),
+        ),
+    ],
+    ids=["zoom", "backtracking"],
+)
+def test_lbfgs_finds_the_least_squares(
+    optimizer: Any, mapping: str, devices: int, options: dict[str, int]
+) -> None:
+    """Its line search asks for losses and gradients of the whole batch, within the step."""
+    state = training.fit(
+        least_squares(optimizer, **options),
+        LINES,
+        num_steps=15,
+        batch_size=24,
+        devices=jax.local_devices()[:devices],
+        mapping=mapping,
+    )
+    best, *_ = np.linalg.lstsq(LINES["a"].astype(np.float64), LINES["b"])
+    np.testing.assert_allclose(training.trained(state), best, atol=2e-5)
+
+
+def test_two_line_searches_over_devices_wait_for_each_other() -> None:
+    """Two players with L-BFGS, of which one follows the other."""
+    mean = lambda f: training.batch_mean(lambda w, key, x, step: (f(w, x["b"]), {}))
+    members = {
+        "a": training.Player(mean(lambda w, b: (w["a"] - w["b"]) ** 2), optax.lbfgs()),
+        "b": training.Player(mean(lambda w, b: (w["b"] - b) ** 2), optax.lbfgs()),
+    }
+    algorithm = training.players(lambda key, x: {"a": jnp.zeros(()), "b": jnp.ones(())}, members)
+    settings: dict[str, Any] = {"num_steps": 6, "batch_size": 24}
+    state = training.fit(algorithm, LINES, devices=jax.local_devices()[:2], **settings)
+    found = training.trained_players(state)
+    assert found["a"] == pytest.approx(LINES["b"].mean(), abs=1e-5)
+    assert found["b"] == pytest.approx(LINES["b"].mean(), abs=1e-5)
+
+
+def test_a_plateau_lowers_the_rate() -> None:
+    """The loss is constant, so each second step of no gain halves the scale of the updates."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=2)
+    flat = lambda params, key, x, step: (1.0 + 0.0 * params["w"].sum(), {})
+    state = training.fit(
+        quadratic(optax.chain(optax.sgd(0.1), plateau), flat), CENTERS, num_steps=7, batch_size=23
+    )
+    assert float(optax.tree.get(state.opt_state["model"], "scale")) == 0.5**3
+
+
+def test_an_optimizer_that_asks_for_something_else_is_refused() -> None:
+    plain = optax.sgd(0.1)
+    update = lambda grads, state, params, *, hessian, **_: plain.update(grads, state)
+    asking = optax.GradientTransformationExtraArgs(plain.init, update)
+    with pytest.raises(ValueError, match=r"'hessian'.*training gives value, grad and value_fn"):
+        training.fit(quadratic(asking), CENTERS, num_steps=1, batch_size=4)
+
+
+def test_debug_nans_names_the_operation() -> None:
+    broken = lambda params, key, x, step: (jnp.log(params["w"].sum() - 1.0), {})
+    algorithm = quadratic(optax.sgd(0.1), broken)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="encountered in log"):
+        training.fit(algorithm, CENTERS, num_steps=3, batch_size=4)
+
+
+def test_nothing_need_be_compiled() -> None:
+    settings: dict[str, Any] = {"num_steps": 2, "batch_size": 4}
+    compiled = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
+    with jax.disable_jit():
+        state = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
+    chex.assert_trees_all_close(compiled.params, state.params, rtol=1e-5)
+
+
 def test_players_descend_their_own_losses_in_their_own_parameters() -> None:
     """min_a (a - b)^2, min_b (b - 3)^2: the first follows the second, which does not see the
     first.
@@ -591,6 +815,57 @@ def test_players_descend_their_own_losses_in_their_own_parameters() -> None:
     assert {"a/loss", "b/loss", "a/gradient_norm", "loss"} <= reports[0].keys()
     with pytest.raises(ValueError, match="players are"):
         training.players(lambda key, x: {"a": 0.0}, members).init(jax.random.key(0), CENTERS[0])
+
+
+def test_a_moving_average_is_a_player() -> None:
+    """SGD with step 1 - gamma on (N - n)^2 / 2 is N <- gamma N + (1 - gamma) n."""
+    gamma, n = 0.9, CENTERS.mean(0)
+    follow = lambda params, key, x, step: (0.5 * jnp.sum((params["codes"] - x) ** 2), {})
+    codes = training.Player(training.batch_mean(follow), optax.sgd(1 - gamma))
+    algorithm = training.players(lambda key, x: {"codes": jnp.zeros(3)}, {"codes": codes})
+    state = training.fit(algorithm, CENTERS, num_steps=5, batch_size=23)
+    np.testing.assert_allclose(state.params["codes"], n * (1 - gamma**5), rtol=1e-5)
+
+
+def warm_state(*names: str, size: int = 3, ema_decay: float = 0.5, value: float = 0.0) -> Any:
+    members = {name: training.Player(lambda *_: None, optax.adam(0.1)) for name in names}
+    init = lambda key, x: {name: {"w": jnp.full(size, value)} for name in names}
+    return training.players(init, members, ema_decay).init(jax.random.key(0), CENTERS[0])
+
+
+def test_a_fresh_state_starts_from_the_parameters_of_another() -> None:
+    fresh = warm_state("model", "critic")
+    other = warm_state("model", "flow", value=1.0)
+    other = other._replace(step=jnp.int32(7), average=jax.tree.map(lambda a: a + 1.0, other.params))
+    ones, zeros = {"w": jnp.ones(3)}, {"w": jnp.zeros(3)}
+    state = training.start_from(fresh, other)
+    assert_same(state.params, {"critic": zeros, "model": ones})
+    assert_same(
+        training.trained_players(state), {"critic": zeros, "model": {"w": jnp.full(3, 2.0)}}
+    )
+    assert_same(
+        state._replace(params=None, average=None), fresh._replace(params=None, average=None)
+    )
+    assert_same(training.start_from(fresh, {"model": ones}).average["model"], ones)
+    without = training.start_from(warm_state("model", ema_decay=0.0), other)
+    assert without.average is None
+    assert_same(training.trained(without), ones)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"model": {"w": jnp.zeros(4)}},
+            r"first is w, float32\[4\] then and float32\[3\] now",
+        ),
+        ({"model": {}}, r"first is w, absent then and float32\[3\] now"),
+        ({"w": jnp.zeros(3)}, r"the state has \['model'\], .* has \['w'\]"),
+    ],
+)
+def test_parameters_of_another_model_are_no_start(other: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training.start_from(warm_state("model"), other)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -691,11 +966,6 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
         )
 
 
-def test_an_empty_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="N >= 1"):
-        training.fit(quadratic(optax.sgd(0.1)), CENTERS[:0], num_steps=1, batch_size=4)
-
-
 class VariantsTest(chex.TestCase):
     """A step gives the same numbers with and without jit, and mapped over devices."""
 
@@ -772,3 +1042,9 @@ def test_a_longer_training_is_traced_no_more_and_meets_the_host_once_in_a_hundre
     assert len(copies) == len(dispatches) * len(
         ("error", "loss", "gradient_norm", "skipped", "votes")
     )
+
+
+@pytest.mark.parametrize("room", [training.algorithms, training.loop, checkpoints])
+def test_examples_of_docstrings_run(room: Any) -> None:
+    found = doctest.testmod(room)
+    assert found.attempted and not found.failed

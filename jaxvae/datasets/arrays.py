@@ -15,17 +15,20 @@ CHANNELS = (1, 3, 4)  # grey, colour, and colour with transparency
 
 def from_arrays(source: Any) -> dict[str, Split]:
     """Splits of one array of images, or of ``{split: x | (x, y) | (x, y, attributes) | Split}``."""
+    if isinstance(source, Split):
+        return {"train": _of_value(source, "the split")}
     if not isinstance(source, Mapping):
-        return {"train": source if isinstance(source, Split) else as_split(source)}
+        return {"train": as_split(source)}
     return {name: _of_value(value, f"split {name!r}") for name, value in source.items()}
 
 
 def _of_value(value: Any, where: str) -> Split:
     if isinstance(value, Split):
-        common_length(value)
-        return value.replace(y=_plain_labels(value.y, where))
+        return _tree_split(value, where)
     x, *rest = value if type(value) is tuple else (value,)
-    return _tree_split(x, where, *rest) if _is_tree(x) else as_split(x, where, *rest)
+    if not _is_tree(x):
+        return as_split(x, where, *rest)
+    return _tree_split(Split(jax.tree.map(np.asarray, x), *rest), where)
 
 
 def _is_tree(x: Any) -> bool:
@@ -34,8 +37,9 @@ def _is_tree(x: Any) -> bool:
     return not nested and not jax.tree_util.all_leaves([x])
 
 
-def _tree_split(x: Any, where: str, y: Any = None, attributes: Any = None) -> Split:
-    split = Split(jax.tree.map(np.asarray, x), _plain_labels(y, where), attributes)
+def _tree_split(split: Split, where: str) -> Split:
+    """A split whose x is taken as it is, once all arrays are known to have one length."""
+    split = split.replace(y=_plain_labels(split.y, where))
     try:
         common_length(split)
     except DataError as error:
@@ -165,12 +169,20 @@ def numbered(splits: dict[str, Split]) -> tuple[dict[str, Split], tuple[str, ...
     if len(classes) == 1:
         return {n: s.replace(y=None) if n in words else s for n, s in splits.items()}, ()
     number = {word: i for i, word in enumerate(classes)} | {None: MISSING}
-    for name, split in splits.items():
-        if split.y is not None and name not in words:
-            raise DataError(f"labels are words in {', '.join(words)} but integers in {name}")
+    others = [name for name, split in splits.items() if name not in words and _known(split.y)]
+    if others:
+        raise DataError(
+            f"labels are words in {', '.join(words)} but no words in {', '.join(others)}: "
+            "give words, or integers, in all splits"
+        )
     integers = {
         name: np.array([number[word] for word in labels], np.int32)
         for name, labels in words.items()
     }
     splits = {n: s.replace(y=integers[n]) if n in words else s for n, s in splits.items()}
     return splits, tuple(map(str, classes))
+
+
+def _known(y: Any) -> bool:
+    """Whether a split has labels, and not only missing ones."""
+    return y is not None and not (isinstance(y, np.ndarray) and (y == MISSING).all())

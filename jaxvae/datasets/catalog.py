@@ -1,6 +1,4 @@
-"""Sets of tensorflow-datasets, read without TensorFlow, and the digits, which are prepared
-without it too.
-"""
+"""Sets of tensorflow-datasets, read without TensorFlow; the digits are prepared without it too."""
 
 from __future__ import annotations
 
@@ -218,17 +216,16 @@ def _online(seconds: float = 4.0) -> bool:
 
 
 def _prepare_digits(tfds: Any, data_dir: Path) -> Any:
-    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, as a tensorflow-datasets set
-    of our own.
-    """
+    """Prepares scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, as such a set."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("the digits come with scikit-learn: pip install scikit-learn") from error
 
     class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """Optical recognition of handwritten digits (Alpaydin & Kaynak 1998), the 1,797 images
-        of scikit-learn.
+        """Optical recognition of handwritten digits (Alpaydin & Kaynak 1998).
+
+        These are the 1,797 images that come with scikit-learn.
         """
 
         name = "digits"

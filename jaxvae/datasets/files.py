@@ -48,7 +48,7 @@ def from_path(
         return {name: of_folder(folder) for name, folder in (parts or {"train": path}).items()}
     try:
         if path.suffix == ".npy":
-            return {"train": of_array(np.load(path, mmap_mode="r"), str(path))}
+            return {"train": of_array(_array(path), str(path))}
         if path.suffix == ".npz":
             return of_archive(path)
     except DataError:
@@ -56,6 +56,14 @@ def from_path(
     except Exception as error:
         raise DataError(f"{path} cannot be read as a NumPy file of numbers ({error})") from error
     raise DataError(f"{path} is no .npy or .npz file and no folder")
+
+
+def _array(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode="r")
+    if isinstance(array, np.ndarray):
+        return array
+    array.close()  # NumPy goes by the content and not by the name
+    raise DataError(f"{path} is an archive of arrays: rename it to .npz")
 
 
 def _from_npz(path: Path) -> dict[str, Split]:
@@ -165,6 +173,7 @@ def read_image(file: Path, image_size: Size = None) -> np.ndarray:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise DataError("reading image files needs Pillow: pip install pillow") from error
+    Image.init()  # all formats are known before several threads ask for one
     try:
         with Image.open(file) as opened:
             if opened.mode == "F" or opened.mode.startswith("I"):

@@ -191,12 +191,13 @@ def _dataset(
 
 def _levels(parts: Iterable[Split]) -> int | None:
     """2 where all values are 0 or 1, 256 for other uint8, and None for real numbers."""
-    levels: int | None = 2
     for part in parts:
         if not is_array(part.x):
             return None
         if part.dtype == np.uint8:
-            levels = levels if part.x.max() <= 1 else 256
-        elif not ((part.x == 0) | (part.x == 1)).all():
-            return None
-    return levels
+            binary = part.x.max() <= 1
+        else:
+            binary = ((part.x == 0) | (part.x == 1)).all()
+        if not binary:
+            return 256 if part.dtype == np.uint8 else None
+    return 2

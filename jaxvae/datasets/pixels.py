@@ -196,7 +196,7 @@ def _check_values(x: Any, name: str, levels: int | None) -> None:
         raise DataError(
             f"pixels={name!r} needs integers from 0; the least is {x.min()}. Use 'none'."
         )
-    if levels is None and name != "counts" and x.max() > 1:
+    if levels is None and name != "counts":
         raise DataError(
             f"pixels={name!r} needs the number of values that an integer pixel can take: "
             "give levels"

@@ -1,8 +1,7 @@
-"""Squares, ellipses and hearts after dSprites' recipe: 737,280 binary images of 64x64, rendered
-where they are used.
+"""Squares, ellipses and hearts after dSprites' recipe, rendered where they are used.
 
-Every combination of five factors is there once (Matthey et al. 2017,
-github.com/deepmind/dsprites-dataset):
+There are 737,280 binary images of 64x64 pixels. Every combination of five factors is there once
+(Matthey et al. 2017, github.com/deepmind/dsprites-dataset):
 
 * ``shape``: square, ellipse, heart;
 * ``scale``: 0.5, 0.6, ..., 1;
@@ -42,11 +41,10 @@ CHUNK = 1024  # images that are rendered at once where pixels are held
 
 
 def render(factors: Array) -> Array:
-    """The image [64, 64, 1] of five factors, each an integer from 0: uint8, 1 inside the shape and
-    0 outside.
+    """The image [64, 64, 1] uint8 of five factors: 1 inside the shape and 0 outside.
 
-    A pixel is inside if its centre is. Factors are in the order of NAMES; there is no check that
-    they are in range.
+    A pixel is inside if its centre is. Factors are integers from 0, in the order of NAMES; there is
+    no check that they are in range.
     """
     if factors.shape != (len(SIZES),):
         raise ValueError(
@@ -65,8 +63,10 @@ def render(factors: Array) -> Array:
 
 
 def attributes(factors: Array) -> Array:
-    """Five factors as eight numbers: the shape as one of three, scale, x and y from 0 to 1, and the
-    rotation's angle a as (cos a, sin a).
+    """Five factors as eight numbers [8].
+
+    The shape is one of three, scale, x and y lie in [0, 1], and the rotation's angle a is
+    (cos a, sin a).
     """
     shape, scale, rotation, x, y = factors.astype(jnp.int32)
     angle = rotation * (2 * math.pi / SIZES[2])
@@ -90,12 +90,11 @@ def _ellipse(u: Array, v: Array) -> Array:
 
 
 def _heart(u: Array, v: Array) -> Array:
-    """A square of side s on its tip with half-discs on its two upper sides, of area s^2 (1 + pi /
-    4) = SIDE^2.
+    """A square of side s on its tip with half-discs on its two upper sides.
 
-    Seen from the tip along the sides, the square is [0, s]^2 and the discs of radius s / 2 are at
-    (s / 2, s) and (s, s / 2). The half-discs' centroids are 2 s / (3 pi) beyond the sides that they
-    stand on.
+    Its area is s^2 (1 + pi / 4) = SIDE^2. Seen from the tip along the sides, the square is
+    [0, s]^2 and the discs of radius s / 2 are at (s / 2, s) and (s, s / 2). The half-discs'
+    centroids are 2 s / (3 pi) beyond the sides that they stand on.
     """
     s = SIDE / math.sqrt(1 + math.pi / 4)
     centroid = (
@@ -108,8 +107,9 @@ def _heart(u: Array, v: Array) -> Array:
 
 
 def factors_of(index: Any) -> Array:
-    """The factors [..., 5] of the images of some indices, as integers from 0; the last factor
-    changes fastest.
+    """The factors [..., 5] of the images of some indices, as integers from 0.
+
+    The last factor changes fastest.
     """
     _check(index, math.prod(SIZES), "an index")
     return jnp.stack(jnp.unravel_index(jnp.asarray(index), SIZES), -1).astype(jnp.int32)
@@ -139,13 +139,12 @@ def _check(values: Any, ends: Any, what: str) -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Images that are kept as their factors, five bytes each, and rendered where their pixels are
-    used.
+    """Images that are kept as their factors, and rendered where their pixels are used.
 
-    To who reads them they are an array ``[N, 64, 64, 1]`` of uint8: ``images[rows]`` are the images
-    of some rows, still as factors; ``astype`` and NumPy's ``asarray`` render. As a pytree they are
-    their factors, so that a training holds these on its devices, and ``datasets.preprocessing``
-    renders each example inside the step.
+    A factor is one byte. To the reader they are an array ``[N, 64, 64, 1]`` of uint8:
+    ``images[rows]`` are the images of some rows, still as factors; ``astype`` and NumPy's
+    ``asarray`` render. As a pytree they are their factors. A training holds these on its devices,
+    and ``datasets.preprocessing`` renders each example inside the step.
     """
 
     factors: Any  # [..., 5] integers
@@ -198,11 +197,10 @@ def images() -> Images:
 
 
 def splits() -> dict[str, Split]:
-    """Training and test splits, both in the order of a fixed permutation, so that any part of one
-    is a random choice.
+    """Training and test splits, both in the order of a fixed permutation.
 
-    The test split has 10,000 images. The label is the shape; all factors are ``split.x.factors
-    [N, 5]``.
+    So any part of one is a random choice. The test split has 10,000 images. The label is the shape;
+    all factors are ``split.x.factors [N, 5]``.
     """
     everything: Any = images()
     order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(everything))

@@ -47,6 +47,9 @@ class Split:
         """Type of the stored examples, such as uint8, where x is a single array."""
         return self._single().dtype
 
+    def __len__(self) -> int:
+        return common_length(self)
+
     def take(self, rows: Any) -> Split:
         """The examples of some rows, an index array or a slice; the preprocessing stays."""
         return rows_of(self, rows)

@@ -48,9 +48,8 @@ class Stream:
         Raises DataError naming the set and the row, or the file, of an example that cannot be read
         or differs in shape.
         """
-        each, places = np.unique(
-            self.rows[rows], return_inverse=True
-        )  # padding repeats a row; it is read once
+        # Padding repeats a row; it is read once.
+        each, places = np.unique(self.rows[rows], return_inverse=True)
         images = np.empty((len(each), *self.shape), self.dtype)
         record_of = self._records(each.tolist())
         for place, row in enumerate(each.tolist()):
@@ -72,9 +71,7 @@ class Stream:
         return dataclasses.replace(self, rows=self.rows[rows])
 
     def glimpse(self, most: int = 1000, size: int = 32) -> Iterator[Split]:
-        """Examples to judge the stream by, evenly spaced over it: at most so many, read a few at
-        a time.
-        """
+        """At most so many examples to judge the stream by, evenly spaced, read a few at a time."""
         rows = np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)
         for start in range(0, len(rows), size):
             yield Split(self[rows[start : start + size]], preprocess=self.preprocess)
@@ -82,12 +79,11 @@ class Stream:
     def batches(
         self, rows_of: Callable[[int], np.ndarray], start: int, stop: int
     ) -> Generator[np.ndarray, None, None]:
-        """The batches ``self[rows_of(t)]`` for t = start, ..., stop - 1, read ahead of time by
-        Grain's threads.
+        """The batches ``self[rows_of(t)]`` for t = start, ..., stop - 1.
 
-        ``rows_of`` must be pure, since the threads call it in any order. Closing the iterator, or
-        dropping it, ends the threads as soon as they have finished the batches that they are
-        reading.
+        Grain's threads read them ahead of time. ``rows_of`` must be pure, since the threads call it
+        in any order. Closing the iterator, or dropping it, ends the threads as soon as they have
+        finished the batches that they are reading.
         """
         grain = require_grain()
         steps = grain.MapDataset.range(start, stop).map(lambda step: self[rows_of(step)])
@@ -103,9 +99,7 @@ class Stream:
         return how_to_mend(self.shape, image.shape)
 
     def _records(self, rows: list[int]) -> Callable[[int], Any]:
-        """row -> record, read in one go where the records can be, as those of
-        tensorflow-datasets can.
-        """
+        """row -> record; all are read in one go where that is possible."""
         with contextlib.suppress(Exception):  # what fails is read again alone, which tells the row
             return dict(zip(rows, self.records.__getitems__(rows), strict=True)).__getitem__
         return lambda row: self.records[row]
@@ -159,9 +153,7 @@ def _image(
 
 
 def of_objects(source: Any) -> dict[str, Stream]:
-    """Streams of objects with ``__len__`` and ``__getitem__``, which returns one image: arrays,
-    Grain pipelines.
-    """
+    """Streams of objects whose ``__getitem__`` returns one image: arrays, Grain pipelines."""
     splits = source if isinstance(source, Mapping) else {"train": source}
     for name, records in splits.items():
         if isinstance(records, tuple):

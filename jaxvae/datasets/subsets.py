@@ -59,7 +59,7 @@ def random_subset(examples: Any, num: int | None, seed: int = 0) -> Any:
     >>> import numpy as np
     >>> from jaxvae import datasets
     >>> datasets.random_subset(np.arange(1000), 4)
-    array([241, 308, 487, 953])
+    array([443, 469, 542, 639])
     """
     n = num_examples(examples)
     if num is not None and num < 1:

@@ -19,7 +19,7 @@ from jaxvae.distributions.contract import check_event, many
 
 @pytree
 class Independent:
-    """A product of independent distributions stacked along the first ``ndim`` axes of every leaf.
+    """Independent distributions, stacked along the first ``ndim`` axes of every leaf.
 
     log p(x) = sum_i log p_i(x_i): a mixture for every pixel is ``Independent(Mixture(...),
     ndim=3)``.
@@ -58,10 +58,10 @@ class Independent:
 
 @pytree
 class Mixture:
-    """A finite mixture, p(x) = sum_m softmax(``logits``)_m p_m(x), with ``logits [M]``.
+    """A finite mixture, p(x) = sum_m softmax(``logits``)_m p_m(x).
 
-    ``components`` is one distribution with an axis M in front of every leaf, or a tuple of M
-    distributions of any families over the same event.
+    ``logits`` are [M]. ``components`` is one distribution with an axis M in front of every leaf, or
+    a tuple of M distributions of any families over the same event.
     """
 
     logits: Array
@@ -101,8 +101,8 @@ class Mixture:
         if log_probs.shape != log_weights.shape + lead:
             raise ValueError(
                 f"a mixture of {len(log_weights)} components needs one log-density of each, shape "
-                f"{log_weights.shape + lead}; they gave {log_probs.shape}. For NumPyro, move batch axes into the event "
-                "with to_event()."
+                f"{log_weights.shape + lead}; they gave {log_probs.shape}. For NumPyro, move batch "
+                "axes into the event with to_event()."
             )
         return logsumexp(jnp.moveaxis(log_probs, 0, -1) + log_weights, -1)
 
@@ -113,8 +113,9 @@ class Mixture:
 
 @pytree
 class Joint:
-    """Independent parts of any families over one vector x, which holds their flattened events
-    one after the other.
+    """Independent parts of any families over one vector x.
+
+    x holds the flattened events of the parts one after the other.
     """
 
     parts: tuple[Any, ...]
@@ -144,7 +145,10 @@ class Joint:
 
 @pytree
 class Hierarchy:
-    """p(w) p(z | w) over the vector [w, z]: ``first`` is p(w), ``then(params, w)`` is p(z | w)."""
+    """p(w) p(z | w) over the vector [w, z].
+
+    ``first`` is p(w), and ``then(params, w)`` is p(z | w).
+    """
 
     first: Any
     params: Any
@@ -176,10 +180,10 @@ class Hierarchy:
 
 
 def tempered(distribution: Any, temperature: float) -> Any:
-    """The same with standard deviations times ``temperature``, those of a mixture's components and
-    of a flow's base.
+    """The same distribution with its standard deviations times ``temperature``.
 
-    Raises ValueError for a temperature that is not positive, and for families that have no scale.
+    Of a mixture, the deviations of the components; of a flow, those of its base. Raises ValueError
+    for a temperature that is not positive, and for families that have no scale.
     """
     if not temperature > 0:
         raise ValueError(f"a temperature must be above 0; it was {temperature}")

@@ -26,7 +26,7 @@ class Normal(Factorized):
         return self._full(self.loc)
 
     def noise(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """What ``at`` makes a sample of: standard normal."""
+        """Standard normal noise."""
         return jax.random.normal(key, shape + self.event_shape, jnp.result_type(self.loc))
 
     def from_noise(self, noise: Array) -> Array:
@@ -41,8 +41,9 @@ class Normal(Factorized):
 
 @pytree
 class Point:
-    """All mass at ``loc``: the posterior of a deterministic encoder, whose density there, and
-    KL, is infinite.
+    """All mass at ``loc``, the posterior of a deterministic encoder.
+
+    Its density at ``loc`` and its KL divergence are infinite.
     """
 
     loc: Array
@@ -66,8 +67,9 @@ class Point:
 
 @pytree
 class MultivariateNormal:
-    """Gaussian with full covariance L L^T: ``loc [D]``, ``scale_tril`` L [D, D] lower
-    triangular.
+    """Gaussian with full covariance L L^T.
+
+    ``loc`` is [D], and ``scale_tril`` is L [D, D], lower triangular.
     """
 
     loc: Array
@@ -82,7 +84,7 @@ class MultivariateNormal:
         return self.loc
 
     def noise(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """What ``at`` makes a sample of: standard normal."""
+        """Standard normal noise."""
         return jax.random.normal(key, shape + self.event_shape, jnp.result_type(self.loc))
 
     def from_noise(self, noise: Array) -> Array:
@@ -121,10 +123,10 @@ class Laplace(Factorized):
 
 @pytree
 class ContinuousBernoulli(Factorized):
-    """Continuous Bernoulli on [0, 1], p(x) = C(l) e^(x l) / (1 + e^l), C(l) = l / tanh(l / 2).
+    """Continuous Bernoulli on [0, 1], in the log-odds l = ``logits``.
 
-    Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845, eq. 1 and 2, written in the log-odds l; C(0) =
-    2.
+    p(x) = C(l) e^(x l) / (1 + e^l) with C(l) = l / tanh(l / 2) and C(0) = 2 (Loaiza-Ganem &
+    Cunningham 2019, arXiv:1907.06845, eq. 1 and 2, there in probabilities).
     """
 
     logits: Array
@@ -135,9 +137,7 @@ class ContinuousBernoulli(Factorized):
 
     @property
     def log_normalizer(self) -> Array:
-        """log C(l), by its series log 2 + l^2/12 - 7 l^4/1440 + 31 l^6/90720 - ... where l is
-        small.
-        """
+        """log C(l); near zero by its series log 2 + l^2/12 - 7 l^4/1440 + 31 l^6/90720 - ..."""
         near, l = self._near_zero()
         magnitude = jnp.abs(l)
         far = jnp.log(magnitude) - jnp.log(jnp.tanh(magnitude / 2))
@@ -148,9 +148,7 @@ class ContinuousBernoulli(Factorized):
 
     @property
     def mean(self) -> Array:
-        """1 / (1 - e^-l) - 1 / l, by its series 1/2 + l/12 - l^3/720 + l^5/30240 where l is
-        small.
-        """
+        """1 / (1 - e^-l) - 1 / l; near zero by its series 1/2 + l/12 - l^3/720 + l^5/30240."""
         near, l = self._near_zero()
         small = jnp.where(near, self.logits, 0.0)
         series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30240
@@ -159,8 +157,9 @@ class ContinuousBernoulli(Factorized):
         return jnp.where(near, series, jnp.where(l > 0, upper, 1 - upper))
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """Inverse of the distribution function, x = log(1 + u (e^l - 1)) / l, from the side
-        where e^l <= 1.
+        """The inverse of the distribution function, x = log(1 + u (e^l - 1)) / l.
+
+        It is taken from the side where e^l <= 1.
         """
         u = jax.random.uniform(key, shape + self.event_shape, jnp.result_type(self.logits))
         tiny = jnp.abs(self.logits) < 1e-3
@@ -178,7 +177,7 @@ class Gamma(Factorized):
     """Gamma, p(x) = rate^a x^(a-1) e^(-rate x) / Gamma(a) with ``concentration`` a.
 
     Samples carry the implicit gradient -(dF/da) / p(x) (Figurnov et al. 2018, arXiv:1805.08498).
-    Those of Beta, Dirichlet and Student's t are functions of gammas.
+    The samples of Beta, Dirichlet and Student's t are functions of gammas.
     """
 
     concentration: Array
@@ -219,7 +218,10 @@ class Beta(Factorized):
 
 @pytree
 class Dirichlet:
-    """Dirichlets over the last axis, p(x) = Gamma(sum_c a_c) prod_c x_c^(a_c - 1) / Gamma(a_c)."""
+    """Dirichlet distributions over the last axis, with ``concentration`` a.
+
+    p(x) = Gamma(sum_c a_c) prod_c x_c^(a_c - 1) / Gamma(a_c).
+    """
 
     concentration: Array
 
@@ -242,8 +244,9 @@ class Dirichlet:
 
 @pytree
 class StudentT(Factorized):
-    """Student's t with ``df`` degrees of freedom v, p(x) ~ (1 + ((x - loc) / scale)^2 /
-    v)^(-(v+1)/2).
+    """Student's t with ``df`` degrees of freedom v.
+
+    p(x) is proportional to (1 + ((x - loc) / scale)^2 / v)^(-(v+1)/2).
     """
 
     df: Array
@@ -252,7 +255,7 @@ class StudentT(Factorized):
 
     @property
     def mean(self) -> Array:
-        """Where it exists, v > 1; else nan."""
+        """loc for v > 1, else nan."""
         return self._full(jnp.where(self.df > 1, self.loc, jnp.nan))
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:

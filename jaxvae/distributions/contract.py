@@ -26,7 +26,7 @@ class Distribution(Protocol):
 
 
 def check_event(distribution: Any, x: Array) -> tuple[int, ...]:
-    """Returns the sample shape in front of the event in ``x``, or says how the shapes disagree."""
+    """The sample shape in front of the event in ``x``; ValueError if the shapes disagree."""
     event, shape = distribution.event_shape, jnp.shape(x)
     lead = len(shape) - len(event)
     if lead < 0 or shape[lead:] != event:
@@ -95,7 +95,7 @@ def check_scalar(value: Any, name: str) -> Array:
 
 
 def event_shapes(distribution: Any) -> Any:
-    """``event_shape``; of a family that does not state it, the shapes of a draw, a tree like z."""
+    """``event_shape``, or the shapes of a draw as a tree, of a family that states none."""
     stated = getattr(distribution, "event_shape", None)
     if stated is not None:
         return stated
@@ -123,7 +123,7 @@ def sample_noise(distribution: Any, key: Array, shape: tuple[int, ...] = ()) -> 
 
 
 def reparameterize(distribution: Any, noise: Any) -> Any:
-    """Draws made of noise, differentiable in the parameters where the family allows it.
+    """Draws made of noise, differentiable in the parameters if the family allows it.
 
     One noise gives one draw, and K noises stacked in front give K draws.
     """

@@ -82,8 +82,9 @@ class Bernoulli(Factorized):
 
 @pytree
 class Categorical:
-    """Categorical over C classes with unnormalized ``logits [*event, C]``; x holds class indices
-    ``[*event]``.
+    """Categorical over C classes with unnormalized ``logits [*event, C]``.
+
+    x holds class indices ``[*event]``.
     """
 
     logits: Array
@@ -110,8 +111,9 @@ class Categorical:
 
 @pytree
 class OneHotCategorical:
-    """Categorical over C classes with unnormalized ``logits [*event, C]``; x is one-hot,
-    ``[*event, C]``.
+    """Categorical over C classes with unnormalized ``logits [*event, C]``.
+
+    x is one-hot, ``[*event, C]``.
     """
 
     logits: Array
@@ -169,10 +171,9 @@ class DiscretizedLogistic(Factorized):
 
 @pytree
 class NegativeBinomial(Factorized):
-    """Counts x = 0, 1, ... with p(x) = Gamma(x+r) / (x! Gamma(r)) sigmoid(-l)^r sigmoid(l)^x; mean
-    r e^l.
+    """Counts x = 0, 1, ... with ``total_count`` r > 0, ``logits`` l and mean r e^l.
 
-    ``total_count`` r > 0, ``logits`` l.
+    p(x) = Gamma(x+r) / (x! Gamma(r)) sigmoid(-l)^r sigmoid(l)^x.
     """
 
     total_count: Array

@@ -33,8 +33,8 @@ def log_area(dimensions: int) -> float:
 def _sphere(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(
-            f"{name} is a distribution over one unit sphere of vectors [D] with D >= 2; their shape was {shape}. "
-            "A batch goes through jax.vmap, and the two points of one dimension are a Bernoulli."
+            f"{name} is a distribution over one unit sphere of vectors [D] with D >= 2; their shape "
+            f"was {shape}. A batch goes through jax.vmap, and the two points of one dimension are a Bernoulli."
         )
     return shape
 
@@ -48,9 +48,7 @@ def _direction(key: Array, shape: tuple[int, ...]) -> Array:
 
 @pytree
 class SphericalUniform:
-    """The uniform distribution over the unit sphere in D ``dimensions``, p(x) = Gamma(D/2) / (2
-    pi^(D/2)).
-    """
+    """The uniform distribution over the unit sphere, Gamma(D/2) / (2 pi^(D/2))."""
 
     dimensions: int = dataclasses.field(metadata={"static": True})
 
@@ -196,12 +194,11 @@ class PowerSpherical(_Tilted):
 
 @pytree
 class VonMisesFisher(_Tilted):
-    """p(x) = k^v e^(k loc^T x) / ((2 pi)^(D/2) I_v(k)) over unit vectors x [D], v = D/2 - 1, k >= 0
-    the concentration.
+    """p(x) = k^v e^(k loc^T x) / ((2 pi)^(D/2) I_v(k)) over unit vectors x [D].
 
-    Davidson et al. 2018, arXiv:1804.00891. t is drawn by rejection (Ulrich 1984; Wood 1994) and
-    carries its implicit gradient, -(dF/dk) / p(t) with F its distribution function. ``loc`` is a
-    unit vector.
+    v = D/2 - 1, and k >= 0 is the ``concentration``; ``loc`` is a unit vector (Davidson et al.
+    2018, arXiv:1804.00891). t = loc^T x is drawn by rejection (Ulrich 1984; Wood 1994) and carries
+    its implicit gradient, -(dF/dk) / p(t) with F its distribution function.
     """
 
     loc: Array
@@ -237,8 +234,9 @@ def log_bessel_partition(concentration: Array, dimensions: int) -> Array:
 
 
 def _nodes(k: Array, m: float) -> tuple[Array, Array, Array]:
-    """The integrand's logarithm at its mode, and at the nodes 1 - t [T] and their log-weights; m
-    = (D-1)/2.
+    """The logarithm of the integrand at its mode; nodes 1 - t [T]; their log-weights.
+
+    m = (D-1)/2.
     """
     root = jnp.hypot(k, m)
     short, t = (

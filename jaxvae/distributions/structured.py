@@ -38,13 +38,13 @@ class BandedNormal:
         """The columns, [D, W+1]."""
         if jnp.shape(self.factor)[:-1] != self.event_shape:
             raise ValueError(
-                f"BandedNormal needs W+1 numbers for each coordinate, factor [*{self.event_shape}, W+1]; "
-                f"its shape was {jnp.shape(self.factor)}"
+                "BandedNormal needs W+1 numbers for each coordinate, factor "
+                f"[*{self.event_shape}, W+1]; its shape was {jnp.shape(self.factor)}"
             )
         return self.factor.reshape(-1, self.factor.shape[-1])
 
     def noise(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """What ``at`` makes a sample of: standard normal."""
+        """Standard normal noise."""
         return jax.random.normal(key, shape + self.event_shape, jnp.result_type(self.loc))
 
     def from_noise(self, noise: Array) -> Array:

@@ -14,12 +14,12 @@ from jaxvae.distributions.contract import check_event, reparameterize, sample_no
 
 @pytree
 class Transformed:
-    """y = f(z), z ~ ``base``: log q(y) = log base(z) - log |det df/dz| (Rezende & Mohamed 2015,
-    arXiv:1505.05770).
+    """y = f(z), z ~ ``base``: log q(y) = log base(z) - log |det df/dz|.
 
-    ``flow`` is a member of ``jaxvae.flows`` over z [D], with ``params`` that all examples share and
-    ``raw [size]`` of this one. ``sample_and_log_prob`` needs f alone. ``log_prob`` needs its
-    inverse, and raises TypeError where f has none in closed form.
+    Rezende & Mohamed 2015, arXiv:1505.05770. ``flow`` is a member of ``jaxvae.flows`` over z [D],
+    with ``params`` that all examples share and the numbers ``raw [size]`` of this one.
+    ``sample_and_log_prob`` needs f alone. ``log_prob`` needs its inverse, and raises TypeError
+    where f has none in closed form.
     """
 
     base: Any
@@ -41,7 +41,7 @@ class Transformed:
         return y, self.base.log_prob(z) - log_det
 
     def noise(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """What ``at`` makes a sample of: that of the base."""
+        """The noise of the base."""
         return sample_noise(self.base, key, shape)
 
     def from_noise(self, noise: Array) -> Array:
@@ -56,8 +56,8 @@ class Transformed:
     def log_prob(self, y: Array) -> Array:
         if self.flow.inverse is None:
             raise TypeError(
-                "log_prob needs the inverse of the flow, and this one has none in closed form: the density of its own "
-                "samples comes from sample_and_log_prob(key, shape)."
+                "log_prob needs the inverse of the flow, and this one has none in closed form: the "
+                "density of its own samples comes from sample_and_log_prob(key, shape)."
             )
         z, log_det = self._each(self.flow.inverse, check_event(self, y))(y)
         return self.base.log_prob(z) + log_det

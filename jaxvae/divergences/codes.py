@@ -1,9 +1,8 @@
-"""Statistics of q(z) over a batch of codes, for beta-TCVAE, DIP-VAE and FactorVAE and for
-evaluation. All in nats.
+"""Statistics of q(z) over a batch of codes, in nats: beta-TCVAE, DIP-VAE, FactorVAE.
 
-``weight [N]`` sums to one, is the same for all examples and zero for padding rows, whatever these
-hold. All are statistics of the global batch: rows are gathered over devices first. M is the number
-of rows that have weight.
+``weight [N]`` sums to one, is the same for all examples, and is zero for rows of padding, whatever
+these hold. All are statistics of the global batch: rows are gathered over devices first. M is the
+number of rows that have weight.
 """
 
 from __future__ import annotations
@@ -22,27 +21,29 @@ Array = jax.Array
 def pairwise_log_densities(q: Any, z: Array) -> Array:
     """log q(z_id | x_j) of every code i under the posterior of every example j, [N, N, D].
 
-    ``q`` is a stack of factorized posteriors, such as a ``Normal`` with leaves [N, D]; ``z [N,
-    D]``. Raises ValueError when the shapes differ or q has no density for each coordinate.
+    ``q`` is a stack of factorized posteriors, such as a ``Normal`` with leaves [N, D]; ``z`` is [N,
+    D]. Raises ValueError when the shapes differ or q has no density for each coordinate.
     """
     if getattr(type(q), "log_density", Factorized.log_density) is Factorized.log_density:
         raise ValueError(
-            f"codes need posteriors whose coordinates have densities, as Normal; got {type(q).__name__}"
+            "codes need posteriors whose coordinates have densities, as Normal; got "
+            f"{type(q).__name__}"
         )
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(q)} | {jnp.shape(z)}
     if len(shapes) != 1 or jnp.ndim(z) != 2:
         raise ValueError(
-            f"one posterior for each code: q's leaves and z must all be [N, D]; got {sorted(shapes)}"
+            "one posterior for each code: q's leaves and z must all be [N, D]; got "
+            f"{sorted(shapes)}"
         )
     return jax.vmap(lambda z: jax.vmap(lambda q: q.log_density(z))(q))(z)
 
 
 class MinibatchDecomposition(NamedTuple):
-    """E KL(q(z|x) || p(z)) in three terms (Chen et al. 2018, arXiv:1802.04942; Hoffman & Johnson
-    2016), in nats.
+    """E KL(q(z|x) || p(z)) of a batch in three terms, in nats.
 
-    They sum to mean_i [log q(z_i|x_i) - log p(z_i)] whatever the estimate of q(z), which cancels:
-    to the KL divergence without bias. Each alone is as good as the estimate.
+    Chen et al. 2018, arXiv:1802.04942; Hoffman & Johnson 2016. They sum to mean_i [log q(z_i|x_i) -
+    log p(z_i)], the KL divergence without bias, because the estimate of q(z) cancels. Each term
+    alone is as good as that estimate.
     """
 
     mutual_information: Array  # of index and code, mean_i [log q(z_i|x_i) - log q(z_i)]
@@ -53,8 +54,7 @@ class MinibatchDecomposition(NamedTuple):
 def minibatch_decomposition(
     log_q: Array, log_p: Array, weight: Array, dataset_size: int
 ) -> MinibatchDecomposition:
-    """The three terms by minibatch-weighted sampling, q(z_i) ~ sum_j q(z_i|x_j) / (N M)
-    (arXiv:1802.04942, appendix).
+    """The three terms by minibatch-weighted sampling, q(z_i) ~ sum_j q(z_i|x_j) / (N M).
 
     Args:
       log_q: log q(z_id | x_j), [rows i, rows j, D]; z_i must be a draw of q(z|x_i).
@@ -62,11 +62,11 @@ def minibatch_decomposition(
       weight: [rows].
       dataset_size: N, of which the M examples of the batch were drawn.
 
-    The mean of log q(z) is too low by log M at least, and by about log N where the posteriors
-    overlap, and that of each log q(z_d) likewise: the mutual information is overestimated, the
-    dimension-wise KL underestimated, and the total correlation out by the difference, about D - 1
-    times as much. What it is out by hardly depends on the parameters, so it serves as a loss; to
-    measure, take one of the following.
+    Chen et al. 2018, arXiv:1802.04942, appendix. The mean of log q(z) is too low by log M at least,
+    and by about log N where the posteriors overlap; so is the mean of each log q(z_d). The mutual
+    information is overestimated, the dimension-wise KL underestimated, and the total correlation is
+    out by the difference, about D - 1 times as much. This error hardly depends on the parameters,
+    so the estimate serves as a loss; to measure, take one of the following.
     """
     return _decomposed(log_q, log_p, weight, weighted_importance(weight, dataset_size))
 
@@ -74,14 +74,14 @@ def minibatch_decomposition(
 def stratified_decomposition(
     log_q: Array, log_p: Array, weight: Array, dataset_size: int
 ) -> MinibatchDecomposition:
-    """The three terms by minibatch-stratified sampling (Chen et al. 2018, arXiv:1802.04942,
-    appendix).
+    """The three terms by minibatch-stratified sampling.
 
     q(z_i) ~ q(z_i|x_i) / N + sum_j q(z_i|x_j) / K + (N - K) / (N K) q(z_i|x_k), with j over K - 1
-    of the K = M - 1 others and k the last: unbiased for q(z_i) and its marginals if the M were
-    drawn without replacement. By Jensen's inequality, E log q(z) is still underestimated, but with
-    M -> N ever less: so the mutual information comes out too large and the dimension-wise KL too
-    small. Arguments as for ``minibatch_decomposition``; it needs M > 1.
+    of the K = M - 1 others and k the last (Chen et al. 2018, arXiv:1802.04942, appendix). It is
+    unbiased for q(z_i) and its marginals if the M were drawn without replacement. By Jensen's
+    inequality, E log q(z) is still underestimated, but ever less as M -> N: the mutual information
+    comes out too large and the dimension-wise KL too small. Arguments as for
+    ``minibatch_decomposition``; it needs M > 1.
     """
     return _decomposed(log_q, log_p, weight, stratified_importance(weight, dataset_size))
 
@@ -89,29 +89,29 @@ def stratified_decomposition(
 def symmetric_decomposition(
     log_q: Array, log_p: Array, weight: Array, dataset_size: int
 ) -> MinibatchDecomposition:
-    """The three terms with q(z_i) ~ q(z_i|x_i) / N + (N - 1) / N mean_j q(z_i|x_j), j over all
-    others of the batch.
+    """The three terms with q(z_i) ~ q(z_i|x_i) / N + (N - 1) / N mean_j q(z_i|x_j).
 
-    It is minibatch-stratified sampling averaged over the orders of a batch: unbiased for q(z_i) as
-    well, of less variance, hence of less bias in the logarithm; independent of the order, and exact
-    where the batch is the data set. Arguments as for ``minibatch_decomposition``; it needs M > 1.
+    j is over all others of the batch. This is minibatch-stratified sampling averaged over the
+    orders of a batch: it is unbiased for q(z_i) as well, has less variance and so less bias in the
+    logarithm, does not depend on the order, and is exact where the batch is the data set. Arguments
+    as for ``minibatch_decomposition``; it needs M > 1.
     """
     return _decomposed(log_q, log_p, weight, symmetric_importance(weight, dataset_size))
 
 
 def exact_decomposition(log_q: Array, log_p: Array, weight: Array) -> MinibatchDecomposition:
-    """The three terms where the batch is the whole data set, q(z_i) = mean_j q(z_i|x_j), exact but
-    for the draws z_i.
+    """The three terms where the batch is the whole data set, q(z_i) = mean_j q(z_i|x_j).
 
-    Of a smaller batch, it is of q(z) over these examples alone: the mutual information is at most
-    log M.
+    It is exact but for the draws z_i. Of a smaller batch, it describes q(z) over these examples
+    alone: the mutual information is at most log M.
     """
     return _decomposed(log_q, log_p, weight, jnp.broadcast_to(weight, (len(weight), len(weight))))
 
 
 def weighted_importance(weight: Array, dataset_size: int) -> Array:
-    """What ``minibatch_decomposition`` gives q(z_i|x_j), 1 / (N M); zero for padding rows j. [rows i, rows
-    j]
+    """What ``minibatch_decomposition`` gives q(z_i|x_j), 1 / (N M): [rows i, rows j].
+
+    It is zero for rows j of padding.
     """
     valid, count = _counted(weight)
     return jnp.broadcast_to(
@@ -120,12 +120,11 @@ def weighted_importance(weight: Array, dataset_size: int) -> Array:
 
 
 def stratified_importance(weight: Array, dataset_size: int) -> Array:
-    """What ``stratified_decomposition`` gives q(z_i|x_j), K = M - 1; every row sums to one. [rows
-    i, rows j]
+    """What ``stratified_decomposition`` gives q(z_i|x_j): [rows i, rows j].
 
-    1 / N on the diagonal, (N - K) / (N K) for the next row that has weight, the last one's next
-    being the first, and 1 / K for all others. (Code in circulation fills columns instead of
-    diagonals.)
+    1 / N on the diagonal, (N - K) / (N K) for the next row that has weight (the first row follows
+    the last), and 1 / K for all others, with K = M - 1. Every row sums to one. (Code in circulation
+    fills columns instead of diagonals.)
     """
     valid, count = _counted(weight)
     rank = jnp.cumsum(valid) - 1.0
@@ -136,8 +135,9 @@ def stratified_importance(weight: Array, dataset_size: int) -> Array:
 
 
 def symmetric_importance(weight: Array, dataset_size: int) -> Array:
-    """What ``symmetric_decomposition`` gives q(z_i|x_j): 1 / N on the diagonal, (N - 1) / (N (M
-    - 1)) elsewhere.
+    """What ``symmetric_decomposition`` gives q(z_i|x_j): [rows i, rows j].
+
+    1 / N on the diagonal, and (N - 1) / (N (M - 1)) elsewhere.
     """
     valid, count = _counted(weight)
     return _with_own(
@@ -146,12 +146,11 @@ def symmetric_importance(weight: Array, dataset_size: int) -> Array:
 
 
 def dip_i(means: Array, weight: Array, off_diagonal: float, diagonal: float) -> Array:
-    """l_od sum_(i != j) C_ij^2 + l_d sum_i (C_ii - 1)^2, C = Cov[mu(x)] (Kumar et al. 2017,
-    arXiv:1711.00848).
+    """The penalty of DIP-VAE-I, l_od sum_(i != j) C_ij^2 + l_d sum_i (C_ii - 1)^2.
 
-    DIP-VAE-I, of the posteriors' ``means [N, D]``; C is the covariance over the batch, divided by
-    M. ``off_diagonal`` is l_od and ``diagonal`` l_d, which is 10 l_od in the study of Locatello et
-    al. 2018 (arXiv:1811.12359).
+    C = Cov[mu(x)] of the posteriors' ``means [N, D]`` over the batch, divided by M (Kumar et al.
+    2017, arXiv:1711.00848). ``off_diagonal`` is l_od, and ``diagonal`` is l_d, which is 10 l_od in
+    the study of Locatello et al. 2018 (arXiv:1811.12359).
     """
     _check_codes(weight, means)
     return _squares(_covariance(means, weight), off_diagonal, diagonal)
@@ -160,9 +159,16 @@ def dip_i(means: Array, weight: Array, off_diagonal: float, diagonal: float) -> 
 def dip_ii(
     means: Array, variances: Array, weight: Array, off_diagonal: float, diagonal: float
 ) -> Array:
-    """As ``dip_i`` with C = Cov[mu(x)] + E diag(s^2(x)), the covariance of q(z) (arXiv:1711.00848).
+    """The penalty of DIP-VAE-II: as ``dip_i`` with C the covariance of q(z).
 
-    DIP-VAE-II, ``variances [N, D]`` being s^2 of the posteriors. In the same study l_d = l_od.
+    Args:
+      means: of the posteriors, [N, D].
+      variances: s^2 of the posteriors, [N, D].
+      weight: [N].
+      off_diagonal: l_od.
+      diagonal: l_d, which is l_od in the study of Locatello et al. 2018 (arXiv:1811.12359).
+
+    C = Cov[mu(x)] + E diag(s^2(x)) (Kumar et al. 2017, arXiv:1711.00848).
     """
     _check_codes(weight, means, variances)
     variance = jnp.sum(jnp.where(weight[:, None] > 0, weight[:, None] * variances, 0.0), 0)
@@ -170,11 +176,10 @@ def dip_ii(
 
 
 def permuted(key: Array, z: Array, weight: Array) -> Array:
-    """Codes [N, D] with every coordinate permuted on its own over the rows that have weight; the
-    others stay.
+    """Codes [N, D] with every coordinate permuted over the rows that have weight.
 
-    Nearly draws of prod_d q(z_d): the batch's own q(z_d), each value used once (Kim & Mnih 2018,
-    arXiv:1802.05983).
+    These are nearly draws of prod_d q(z_d): each value of the batch's own q(z_d) is used once (Kim
+    & Mnih 2018, arXiv:1802.05983). Rows without weight stay.
     """
     _check_codes(weight, z)
     valid = weight > 0
@@ -215,8 +220,9 @@ def _decomposed(
     rows = len(weight)
     if jnp.shape(log_q)[:2] != (rows, rows) or jnp.shape(log_q)[1:] != jnp.shape(log_p):
         raise ValueError(
-            f"a decomposition of {rows} rows needs log q [{rows}, {rows}, D] and log p [{rows}, D]; got "
-            f"{jnp.shape(log_q)} and {jnp.shape(log_p)}. pairwise_log_densities gives the first."
+            f"a decomposition of {rows} rows needs log q [{rows}, {rows}, D] and log p "
+            f"[{rows}, D]; got {jnp.shape(log_q)} and {jnp.shape(log_p)}. "
+            "pairwise_log_densities gives the first."
         )
     valid = weight > 0
     log_q = jnp.where((valid[:, None] & valid)[..., None], log_q, 0.0)

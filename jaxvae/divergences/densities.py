@@ -1,5 +1,6 @@
-"""Divergences between distributions, in nats: ``kl(q, p)`` in closed form for every pair that
-has one.
+"""Divergences between distributions, in nats.
+
+``kl(q, p)`` is in closed form for every pair that has one.
 """
 
 from __future__ import annotations
@@ -57,17 +58,15 @@ def register_kl(q: type, p: type, factorized: bool = False) -> Callable:
 
 
 def kl(q: Any, p: Any, key: Array | None = None, num_samples: int = 1) -> Array:
-    """KL(q || p) = E_q[log q(z) - log p(z)], in nats: the closed form where the pair has one, else
-    Monte Carlo.
+    """KL(q || p) = E_q[log q(z) - log p(z)], in closed form or by Monte Carlo, in nats.
 
     Args:
       q, p: distributions over the same event.
-      key: used by the Monte Carlo estimate only; without it, a pair that has no closed form is
-        refused.
+      key: for the Monte Carlo estimate; without it, a pair that has no closed form is refused.
       num_samples: samples of the Monte Carlo estimate.
 
-    Returns a scalar. Raises ValueError when the event shapes differ, or when a key is needed and
-    none came.
+    Returns a scalar. Raises ValueError when the event shapes differ, when a log-density is not a
+    scalar, or when a key is needed and none came.
     """
     _check_same_event(q, p)
     pair = type(q), type(p)
@@ -83,15 +82,16 @@ def kl(q: Any, p: Any, key: Array | None = None, num_samples: int = 1) -> Array:
         return q._map(kl)(q.distribution, p.distribution).sum()
     if key is None:
         raise ValueError(
-            f"KL({pair[0].__name__} || {pair[1].__name__}) has no closed form here: pass key= for a Monte Carlo "
-            "estimate, or add the closed form with divergences.register_kl."
+            f"KL({pair[0].__name__} || {pair[1].__name__}) has no closed form here: pass key= for "
+            "a Monte Carlo estimate, or add the closed form with divergences.register_kl."
         )
     return sampled_kl(key, q, p, num_samples)
 
 
 def sampled_kl(key: Array, q: Any, p: Any, num_samples: int = 1) -> Array:
-    """KL(q || p) estimated by mean_k [log q(z_k) - log p(z_k)], z_k ~ q: unbiased, in nats, for
-    any pair.
+    """KL(q || p) estimated by mean_k [log q(z_k) - log p(z_k)], z_k ~ q, in nats.
+
+    It is unbiased for any pair.
     """
     z, log_q = sample_and_log_prob_of(q, sample_noise(q, key, (num_samples,)))
     return jnp.mean(log_q - jax.vmap(lambda z: log_prob_of(p, z))(z))
@@ -146,8 +146,9 @@ def _marginals(distribution: Any) -> Any:
 
 @register_kl(Normal, Normal, factorized=True)
 def _normal_normal(q: Normal, p: Normal) -> Array:
-    """log(s_p/s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2 (Kingma & Welling 2013,
-    arXiv:1312.6114, app. B).
+    """log(s_p/s_q) + (s_q^2 + (m_q - m_p)^2) / (2 s_p^2) - 1/2.
+
+    Kingma & Welling 2013, arXiv:1312.6114, app. B.
     """
     ratio = q.scale / p.scale
     return 0.5 * (ratio**2 + ((q.loc - p.loc) / p.scale) ** 2 - 1.0) - jnp.log(ratio)
@@ -155,8 +156,9 @@ def _normal_normal(q: Normal, p: Normal) -> Array:
 
 @register_kl(Laplace, Laplace, factorized=True)
 def _laplace_laplace(q: Laplace, p: Laplace) -> Array:
-    """log(b_p/b_q) + (d + b_q e^(-d/b_q)) / b_p - 1 with d = |m_q - m_p| (Gil et al. 2013, Inf.
-    Sci. 249).
+    """log(b_p/b_q) + (d + b_q e^(-d/b_q)) / b_p - 1 with d = |m_q - m_p|.
+
+    Gil et al. 2013, Inf. Sci. 249.
     """
     distance = jnp.abs(q.loc - p.loc)
     return (
@@ -202,8 +204,9 @@ def _categorical_categorical(
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli, factorized=True)
 def _continuous_bernoulli(q: ContinuousBernoulli, p: ContinuousBernoulli) -> Array:
-    """An exponential family in l with log-partition log(1 + e^l) - log C(l): A(l_p) - A(l_q) +
-    E_q[x] (l_q - l_p).
+    """A(l_p) - A(l_q) + E_q[x] (l_q - l_p), of an exponential family in l.
+
+    The log-partition is A(l) = log(1 + e^l) - log C(l).
     """
     partition = lambda d: softplus(d.logits) - d.log_normalizer
     return partition(p) - partition(q) + q.mean * (q.logits - p.logits)
@@ -211,8 +214,9 @@ def _continuous_bernoulli(q: ContinuousBernoulli, p: ContinuousBernoulli) -> Arr
 
 @register_kl(SpikeAndSlab, SpikeAndSlab, factorized=True)
 def _spike_and_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Array:
-    """KL of the gates, and that of the slabs with the probability that q's gate is open
-    (arXiv:1905.10185).
+    """KL of the gates, plus KL of the slabs times the probability that q's gate is open.
+
+    arXiv:1905.10185.
     """
     gates = _bernoulli_bernoulli(Bernoulli(q.logits), Bernoulli(p.logits))
     return gates + sigmoid(q.logits) * _normal_normal(
@@ -223,8 +227,9 @@ def _spike_and_slab(q: SpikeAndSlab, p: SpikeAndSlab) -> Array:
 @register_kl(PowerSpherical, SphericalUniform)
 @register_kl(VonMisesFisher, SphericalUniform)
 def _to_uniform_sphere(q: PowerSpherical | VonMisesFisher, p: SphericalUniform) -> Array:
-    """log area - H[q] (De Cao & Aziz 2020, arXiv:2006.04437; Davidson et al. 2018,
-    arXiv:1804.00891).
+    """log area - H[q].
+
+    De Cao & Aziz 2020, arXiv:2006.04437; Davidson et al. 2018, arXiv:1804.00891.
     """
     return q.kl_to_uniform
 
@@ -232,8 +237,9 @@ def _to_uniform_sphere(q: PowerSpherical | VonMisesFisher, p: SphericalUniform) 
 @register_kl(PowerSpherical, VonMisesFisher)
 @register_kl(VonMisesFisher, VonMisesFisher)
 def _to_von_mises_fisher(q: PowerSpherical | VonMisesFisher, p: VonMisesFisher) -> Array:
-    """KL(q || u) + A_p(k_p) + k_p (1 - E_q m_p^T x), u uniform (De Cao & Aziz 2020,
-    arXiv:2006.04437).
+    """KL(q || u) + A_p(k_p) + k_p (1 - E_q m_p^T x), with u uniform.
+
+    De Cao & Aziz 2020, arXiv:2006.04437.
     """
     short = q.shortfall + (1 - q.shortfall) * 0.5 * ((q.loc - p.loc) ** 2).sum()
     return q.kl_to_uniform + p.log_partition(p.concentration) + p.concentration * short

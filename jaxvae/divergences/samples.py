@@ -1,11 +1,10 @@
-"""Divergences between samples: z_i ~ q(z), the codes of a batch, and z'_i ~ p(z), one draw of the
-prior for each.
+"""Divergences between samples: codes z_i ~ q(z) of a batch and draws z'_i ~ p(z).
 
 All have the signature ``(key, z [N, *event], other [N, *event], weight [N]) -> scalar``. ``weight``
-sums to one, is the same for all examples and zero for padding rows, whatever these hold. They are
-statistics of the global batch: rows are gathered over devices first, because the mean of the
-devices' divergences is another number. Distances are Euclidean over the whole event, r = |z - z'|,
-and d is its size. Only random projections use the key.
+sums to one, is the same for all examples, and is zero for rows of padding, whatever these hold.
+They are statistics of the global batch: rows are gathered over devices first, because the mean of
+the devices' divergences is another number. Distances are Euclidean over the whole event, r = |z -
+z'|, and d is its size. Only random projections use the key.
 """
 
 from __future__ import annotations
@@ -28,21 +27,19 @@ MULTIPLES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of C, in the code of Tolstik
 
 
 def imq(scale: float = 1.0) -> Kernel:
-    """Inverse multiquadratic kernel, C / (C + r^2) with C = 2 d s^2 (Tolstikhin et al. 2018,
-    arXiv:1711.01558).
+    """Inverse multiquadratic kernel, C / (C + r^2) with C = 2 d s^2.
 
-    C is the mean of r^2 over pairs of draws from N(0, s^2 I): ``scale`` s is the prior's standard
-    deviation.
+    Tolstikhin et al. 2018, arXiv:1711.01558. C is the mean of r^2 over pairs of draws from N(0, s^2
+    I): ``scale`` s is the prior's standard deviation.
     """
     return imq_sum((1.0,), scale)
 
 
 def imq_sum(multiples: Sequence[float] = MULTIPLES, scale: float = 1.0) -> Kernel:
-    """sum_m m C / (m C + r^2), C = 2 d s^2: inverse multiquadratics of several widths, as the
-    authors of WAE run them.
+    """Inverse multiquadratics of several widths, sum_m m C / (m C + r^2), C = 2 d s^2.
 
-    With the ``multiples`` of their code (github.com/tolstikhin/wae) it is 7 at r = 0, where ``imq``
-    is 1.
+    The authors of WAE run them. With the ``multiples`` of their code (github.com/tolstikhin/wae) it
+    is 7 at r = 0, where ``imq`` is 1.
     """
     if not multiples or min(multiples) <= 0 or scale <= 0:
         raise ValueError(
@@ -57,12 +54,11 @@ def imq_sum(multiples: Sequence[float] = MULTIPLES, scale: float = 1.0) -> Kerne
 
 
 def rbf(length: float | None = None) -> Kernel:
-    """Gaussian kernel, exp(-r^2 / (2 l^2)) (Zhao et al. 2017, arXiv:1706.02262), with l^2 = d where
-    no length is given.
+    """Gaussian kernel exp(-r^2 / (2 l^2)), with l^2 = d where no length is given.
 
-    The median heuristic is l^2 = median(r^2) / 2. Draws of N(0, I) have r^2 near 2 d, so that it is
-    about d for codes that match the prior; a length that follows the codes would make another
-    divergence of it at every step.
+    Zhao et al. 2017, arXiv:1706.02262. The median heuristic is l^2 = median(r^2) / 2. Draws of N(0,
+    I) have r^2 near 2 d, so that it is about d for codes that match the prior. A length that
+    follows the codes would make another divergence at every step.
     """
     if length is not None and length <= 0:
         raise ValueError(
@@ -77,8 +73,9 @@ def rbf(length: float | None = None) -> Kernel:
 
 
 def negative_distance(z: Array, other: Array) -> Array:
-    """-r, whose maximum mean discrepancy is the energy distance; its gradient at z = z' is taken
-    to be zero.
+    """-r, whose maximum mean discrepancy is the energy distance.
+
+    Its gradient at z = z' is taken to be zero.
     """
     square = _square(z, other)
     apart = square > 0
@@ -89,25 +86,25 @@ def negative_distance(z: Array, other: Array) -> Array:
 
 
 def mmd(kernel: Kernel) -> Divergence:
-    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, JMLR 13; Zhao et al. 2017,
-    arXiv:1706.02262).
+    """Squared maximum mean discrepancy, unbiased.
 
-    MMD^2 = E k(Z, Z~) + E k(Z', Z'~) - 2 E k(Z, Z'), the first two over pairs of different rows.
-    Its mean over batches of any size is that of the distributions, and so is its gradient's;
-    therefore it may be negative, and where q = p it scatters around zero. A single row has no pair,
-    and the first two are taken to be zero. ``kernel`` is any function (z, z') -> scalar of two
-    latents [*event], with a finite gradient at z = z'.
+    MMD^2 = E k(Z, Z~) + E k(Z', Z'~) - 2 E k(Z, Z'), the first two over pairs of different rows
+    (Gretton et al. 2012, JMLR 13; Zhao et al. 2017, arXiv:1706.02262). Its mean over batches of any
+    size is that of the distributions, and so is the mean of its gradient. Therefore it may be
+    negative, and where q = p it scatters around zero. A single row has no pair, and the first two
+    terms are taken to be zero. ``kernel`` is any function (z, z') -> scalar of two latents
+    [*event], with a finite gradient at z = z'.
     """
     return lambda key, z, other, weight: _discrepancy(kernel, z, other, weight, _pairs(weight))
 
 
 def biased_mmd(kernel: Kernel) -> Divergence:
-    """Squared maximum mean discrepancy of the two empirical distributions, all pairs included
-    (Gretton et al. 2012).
+    """Squared maximum mean discrepancy of the two empirical distributions.
 
-    Zero for equal sets, and never negative if the kernel is positive definite. It exceeds ``mmd``
-    by the sum over both sets of E[k(z, z) - k(z, z~)] / N, which is least for codes that have
-    shrunk to a point: the loss of training should be the unbiased one.
+    All pairs are included (Gretton et al. 2012). It is zero for equal sets, and never negative if
+    the kernel is positive definite. It exceeds ``mmd`` by the sum over both sets of E[k(z, z) -
+    k(z, z~)] / N, which is least for codes that have shrunk to a point: the loss of training should
+    be the unbiased one.
     """
     return lambda key, z, other, weight: _discrepancy(
         kernel, z, other, weight, jnp.outer(weight, weight)
@@ -115,26 +112,25 @@ def biased_mmd(kernel: Kernel) -> Divergence:
 
 
 def energy_distance(key: Array, z: Array, other: Array, weight: Array) -> Array:
-    """2 E|Z - Z'| - E|Z - Z~| - E|Z' - Z'~|, unbiased (Székely & Rizzo 2013,
-    doi:10.1016/j.jspi.2013.03.018).
+    """Energy distance 2 E|Z - Z'| - E|Z - Z~| - E|Z' - Z'~|, unbiased.
 
-    It is the ``mmd`` of the kernel -r; if p is N(0, I), its mean over draws of p is twice
-    ``radon_sobolev``. In one dimension it is 2 integral (F_q - F_p)^2, twice Cramér's distance;
-    SciPy's ``energy_distance`` is the square root of ``biased_mmd(negative_distance)``.
+    Székely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018. It is the ``mmd`` of the kernel -r. If p
+    is N(0, I), its mean over draws of p is twice ``radon_sobolev``. In one dimension it is 2
+    integral (F_q - F_p)^2, twice Cramér's distance. SciPy's ``energy_distance`` is the square root
+    of ``biased_mmd(negative_distance)``.
     """
     return mmd(negative_distance)(key, z, other, weight)
 
 
 def radon_sobolev(key: Array, z: Array, other: Array, weight: Array) -> Array:
-    """Half the energy distance to N(0, I), E|Z - X| - E|Z - Z~| / 2 - E|X - X~| / 2 (Turinici 2019,
-    arXiv:1911.13135).
+    """Half the energy distance to N(0, I), whose expectations over N(0, I) are exact.
 
-    The expectations over X are exact, with E|X - X~| / 2 = G = Gamma((d + 1) / 2) / Gamma(d / 2),
-    so that no sample of the prior is needed: ``other`` is ignored. Codes all at zero have (sqrt(2)
-    - 1) G. It is sqrt(pi) G times the mean over directions of Cramér's distance, integral (F_q -
-    F_p)^2, between the projections. Unbiased, so that it may be negative. The author's code has
-    sqrt(|z|^2 + c) and a constant for E|z - X|, right to second order at z = 0, and all pairs
-    (github.com/gabriel-turinici/radon_sobolev_vae).
+    E|Z - X| - E|Z - Z~| / 2 - E|X - X~| / 2 (Turinici 2019, arXiv:1911.13135), with E|X - X~| / 2 =
+    G = Gamma((d + 1) / 2) / Gamma(d / 2): no sample of the prior is needed, and ``other`` is
+    ignored. Codes all at zero have (sqrt(2) - 1) G. It is sqrt(pi) G times the mean over directions
+    of Cramér's distance, integral (F_q - F_p)^2, between the projections. It is unbiased, so that
+    it may be negative. The author's code has sqrt(|z|^2 + c) and a constant for E|z - X|, right to
+    second order at z = 0, and all pairs (github.com/gabriel-turinici/radon_sobolev_vae).
     """
     (z,) = _rows(weight, z)
     to_normal = jnp.sum(weight * jax.vmap(_distance_to_normal)(z))
@@ -146,16 +142,16 @@ def radon_sobolev(key: Array, z: Array, other: Array, weight: Array) -> Array:
 
 
 def sliced_wasserstein(num_projections: int = 50) -> Divergence:
-    """Squared 2-Wasserstein distance of the projections on random directions (Kolouri et al. 2018,
-    arXiv:1804.01947).
+    """Squared 2-Wasserstein distance of the projections on random directions.
 
     SW^2 = E_t W_2^2(t.Z, t.Z'), t uniform on the unit sphere, and on a line W_2^2 = mean_i (z_(i) -
-    z'_(i))^2, sorted. SW^2(N(m, I), N(0, I)) = |m|^2 / d. Unbiased in the directions; the samples
-    add a positive bias that falls with N.
+    z'_(i))^2, sorted (Kolouri et al. 2018, arXiv:1804.01947). SW^2(N(m, I), N(0, I)) = |m|^2 / d.
+    It is unbiased in the directions; the samples add a positive bias that falls with N.
     """
     if num_projections < 1:
         raise ValueError(
-            f"sliced_wasserstein needs at least one direction; num_projections was {num_projections}"
+            "sliced_wasserstein needs at least one direction; num_projections was "
+            f"{num_projections}"
         )
 
     def member(key: Array, z: Array, other: Array, weight: Array) -> Array:
@@ -179,15 +175,15 @@ def sliced_wasserstein(num_projections: int = 50) -> Divergence:
 
 
 def cramer_wold(key: Array, z: Array, other: Array, weight: Array) -> Array:
-    """Cramér-Wold distance to N(0, I), without draws of it: ``other`` is ignored (Knop et al. 2018,
-    arXiv:1805.09235).
+    """Cramér-Wold distance to N(0, I), without draws of it: ``other`` is ignored.
 
-    The squared L2 distance of the projections' densities, smoothed by N(0, g), averaged over
-    directions: 2 sqrt(pi) d^2 = mean_ij (g + r_ij^2 / (2d - 3))^-1/2 + (1 + g)^-1/2 - 2 mean_i (g +
-    1/2 + |z_i|^2 / (2d - 3))^-1/2, with g = (4 / (3N))^(2/5) by Silverman's rule and the asymptotic
-    1F1(1/2; d/2; -s) ~ (1 + 4s / (2d - 3))^-1/2, which is close from some 20 dimensions on and may
-    make it slightly negative below. The authors minimize its logarithm. Raises ValueError in one
-    dimension, where 2d - 3 is negative.
+    It is the squared L2 distance of the projections' densities, smoothed by N(0, g), averaged over
+    directions (Knop et al. 2018, arXiv:1805.09235): 2 sqrt(pi) d^2 = mean_ij (g + r_ij^2 / (2d -
+    3))^-1/2 + (1 + g)^-1/2 - 2 mean_i (g + 1/2 + |z_i|^2 / (2d - 3))^-1/2, with g = (4 /
+    (3N))^(2/5) by Silverman's rule and the asymptotic 1F1(1/2; d/2; -s) ~ (1 + 4s / (2d - 3))^-1/2.
+    This is close from some 20 dimensions on, and below it may make the distance slightly negative.
+    The authors minimize its logarithm. Raises ValueError in one dimension, where 2d - 3 is
+    negative.
     """
     (z,) = _rows(weight, z)
     smoothing, spread = _silverman(weight), _spread(z)
@@ -198,11 +194,10 @@ def cramer_wold(key: Array, z: Array, other: Array, weight: Array) -> Array:
 
 
 def cramer_wold_two_sample(key: Array, z: Array, other: Array, weight: Array) -> Array:
-    """Cramér-Wold distance between two samples, as ``cramer_wold``: any prior can be had by its
-    draws.
+    """Cramér-Wold distance between two samples: any prior can be had by its draws.
 
-    The ``biased_mmd`` of the kernel (g + r^2 / (2d - 3))^-1/2 / (2 sqrt(pi)); never negative, zero
-    for equal sets.
+    The ``biased_mmd`` of the kernel (g + r^2 / (2d - 3))^-1/2 / (2 sqrt(pi)), as ``cramer_wold``;
+    never negative, and zero for equal sets.
     """
     kernel = _inverse_root(_silverman(weight), _spread(z))
     return biased_mmd(kernel)(key, z, other, weight) / (2 * math.sqrt(math.pi))
@@ -226,8 +221,9 @@ def _rows(weight: Array, *samples: Array) -> list[Array]:
     shapes = [jnp.shape(sample) for sample in samples]
     if jnp.ndim(weight) != 1 or len(set(shapes)) != 1 or shapes[0][:1] != jnp.shape(weight):
         raise ValueError(
-            f"a divergence between samples needs samples of one shape [N, *event] and weight [N]; got samples "
-            f"{' and '.join(map(str, shapes))} and weight {jnp.shape(weight)}. Draw one latent of the prior for each."
+            "a divergence between samples needs samples of one shape [N, *event] and weight [N]; "
+            f"got samples {' and '.join(map(str, shapes))} and weight {jnp.shape(weight)}. Draw "
+            "one latent of the prior for each."
         )
     kept = (weight > 0).reshape(-1, *(1 for _ in shapes[0][1:]))
     return [
@@ -263,8 +259,9 @@ def _gamma_ratio(d: int) -> float:
 
 
 def _quadrature(points: int) -> np.ndarray:
-    """sin^2 a, log cos a and weights of Gauss and Legendre's rule over angles a in [0, pi / 2],
-    [3, points].
+    """Gauss and Legendre's rule over angles a in [0, pi / 2], [3, points].
+
+    Rows are sin^2 a, log cos a and the weights.
     """
     nodes, weights = np.polynomial.legendre.leggauss(points)
     angle = np.pi / 4 * (nodes + 1)
@@ -275,12 +272,12 @@ QUADRATURE = _quadrature(128)
 
 
 def _distance_to_normal(z: Array) -> Array:
-    """E|X - z|, X ~ N(0, I) = sqrt(2 / pi) integral_0^(pi/2) (1 - cos^d(a) e^(-sin^2(a) |z|^2 / 2))
-    / sin^2(a) da.
+    """E|X - z| for X ~ N(0, I), as an integral over an angle.
 
-    This is sqrt(2) G 1F1(-1/2; d/2; -|z|^2 / 2), by |x| = integral_0^inf (1 - e^(-t x^2)) t^(-3/2)
-    dt / (2 sqrt(pi)) with 2 t = tan^2(a). The integrand is smooth: 128 points give float32's
-    accuracy for |z| and sqrt(d) up to 100, and four digits at 1000.
+    sqrt(2 / pi) integral_0^(pi/2) (1 - cos^d(a) e^(-sin^2(a) |z|^2 / 2)) / sin^2(a) da, which is
+    sqrt(2) G 1F1(-1/2; d/2; -|z|^2 / 2), by |x| = integral_0^inf (1 - e^(-t x^2)) t^(-3/2) dt / (2
+    sqrt(pi)) with 2 t = tan^2(a). The integrand is smooth: 128 points give float32's accuracy for
+    |z| and sqrt(d) up to 100, and four digits at 1000.
     """
     sin_square, log_cos, weight = jnp.asarray(QUADRATURE, z.dtype)
     exponent = z.size * log_cos - sin_square * jnp.sum(z**2) / 2
@@ -295,7 +292,8 @@ def _spread(z: Array) -> int:
     """2d - 3."""
     if z[0].size < 2:
         raise ValueError(
-            f"the Cramér-Wold distance needs latents of two dimensions or more; z has shape {z.shape}"
+            "the Cramér-Wold distance needs latents of two dimensions or more; z has shape "
+            f"{z.shape}"
         )
     return 2 * z[0].size - 3
 

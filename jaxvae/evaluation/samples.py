@@ -34,8 +34,7 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(points: Any, train: Any, k: int = 1) -> Neighbours:
-    """The ``k`` rows of ``train [N, F]`` that are nearest to each of ``points [M, F]``, by
-    exhaustive search.
+    """The ``k`` rows of ``train [N, F]`` nearest to each of ``points [M, F]``, exhaustively.
 
     Raises ValueError where the features disagree or there are fewer than k rows.
     """
@@ -63,8 +62,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(real: Any, generated: Any, k: int = 3) -> PrecisionRecall:
-    """Shares of examples inside the other set's manifold, the union of closed balls that reach to
-    k-th neighbours.
+    """Shares of examples inside the other set's manifold, closed balls to k-th neighbours.
 
     precision = 1/M sum_j 1[some i: |y_j - x_i| <= r_k(x_i)] for real x [N, F] and generated y [M,
     F], recall the same with x and y exchanged; r_k is the distance to the k-th nearest other row of
@@ -85,8 +83,7 @@ class DensityCoverage(NamedTuple):
 
 
 def density_coverage(real: Any, generated: Any, k: int = 5) -> DensityCoverage:
-    """How many neighbourhoods of real examples hold a generated one, and what share of them is
-    visited.
+    """How densely generated examples lie around real ones, and how many of these they reach.
 
     density = 1/(k M) sum_j sum_i 1[|y_j - x_i| < r_k(x_i)], coverage = 1/N sum_i 1[some j: |y_j -
     x_i| < r_k(x_i)] for real x [N, F] and generated y [M, F]; r_k is the distance to the k-th
@@ -120,12 +117,14 @@ def frechet(real: Any, generated: Any) -> float:
     fewest, width = min(len(real), len(generated)), real.shape[1]
     if fewest < 2:
         raise ValueError(
-            f"a covariance needs two examples; there are {len(real)} real and {len(generated)} generated"
+            f"a covariance needs two examples; there are {len(real)} real and {len(generated)} "
+            "generated"
         )
     if fewest <= width:
         warnings.warn(
-            f"{fewest} examples do not determine the covariance of {width} features: the Fréchet distance is biased "
-            f"upwards. Pass {width + 1} or more of each, many more for a small bias, or fewer features.",
+            f"{fewest} examples do not determine the covariance of {width} features: the Fréchet "
+            f"distance is biased upwards. Pass {width + 1} or more of each, many more for a small "
+            "bias, or fewer features.",
             stacklevel=2,
         )
     (m_1, r_1), (m_2, r_2) = _moments(real), _moments(generated)
@@ -138,13 +137,16 @@ class Copying(NamedTuple):
 
     generated: np.ndarray  # [M] distances to the nearest training example
     held_out: np.ndarray  # [N] the same of real examples that were not trained on
-    nearer: float  # probability that a generated example lies nearer than a held-out one; 1/2 of an exact model
-    z_score: float  # far below 0: copies; far above 0: far from the data; about standard normal for an exact model
+    # The probability that a generated example lies nearer than a held-out one; 1/2 where the model
+    # is exact.
+    nearer: float
+    # Far below 0 there are copies; far above 0 samples are far from the data. It is about standard
+    # normal where the model is exact.
+    z_score: float
 
 
 def data_copying(generated: Any, held_out: Any, train: Any) -> Copying:
-    """Whether generated examples are copies of training examples: the Mann-Whitney test of
-    distances to those.
+    """Whether generated examples are copies: a Mann-Whitney test of distances to training examples.
 
     z = (U - M N / 2) / s, where U counts the pairs in which the generated example lies further from
     its nearest training example than the held-out one does, ties one half, and s^2 = M N (M + N +
@@ -155,9 +157,9 @@ def data_copying(generated: Any, held_out: Any, train: Any) -> Copying:
     Distances need a space in which they mean something: features, or pixels of *samples* of x. A
     decoder's means are smoother than any real image, and lie nearer in pixels.
     """
-    own, held = (nearest_neighbours(x, train).distances[:, 0] for x in (generated, held_out))
-    z_score, nearer = _mann_whitney(own, held)
-    return Copying(own, held, nearer, z_score)
+    near, held = (nearest_neighbours(x, train).distances[:, 0] for x in (generated, held_out))
+    z_score, nearer = _mann_whitney(near, held)
+    return Copying(near, held, nearer, z_score)
 
 
 class Classifier(NamedTuple):
@@ -184,13 +186,22 @@ def classifier_features(
     feature.
 
     Two 4x4 convolutions for images [H, W, C] of 8x8 and more, else a layer of 256; then a layer of
-    ``width``, rectified, and the classes; Adam with a learning rate that falls to 0. ``labels [N]``
-    are 0, ..., C - 1. A share ``held_out`` of the images, drawn by ``key``, is left to measure the
-    accuracy: features of a bad classifier mean little.
+    ``width``, rectified, and the classes; Adam with a learning rate that falls to 0. Features of a
+    bad classifier mean little: look at its accuracy.
 
     ``frechet`` in these features is a Fréchet distance of its own. It is not the FID, which is
     defined by the weights of one Inception network (arXiv:1706.08500), and its values compare only
     within one classifier.
+
+    Args:
+      images: [N, ...].
+      labels: [N] integers 0, ..., C - 1.
+      key: the key of the split into training and held-out images, and of the training.
+      width: the number of features.
+      num_steps: steps of training.
+      batch_size: images in a step.
+      learning_rate: the one that training begins with.
+      held_out: the share of images that the accuracy is measured on.
     """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     _check_labels(images, labels)
@@ -234,7 +245,8 @@ def _features(name: str, x: Any) -> np.ndarray:
         )
     if not np.isfinite(x).all():
         raise ValueError(
-            f"{name} holds {(~np.isfinite(x)).sum()} values that are not finite; distances need numbers"
+            f"{name} holds {(~np.isfinite(x)).sum()} values that are not finite; distances need "
+            "numbers"
         )
     return x.reshape(len(x), -1)
 
@@ -255,7 +267,8 @@ def _pair(real: Any, generated: Any) -> tuple[np.ndarray, np.ndarray]:
 def _check_k(k: int, rows: int) -> None:
     if not 1 <= k <= rows:
         raise ValueError(
-            f"k = {k} nearest neighbours need 1 <= k <= {rows}, the number of examples to choose from"
+            f"k = {k} nearest neighbours need 1 <= k <= {rows}, the number of examples to choose "
+            "from"
         )
 
 
@@ -327,12 +340,13 @@ def _mann_whitney(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def _check_labels(images: np.ndarray, labels: np.ndarray) -> None:
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"images {images.shape} need integer labels of shape {images.shape[:1]}; they were {labels.dtype} of shape "
-            f"{labels.shape}"
+            f"images {images.shape} need integer labels of shape {images.shape[:1]}; they were "
+            f"{labels.dtype} of shape {labels.shape}"
         )
     if labels.min() < 0 or labels.max() < 1:
         raise ValueError(
-            f"labels must be 0, ..., C - 1 of C >= 2 classes; they reach from {labels.min()} to {labels.max()}"
+            f"labels must be 0, ..., C - 1 of C >= 2 classes; they reach from {labels.min()} to "
+            f"{labels.max()}"
         )
 
 

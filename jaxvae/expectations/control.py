@@ -58,11 +58,11 @@ def _left_out(values: Array) -> Array:
 def double_cv(
     noise: Array, q: Bernoulli, f: Function, control: Array, context: Array
 ) -> tuple[Array, Bernoulli]:
-    """Leave-one-out baselines and first-order expansions at the other samples, b_k = a g_-k (z_k -
-    s(phi)).
+    """Leave-one-out baselines and first-order expansions at the other samples.
 
-    1/K sum_k (f_k + b_k - mean_{j != k} (f_j + b_j)) (z_k - s) - a mean_k(g_k) s', with g_-k the
-    mean of the other samples' f' and a learned (Titsias & Shi 2021, arXiv:2111.05300).
+    1/K sum_k (f_k + b_k - mean_{j != k} (f_j + b_j)) (z_k - s) - a mean_k(g_k) s' with b_k = a g_-k
+    (z_k - s(phi)), where g_-k is the mean of the other samples' f' and a is learned (Titsias & Shi
+    2021, arXiv:2111.05300).
     """
     z, mean = stop_gradient(noise), q.mean
     values, others, slopes = _at_samples(z, f)
@@ -91,12 +91,12 @@ def _stein_init(key: Array, q: Bernoulli, context: Array) -> Any:
 def rodeo(
     noise: Array, q: Bernoulli, f: Function, control: Any, context: Array
 ) -> tuple[Array, Bernoulli]:
-    """Control variates of the Gibbs Stein operator, A h(z) = 1/D sum_i q(flipped z_i) (h(z with z_i
-    flipped) - h(z)).
+    """Control variates of the Gibbs Stein operator.
 
-    1/K sum_k (f_k - mean_{j != k} (f_j + a A h_j(z_j))) (z_k - s) + b A h~_k(z_k), with h_k(y) the
-    mean over j != k of a learned H_1(f'(z_j) (y - z_j), f_j), and h~_k that of H_2 times (y - s)
-    (Shi et al. 2022, arXiv:2202.09497).
+    1/K sum_k (f_k - mean_{j != k} (f_j + a A h_j(z_j))) (z_k - s) + b A h~_k(z_k), with A h(z) =
+    1/D sum_i q(flipped z_i) (h(z with z_i flipped) - h(z)). h_k(y) is the mean over j != k of a
+    learned H_1(f'(z_j) (y - z_j), f_j), and h~_k is the mean of H_2 times (y - s) (Shi et al. 2022,
+    arXiv:2202.09497).
     """
     z, mean = stop_gradient(noise), q.mean
     k = len(z)
@@ -131,11 +131,10 @@ def rodeo(
 
 
 def conditional(q: Bernoulli | OneHotCategorical, b: Array, noise: Array) -> Array:
-    """Perturbed logits given the sample b that they give, from noise as fresh as the unconditional
-    one.
+    """Perturbed logits given the sample b that they give, from fresh unconditional noise.
 
     Bernoulli: +-softplus(l + softplus(+-phi)). One-hot: the largest is t = g_b + logsumexp(phi),
-    the others are -log(e^-(phi_c + g_c) + e^-t) (Maddison et al. 2014, arXiv:1411.0030).
+    and the others are -log(e^-(phi_c + g_c) + e^-t) (Maddison et al. 2014, arXiv:1411.0030).
     """
     if isinstance(q, Bernoulli):
         sign = 2 * b - 1
@@ -146,8 +145,9 @@ def conditional(q: Bernoulli | OneHotCategorical, b: Array, noise: Array) -> Arr
 
 
 def _tied(q: Bernoulli | OneHotCategorical, b: Array, z: Array) -> Array:
-    """The noise with which ``conditional`` gives z again, so that z~ has the value of z and the
-    gradient of z~.
+    """The noise with which ``conditional`` gives z again.
+
+    z~ then has the value of z and the gradient of z~.
     """
     log_expm1 = lambda x: x + jnp.log(-jnp.expm1(-x))
     if isinstance(q, Bernoulli):
@@ -218,10 +218,10 @@ _three, _two = (lambda k, d, c: 3 * k), (lambda k, d, c: 2 * k)
 
 @controlled(smooth_perturbations, DISCRETE, _three, _two, init=_rebar_init)
 def rebar(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
-    """The concrete relaxation as control variate, c(z) = scale f(s(z / temperature)), both learned.
+    """The concrete relaxation as control variate, with learned scale and temperature.
 
-    (f(b) - c(z~)) grad log q(b) + grad c(z) - grad c(z~), z~ ~ p(z | b) (Tucker et al. 2017,
-    arXiv:1703.07370), with z and z~ independent given b.
+    c(z) = scale f(s(z / temperature)): (f(b) - c(z~)) grad log q(b) + grad c(z) - grad c(z~), z~ ~
+    p(z | b), with z and z~ independent given b (Tucker et al. 2017, arXiv:1703.07370).
     """
     return _independent(noise, q, f, control, context)
 
@@ -234,9 +234,9 @@ def rebar_tied(noise: Any, q: Any, f: Function, control: dict, context: Array) -
 
 @controlled(smooth_perturbations, DISCRETE, _three, _two, init=_relax_init)
 def relax(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
-    """``rebar`` with a learned function added, c(z) = scale f(s(z / temperature)) + r(z).
+    """``rebar`` with a learned function r(z) added to the control variate.
 
-    Grathwohl et al. 2017, arXiv:1711.00123.
+    c(z) = scale f(s(z / temperature)) + r(z). Grathwohl et al. 2017, arXiv:1711.00123.
     """
     return _independent(noise, q, f, control, context)
 

@@ -1,5 +1,6 @@
-"""Estimators for one-hot latents from coupled draws: pseudo-actions, and antithetic bits in a
-tree of decisions.
+"""Estimators for one-hot latents from coupled draws.
+
+The draws are pseudo-actions, or antithetic bits in a sequence of binary decisions.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def _swapped(weights: Array, q: OneHotCategorical, i: Array, j: Array) -> Array:
 
 @estimator(Noise(_dirichlet), CATEGORICAL, lambda k, d, c: k * c)
 def ars(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array:
-    """Augment-REINFORCE-swap with reference category j, (f_cj - mean_m f_mj) (1 - C w_j) for the
-    logit of c.
+    """Augment-REINFORCE-swap with a reference category j.
 
-    f_mj is f where the weights of m and j are exchanged (Yin et al. 2019, arXiv:1905.01413).
+    (f_cj - mean_m f_mj) (1 - C w_j) for the logit of c, where f_mj is f with the weights of m and j
+    exchanged (Yin et al. 2019, arXiv:1905.01413).
     """
     weights, j = noise
     classes = weights.shape[-1]
@@ -55,8 +56,9 @@ def ars(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array:
 
 @estimator(Noise(_dirichlet), CATEGORICAL, lambda k, d, c: k * (c * (c - 1) // 2 + 1))
 def arsm(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array:
-    """``ars`` averaged over its references, sum_j (f_cj - mean_m f_mj) (1/C - w_j)
-    (arXiv:1905.01413).
+    """``ars`` averaged over its reference categories.
+
+    sum_j (f_cj - mean_m f_mj) (1/C - w_j) (Yin et al. 2019, arXiv:1905.01413).
     """
     weights, _ = noise
     classes = weights.shape[-1]
@@ -75,9 +77,7 @@ def arsm(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array
 
 
 def _ascending(q: OneHotCategorical) -> Array:
-    """Log-odds of stopping at each but the last category, from the least likely on: every one is
-    at most 0.
-    """
+    """Log-odds of stopping at each category but the last, the least likely first: <= 0."""
     order = stop_gradient(q.logits).argsort(-1)
     logits = jnp.take_along_axis(q.logits, order, -1)
     rest = lax.cumlogsumexp(logits, axis=logits.ndim - 1, reverse=True)
@@ -85,8 +85,9 @@ def _ascending(q: OneHotCategorical) -> Array:
 
 
 def _stopped(bits: Array, q: OneHotCategorical) -> tuple[Array, Array]:
-    """The category at which bits [*event, C-1] stop, one-hot in q's order, and which decisions
-    came to be made.
+    """The category at which bits stop, and which decisions were made.
+
+    The bits are [*event, C-1], and the category is one-hot in q's order.
     """
     reached = jnp.cumprod(jnp.concatenate([jnp.ones_like(bits[..., :1]), 1 - bits], -1), -1)
     stops = reached * jnp.concatenate([bits, jnp.ones_like(bits[..., :1])], -1)
@@ -105,11 +106,11 @@ def _pair_of(log_odds: Any, k: int | None = 2) -> Noise:
 
 @estimator(_pair_of(_ascending, None), CATEGORICAL, _each, uses_samples_jointly=True, min_samples=2)
 def carms(noise: Array, q: OneHotCategorical, f: Function) -> Array:
-    """K antithetic categories, 1/(K(K-1)) sum_{j<k} r(z_j, z_k) (f_j - f_k) (z_j - z_k).
+    """K antithetic categories, coupled by sticks in ascending order.
 
-    r = q(z_j) q(z_k) / P(z_j, z_k) makes up for their correlation (Dimitriev & Zhou 2021,
-    arXiv:2110.14002), by sticks in ascending order. With K = 2 it is the importance-weighted DisARM
-    of Dong et al. 2021, arXiv:2106.08056.
+    1/(K(K-1)) sum_{j<k} r(z_j, z_k) (f_j - f_k) (z_j - z_k), where r = q(z_j) q(z_k) / P(z_j, z_k)
+    makes up for their correlation (Dimitriev & Zhou 2021, arXiv:2110.14002). With K = 2 it is
+    ``disarm_iw``.
     """
     k = len(noise)
     z = jax.vmap(lambda bits: _stopped(bits, q)[0])(noise)
@@ -139,18 +140,18 @@ def carms(noise: Array, q: OneHotCategorical, f: Function) -> Array:
 
 @estimator(_pair_of(_ascending), CATEGORICAL, _two)
 def disarm_iw(noise: Array, q: OneHotCategorical, f: Function) -> Array:
-    """An antithetic pair of categories, weighted for its correlation (Dong et al. 2021,
-    arXiv:2106.08056).
+    """An antithetic pair of categories, weighted for its correlation.
+
+    Dong et al. 2021, arXiv:2106.08056.
     """
     return carms.estimate(noise, q, f)
 
 
 def _of_decisions(psi: Array, bits: Array, z: Array, made: Array, f: Function) -> Array:
-    """DisARM where both members of the pair come to a decision, and the score function where one
-    does.
+    """DisARM where both members of a pair make a decision, else the score function.
 
-    (f - f')/2 (a a' (b - b') s(|psi|) + a (1 - a') (b - s(psi)) - (1 - a) a' (b' - s(psi))), a:
-    whether it is made.
+    (f - f')/2 (a a' (b - b') s(|psi|) + a (1 - a') (b - s(psi)) - (1 - a) a' (b' - s(psi))), where
+    a says whether the decision is made.
     """
     values = f(z[0]), f(z[1])
     (b, other), (a, too), p = bits, made, jax.nn.sigmoid(psi)
@@ -165,16 +166,18 @@ def _of_decisions(psi: Array, bits: Array, z: Array, made: Array, f: Function) -
 
 @estimator(_pair_of(_ascending), CATEGORICAL, _two)
 def disarm_sb(noise: Array, q: OneHotCategorical, f: Function) -> Array:
-    """DisARM on the decisions of breaking a stick, the least likely category first
-    (arXiv:2106.08056).
+    """DisARM on the decisions of breaking a stick, the least likely category first.
+
+    Dong et al. 2021, arXiv:2106.08056.
     """
     z, made = jax.vmap(lambda bits: _stopped(bits, q))(noise)
     return _of_decisions(_ascending(q), noise, z, made, f)
 
 
 def _branches(classes: int) -> np.ndarray:
-    """A balanced tree over the categories: which lie to the left, -1, and right, 1, of each
-    decision, [C-1, C].
+    """A balanced tree over the categories, [C-1, C].
+
+    -1 for those to the left of each decision, 1 for those to the right, 0 for others.
     """
     rows = []
 
@@ -203,7 +206,10 @@ def _tree(q: OneHotCategorical) -> Array:
 
 @estimator(_pair_of(_tree), CATEGORICAL, _two)
 def disarm_tree(noise: Array, q: OneHotCategorical, f: Function) -> Array:
-    """DisARM on the decisions of a balanced tree over the categories (arXiv:2106.08056)."""
+    """DisARM on the decisions of a balanced tree over the categories.
+
+    Dong et al. 2021, arXiv:2106.08056.
+    """
     branches = _branches(q.logits.shape[-1])
     agrees = (branches == 0) | (branches == 2 * noise[..., None] - 1)  # [2, *event, C-1, C]
     z = jnp.all(agrees, -2).astype(q.logits.dtype)

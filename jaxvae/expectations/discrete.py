@@ -26,16 +26,19 @@ _two, _each = (lambda k, d, c: 2 * k), (lambda k, d, c: k)
     uses_samples_jointly=True,
 )
 def enumeration(noise: Any, q: Bernoulli | Categorical | OneHotCategorical, f: Function) -> Array:
-    """The exact sum over all states, sum_z q(z) f(z). Raises ValueError above 2^16 states."""
+    """The exact sum over all states, sum_z q(z) f(z).
+
+    Raises ValueError above 2^16 states.
+    """
     z = states(q)
     return jnp.sum(jnp.exp(jax.vmap(q.log_prob)(z)) * jax.vmap(f)(z))
 
 
 @estimator(one_sample, DISCRETE, lambda k, d, c: k * (c * d + 1))
 def local_expectation(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """Each latent summed out, the others drawn: sum_c grad q(z_i = c) f(z, z_i = c).
+    """Each latent summed out while the others are drawn.
 
-    Titsias & Lazaro-Gredilla 2015, arXiv:1503.01494.
+    sum_c grad q(z_i = c) f(z, z_i = c) (Titsias & Lazaro-Gredilla 2015, arXiv:1503.01494).
     """
     z, many = stop_gradient(noise), jax.vmap(f)
     if isinstance(q, Bernoulli):
@@ -50,8 +53,9 @@ def local_expectation(noise: Array, q: Bernoulli | OneHotCategorical, f: Functio
 
 @estimator(perturbation, BINARY, _each)
 def ar(noise: Array, q: Bernoulli, f: Function) -> Array:
-    """Augment-REINFORCE, f(1[u < s(phi)]) (1 - 2u), u uniform (Yin & Zhou 2018,
-    arXiv:1807.11143).
+    """Augment-REINFORCE, f(1[u < s(phi)]) (1 - 2u) with u uniform.
+
+    Yin & Zhou 2018, arXiv:1807.11143.
     """
     value = f(hard_sample(q, q.logits + noise))
     return with_gradient(value, value * jnp.tanh(noise / 2), q.logits)  # u = s(-l)
@@ -59,8 +63,9 @@ def ar(noise: Array, q: Bernoulli, f: Function) -> Array:
 
 @estimator(perturbation, BINARY, _two)
 def arm(noise: Array, q: Bernoulli, f: Function) -> Array:
-    """Augment-REINFORCE-merge, (f(1[u > s(-phi)]) - f(1[u < s(phi)])) (u - 1/2)
-    (arXiv:1807.11143).
+    """Augment-REINFORCE-merge, the mean of ``ar`` over an antithetic pair.
+
+    (f(1[u > s(-phi)]) - f(1[u < s(phi)])) (u - 1/2) (Yin & Zhou 2018, arXiv:1807.11143).
     """
     one, other = f(hard_sample(q, q.logits + noise)), f(hard_sample(q, q.logits - noise))
     return with_gradient((one + other) / 2, (one - other) * jnp.tanh(noise / 2) / 2, q.logits)
@@ -70,16 +75,15 @@ def arm(noise: Array, q: Bernoulli, f: Function) -> Array:
 
 
 def rare(q: Bernoulli) -> Array:
-    """log s(-|phi|), of the rarer value's probability."""
+    """log s(-|phi|), the log-probability of the rarer value."""
     return jax.nn.log_sigmoid(-jnp.abs(q.logits))
 
 
 def _bits_draw(key: Array, q: Bernoulli, k: int) -> Array:
-    """1[d_k > t] for the rarer value, d ~ Dirichlet(1, ..., 1) and P(d_k > t) = (1 - t)^(K-1) =
-    s(-|phi|).
+    """Bits that are rarely the same: the rarer value is 1[d_k > t].
 
-    The event is that of the exponentials, e_k (1 - t) > t sum_{j != k} e_j, which keeps small 1 -
-    t.
+    d ~ Dirichlet(1, ..., 1), and P(d_k > t) = (1 - t)^(K-1) = s(-|phi|). The event is that of
+    exponentials, e_k (1 - t) > t sum_{j != k} e_j, which keeps a small 1 - t.
     """
     e = -jnp.log1p(-uniform(key, (k, *q.event_shape), q.logits.dtype))  # exponential
     stays = jnp.exp(rare(q) / (k - 1))  # 1 - t
@@ -88,8 +92,9 @@ def _bits_draw(key: Array, q: Bernoulli, k: int) -> Array:
 
 
 def _together(q: Bernoulli, k: int, m: int) -> np.ndarray:
-    """The probability that m of the bits are all of the rarer value, max(m r - m + 1, 0)^(K-1),
-    r^(K-1) = s(-|phi|).
+    """The probability that m of the bits all have the rarer value.
+
+    max(m r - m + 1, 0)^(K-1) with r^(K-1) = s(-|phi|).
     """
     root = np.exp(np.asarray(rare(q), np.float64) / (k - 1))
     return np.maximum(1 - m * (1 - root), 0) ** (k - 1) if m else np.ones(q.event_shape)
@@ -123,9 +128,10 @@ antithetic_pair = Noise(lambda key, q, k: _bits_draw(key, q, 2), lambda q, k: _b
 
 @estimator(antithetic_pair, BINARY, _two)
 def disarm(noise: Array, q: Bernoulli, f: Function) -> Array:
-    """ARM without its noise, (f(b) - f(b')) (b - b') s(|phi|) / 2 for an antithetic pair.
+    """ARM without its noise, for an antithetic pair b and b'.
 
-    Dong et al. 2020, arXiv:2006.10680; the same as U2G, Yin et al. 2020.
+    (f(b) - f(b')) (b - b') s(|phi|) / 2. Dong et al. 2020, arXiv:2006.10680; it is U2G of Yin et
+    al. 2020 too.
     """
     b, other = noise
     one, two = f(b), f(other)
@@ -138,11 +144,11 @@ def disarm(noise: Array, q: Bernoulli, f: Function) -> Array:
 
 @estimator(antithetic_bits, BINARY, _each, uses_samples_jointly=True, min_samples=2)
 def arms(noise: Array, q: Bernoulli, f: Function) -> Array:
-    """Leave-one-out baselines on K antithetic bits, w 1/(K-1) sum_k (f(b_k) - mean f) b_k.
+    """Leave-one-out baselines on K antithetic bits.
 
-    w = p (1 - p) / (p - P(b_1 = b_2 = 1)) makes up for their correlation. Dimitriev & Zhou 2021,
-    arXiv:2105.14141, with the Dirichlet copula; w is formed without cancellation. With K = 2 it is
-    DisARM.
+    w 1/(K-1) sum_k (f(b_k) - mean f) b_k, where w = p (1 - p) / (p - P(b_1 = b_2 = 1)) makes up for
+    the correlation of the bits (Dimitriev & Zhou 2021, arXiv:2105.14141, with the Dirichlet
+    copula). w is formed without cancellation. With K = 2 it is ``disarm``.
     """
     k = len(noise)
     values = jax.vmap(f)(noise)
@@ -154,8 +160,10 @@ def arms(noise: Array, q: Bernoulli, f: Function) -> Array:
 
 
 def antithetic_weight(q: Bernoulli, k: int) -> Array:
-    """p (1 - p) / (p - P_11) = (1 - p) / (1 - P_11 / p), in p = s(-|phi|), the rarer value's
-    probability.
+    """The weight that makes up for the correlation of antithetic bits.
+
+    p (1 - p) / (p - P_11) = (1 - p) / (1 - P_11 / p), where p = s(-|phi|) is the probability of the
+    rarer value.
     """
     root = jnp.exp(rare(q) / (k - 1))
     both = jnp.maximum(2 - 1 / root, 0.0) ** (k - 1)  # P_11 / p

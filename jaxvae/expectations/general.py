@@ -1,4 +1,4 @@
-"""Estimators for any density, and those for densities that can be reparameterized."""
+"""Estimators for any density, and estimators for densities that can be reparameterized."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _each = lambda k, d, c: k
 
 @estimator(one_sample, ANY, _each)
 def score_function(noise: Array, q: Any, f: Function, baseline: float = 0.0) -> Array:
-    """REINFORCE, (f(z) - b) grad log q(z) with a constant baseline b.
+    """REINFORCE, (f(z) - b) grad log q(z) with a constant ``baseline`` b.
 
     Williams 1992; Mohamed et al. 2020, arXiv:1906.10652, eq. 14.
     """
@@ -46,9 +46,10 @@ def _scored(noise: Any, q: Any, f: Function, baseline: Array | float) -> Array:
 
 @estimator(many_samples, ANY, _each, uses_samples_jointly=True, min_samples=2)
 def rloo(noise: Array, q: Any, f: Function) -> Array:
-    """Leave-one-out baselines, 1/(K-1) sum_k (f(z_k) - mean f) grad log q(z_k) (Kool et al. 2019).
+    """REINFORCE with leave-one-out baselines.
 
-    Of the ELBO it is the gradient of VarGrad (Richter et al. 2020, arXiv:2010.10436).
+    1/(K-1) sum_k (f(z_k) - mean f) grad log q(z_k) (Kool et al. 2019). Of the ELBO it is the
+    gradient of VarGrad (Richter et al. 2020, arXiv:2010.10436).
     """
     z = stop_gradient(reparameterize(q, noise))
     values, scores = jax.vmap(f)(z), jax.vmap(lambda z: log_prob_of(q, z))(z)
@@ -79,10 +80,10 @@ def _constant_error(noise: Array, q: Any, f: Function, control: Array, context: 
     control_learning_rate=None,
 )
 def moving_average(noise: Array, q: Any, f: Function, control: Array, context: Array) -> Array:
-    """The mean of earlier values as baseline, b <- b - r (b - f) (Mohamed et al. 2020,
-    arXiv:1906.10652, sec. 7.4.1).
+    """REINFORCE with the moving average of earlier values as baseline.
 
-    The step descends (f - b)^2 / 2, with r = 0.1.
+    b <- b - r (b - f) with r = 0.1, the step that descends (f - b)^2 / 2 (Mohamed et al. 2020,
+    arXiv:1906.10652, sec. 7.4.1).
     """
     return _scored(noise, q, f, control)
 
@@ -103,20 +104,20 @@ def _nvil_optimizer(learning_rate: float) -> optax.GradientTransformation:
 
 @estimator(one_sample, ANY, _each, init=_nvil_init, learning=_nvil_error, optimizer=_nvil_optimizer)
 def nvil(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Array:
-    """A learned function of the example as baseline, (f(z) - b(x) - c) grad log q(z).
+    """REINFORCE with a learned function of the example as baseline.
 
-    Mnih & Gregor 2014, arXiv:1402.0030, without the division by a running
-    standard deviation, which scales the gradient.
+    (f(z) - b(x) - c) grad log q(z) (Mnih & Gregor 2014, arXiv:1402.0030), without the division by a
+    running standard deviation, which scales the gradient.
     """
     return _scored(noise, q, f, _of_context(control, context))
 
 
 @estimator(one_sample, CONTINUOUS | BINARY, lambda k, d, c: k + 1, lambda k, d, c: 1)
 def muprop(noise: Array, q: Any, f: Function) -> Array:
-    """The first-order expansion of f at the mean as control variate (Gu et al. 2015,
-    arXiv:1511.05176).
+    """REINFORCE with the first-order expansion of f at the mean as control variate.
 
-    (f(z) - f(m) - f'(m)(z - m)) grad log q(z) + f'(m) grad m, with m the mean of q.
+    (f(z) - f(m) - f'(m)(z - m)) grad log q(z) + f'(m) grad m, with m the mean of q (Gu et al. 2015,
+    arXiv:1511.05176).
     """
     z = stop_gradient(reparameterize(q, noise))
     value, mean = f(z), q.mean
@@ -130,11 +131,11 @@ def muprop(noise: Array, q: Any, f: Function) -> Array:
 
 @estimator(many_samples, CONTINUOUS, _each, _each, uses_samples_jointly=True)
 def pathwise(noise: Array, q: Any, f: Function) -> Array:
-    """1/K sum_k f(z_k), z_k a differentiable function of the parameters (Kingma & Welling 2013,
-    arXiv:1312.6114).
+    """1/K sum_k f(z_k), with z_k a differentiable function of the parameters.
 
-    Explicit where z is a function of noise; implicit, dz = -dF / q(z), for gamma, beta, Dirichlet
-    and Student's t (Figurnov et al. 2018, arXiv:1805.08498).
+    Kingma & Welling 2013, arXiv:1312.6114. It is explicit where z is a function of noise. For
+    gamma, beta, Dirichlet and Student's t it is implicit, dz = -dF / q(z) (Figurnov et al. 2018,
+    arXiv:1805.08498).
     """
     z = reparameterize(q, noise)
     if len(jax.tree.leaves(z)[0]) > 1:
@@ -145,11 +146,11 @@ def pathwise(noise: Array, q: Any, f: Function) -> Array:
 
 @estimator(one_sample, CONTINUOUS, _each, lambda k, d, c: 2 * k + 1 + d)
 def linearized_pathwise(noise: Array, q: Normal, f: Function) -> Array:
-    """The pathwise gradient less that of f's second-order expansion, whose mean is known.
+    """The pathwise gradient of a Normal, less that of f's second-order expansion.
 
-    Miller et al. 2017, arXiv:1705.07880. For a diagonal Gaussian (m, s), z = m + s e and the
-    Hessian H of f at m: f'(z) - H (z - m) in m, and (f'(z) - f'(m) - H (z - m)) e + diag(H) s in s.
-    A Hessian-vector product counts as a gradient.
+    The mean of the expansion's gradient is known (Miller et al. 2017, arXiv:1705.07880). For a
+    diagonal Gaussian (m, s), z = m + s e and the Hessian H of f at m: f'(z) - H (z - m) in m, and
+    (f'(z) - f'(m) - H (z - m)) e + diag(H) s in s. A Hessian-vector product counts as a gradient.
     """
     if not isinstance(q, Normal):
         raise ValueError(
@@ -177,7 +178,7 @@ CONTROL = networks.with_precision(networks.mlp((137,), 1, jnp.tanh))
 
 
 def learned_function(control: Any, context: Array, z: Array) -> Array:
-    """A small network of an example and a latent, as control variate."""
+    """A small network of an example and a latent, used as control variate."""
     return CONTROL.apply(control, jnp.concatenate([context.ravel(), z.ravel()]))[0]
 
 
@@ -185,10 +186,10 @@ def learned_function(control: Any, context: Array, z: Array) -> Array:
 def lax_estimator(
     noise: Array, q: Any, f: Function, control: Any, context: Array
 ) -> tuple[Array, Any]:
-    """A learned c(z), (f(z) - c(z)) grad log q(z) + grad c(z(phi)) (Grathwohl et al. 2017,
-    arXiv:1711.00123).
+    """REINFORCE with a learned c(z) as control variate; f may be a black box.
 
-    c is trained for the least variance. f may be a black box: its gradient is not used.
+    (f(z) - c(z)) grad log q(z) + grad c(z(phi)), where c is trained for the least variance
+    (Grathwohl et al. 2017, arXiv:1711.00123). The gradient of f is not used.
     """
     z = stop_gradient(reparameterize(q, noise))
     value = f(z)
@@ -231,7 +232,8 @@ def _measures_exact(coupled: bool, nodes: tuple[int, int] = (14, 28)) -> Any:
             return ((z, z), weights) if coupled else product((z, weights), (z, weights))
         if q.mean.size != 1:
             raise ValueError(
-                "the exact law of measure-valued derivatives of a Gaussian is there for one latent only"
+                "the exact law of measure-valued derivatives of a Gaussian is there for one latent "
+                "only"
             )
         x, weights = np.polynomial.hermite_e.hermegauss(nodes[0])
         normal = x, weights / weights.sum()
@@ -282,8 +284,9 @@ def replaced(base: Array, values: Array) -> Array:
 
 
 def one_replaced(z: Array) -> Array:
-    """One-hot z [*event, C] with one latent after the other in one class after the other: [D C,
-    *event, C].
+    """One-hot z [*event, C] with one latent after the other in one class after the other.
+
+    Returns [D C, *event, C].
     """
     classes = z.shape[-1]
     flat = z.reshape(-1, classes)
@@ -297,13 +300,12 @@ def one_replaced(z: Array) -> Array:
     lambda k, d, c: k * ((c or 4) * d + 1),
 )
 def measure_valued(noise: Any, q: Any, f: Function) -> Array:
-    """Weak derivatives, c (f(z+) - f(z-)) for each parameter (Mohamed et al. 2020,
-    arXiv:1906.10652, sec. 6).
+    """Weak derivatives, c (f(z+) - f(z-)) for each parameter, with a coupled pair.
 
-    Mean of a Gaussian: z+- = m +- s w, w Rayleigh, c = 1 / (s sqrt(2 pi)); its scale: double-sided
-    Maxwell less normal, c = 1 / s. A Bernoulli's probability: 1 less 0. A category's logit: the
-    category less a draw, c its probability. The pair is coupled: it shares w, the other latents,
-    and the normal is the Maxwell times a uniform.
+    Mohamed et al. 2020, arXiv:1906.10652, sec. 6. Mean of a Gaussian: z+- = m +- s w, w Rayleigh, c
+    = 1 / (s sqrt(2 pi)). Its scale: double-sided Maxwell less normal, c = 1 / s. A Bernoulli's
+    probability: 1 less 0. A category's logit: the category less a draw, c its probability. The pair
+    shares w and the other latents, and its normal is the Maxwell times a uniform.
     """
     return _measure_valued(noise if isinstance(q, Normal) else (noise[0], noise[0]), q, f)
 
@@ -314,6 +316,9 @@ def measure_valued(noise: Any, q: Any, f: Function) -> Array:
     lambda k, d, c: k * (4 * d + 1 if c == 0 else 2 * d + 1 if c == 2 else c * d + 2),
 )
 def measure_valued_independent(noise: Any, q: Any, f: Function) -> Array:
-    """``measure_valued`` with z+ and z- independent, better only where f is steep: for (x - k)^2 in
-    the mean m where ((m - k) / s)^2 > 2 / (4 - pi)."""
+    """``measure_valued`` with an independent pair.
+
+    It is better only where f is steep: for (x - k)^2 in the mean m if ((m - k) / s)^2 > 2 / (4 -
+    pi).
+    """
     return _measure_valued(noise, q, f)

@@ -1,5 +1,6 @@
-"""What estimators draw, and the laws of it: all states, Gauss-Hermite nodes, or cells of uniform
-numbers.
+"""What estimators draw, and the laws of the draws.
+
+A law consists of all states, of Gauss-Hermite nodes, or of cells of uniform numbers.
 """
 
 from __future__ import annotations
@@ -120,8 +121,9 @@ def _legendre(edges: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _uniform_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two nodes of u = s(l) in each cell between s(-|phi|) and s(|phi|): exact where cubic in u
-    between them.
+    """Two nodes of u = s(l) in each cell between s(-|phi|) and s(|phi|).
+
+    They are exact for what is cubic in u between them.
     """
     u, weights = _legendre(np.unique([0.0, 1 / (1 + np.exp(abs(logit))), 0.5]), 2)
     l = np.log(u) - np.log1p(-u)
@@ -129,9 +131,7 @@ def _uniform_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _logistic_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Many nodes of l in each cell between -|phi| and |phi|, for what is smooth in l between
-    them.
-    """
+    """Many nodes of l in each cell between -|phi| and |phi|, for what is smooth within."""
     edge = abs(logit)
     l, weights = _legendre(np.unique([-edge - 40, -edge, edge, edge + 40]), 120)
     return l, weights / (2 + np.exp(l) + np.exp(-l))

@@ -1,5 +1,6 @@
-"""Estimators that differentiate through discrete latents as if they were continuous: biased, all
-of them.
+"""Estimators that differentiate through discrete latents as if they were continuous.
+
+All of them are biased.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _one, _each = (lambda k, d, c: 1), (lambda k, d, c: k)
 
 
 def straight_through_value(value: Array, slope_of: Array) -> Array:
-    """``value``, whose gradient is that of ``slope_of``."""
+    """``value``, with the gradient of ``slope_of``."""
     return stop_gradient(value) + slope_of - stop_gradient(slope_of)
 
 
 def _perturbations(key: Array, q: Any, k: int) -> Any:
-    """What ``_relaxed`` takes: of a Joint, one noise for each part."""
+    """The noise that ``_relaxed`` takes; of a Joint, one noise for each part."""
     if isinstance(q, Joint):
         parts = zip(jax.random.split(key, len(q.parts)), q.parts, strict=True)
         return tuple(_perturbations(key, part, k) for key, part in parts)
@@ -54,17 +55,21 @@ def _relaxed(q: Any, noise: Any, temperature: float) -> Array:
     Noise(_perturbations, smooth_perturbation.exact), DISCRETE | MIXED, _each, _each, unbiased=False
 )
 def concrete(noise: Any, q: Any, f: Function, temperature: float = 0.5) -> Array:
-    """f(s((phi + noise) / temperature)), s the logistic function or softmax.
+    """The concrete (Gumbel-softmax) relaxation, f(s((phi + noise) / temperature)).
 
-    Maddison et al. 2016, arXiv:1611.00712; as Gumbel-softmax, Jang et al. 2016, arXiv:1611.01144.
-    Its value is that of the relaxed f too. The continuous parts of a Joint are reparameterized.
+    s is the logistic function or softmax (Maddison et al. 2016, arXiv:1611.00712; Jang et al. 2016,
+    arXiv:1611.01144). Its value is that of the relaxed f too. The continuous parts of a Joint are
+    reparameterized.
     """
     return f(_relaxed(q, noise, temperature))
 
 
 @estimator(one_sample, DISCRETE, _each, _each, unbiased=False)
 def straight_through(noise: Array, q: Discrete, f: Function) -> Array:
-    """f'(z) grad s(phi) at a drawn z (Bengio et al. 2013, arXiv:1308.3432)."""
+    """f'(z) grad s(phi) at a drawn z.
+
+    Bengio et al. 2013, arXiv:1308.3432.
+    """
     return f(straight_through_value(noise, q.mean))
 
 
@@ -72,7 +77,10 @@ def straight_through(noise: Array, q: Discrete, f: Function) -> Array:
 def straight_through_gumbel(
     noise: Array, q: Discrete, f: Function, temperature: float = 0.5
 ) -> Array:
-    """f'(z) grad of the concrete relaxation of z (Jang et al. 2016, arXiv:1611.01144)."""
+    """f'(z) times the gradient of the concrete relaxation of z.
+
+    Jang et al. 2016, arXiv:1611.01144.
+    """
     perturbed = q.logits + noise
     return f(
         straight_through_value(hard_sample(q, perturbed), relaxed_sample(q, perturbed, temperature))
@@ -90,10 +98,10 @@ def _conditionals(key: Array, q: Discrete, k: int) -> tuple[Array, Array]:
 def gumbel_rao(
     noise: tuple[Array, Array], q: Discrete, f: Function, temperature: float = 0.5
 ) -> Array:
-    """``straight_through_gumbel``, its slope averaged over K draws of the noise given z.
+    """``straight_through_gumbel``, with its slope averaged over K noises given z.
 
-    Paulus et al. 2020, arXiv:2010.04838. f is evaluated once. The draws given z are constants but
-    for the logits that are added to them.
+    Paulus et al. 2020, arXiv:2010.04838. f is evaluated once. The noises given z are constants, to
+    which the logits are added.
     """
     z, noises = noise
     logits = stop_gradient(q.logits)
@@ -104,11 +112,11 @@ def gumbel_rao(
 
 @estimator(one_sample, DISCRETE, _each, _each, unbiased=False)
 def reinmax(noise: Array, q: Discrete, f: Function) -> Array:
-    """The trapezoidal rule, 2 J((z + s(phi)) / 2) f'(z) - J(s(phi)) f'(z) / 2, J the Jacobian of s
-    at a probability.
+    """The trapezoidal rule between z and its mean.
 
-    Liu et al. 2023, arXiv:2304.08612: p (1 - p), or diag(p) - p p^T. No bias where f is quadratic
-    in each latent.
+    2 J((z + s(phi)) / 2) f'(z) - J(s(phi)) f'(z) / 2, where J is the Jacobian of s at a
+    probability, p (1 - p) or diag(p) - p p^T (Liu et al. 2023, arXiv:2304.08612). It has no bias
+    where f is quadratic in each latent.
     """
     mean = q.mean
     value, slope = jax.value_and_grad(f)(stop_gradient(noise))

@@ -1,6 +1,4 @@
-"""Estimators from draws without replacement, out of all states of Bernoulli or one-hot latents
-together.
-"""
+"""Estimators from draws without replacement, among all states of discrete latents."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ _each = lambda k, d, c: k
 
 
 def _log_probs(q: Bernoulli | OneHotCategorical) -> Array:
-    """[D, C]."""
+    """log-probabilities of each latent's values, [D, C]."""
     logits = stop_gradient(q.logits)
     if isinstance(q, Bernoulli):
         return jnp.stack(
@@ -33,8 +31,7 @@ def _log_probs(q: Bernoulli | OneHotCategorical) -> Array:
 
 
 def _likeliest(q: Bernoulli | OneHotCategorical, k: int, key: Array | None = None) -> Array:
-    """The k states of the largest log q(z), or log q(z) + Gumbel noise, without replacement: [k,
-    *event].
+    """The k states of the largest log q(z), or log q(z) + Gumbel noise: [k, *event].
 
     A beam goes from latent to latent, and each parent hands its perturbed value down as the largest
     of its children's (Kool et al. 2019, arXiv:1903.06059).
@@ -136,19 +133,20 @@ def _unordered(noise: Array, q: Any, f: Function, baseline: bool) -> Array:
 
 @estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True)
 def unordered_set(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """K distinct states whose order is forgotten, sum_s p(s) R(S, s) f(s) grad log p(s).
+    """K distinct states whose order is forgotten.
 
-    Kool et al. 2020, arXiv:2002.06043. R(S, s) is the probability of the set S given that s came
-    first, over that of S. With K = 1 it is REINFORCE, with all states the exact sum. K is at most
-    10.
+    sum_s p(s) R(S, s) f(s) grad log p(s), where R(S, s) is the probability of the set S given that
+    s came first, over the probability of S (Kool et al. 2020, arXiv:2002.06043). With K = 1 it is
+    REINFORCE, with all states the exact sum. K is at most 10.
     """
     return _unordered(noise, q, f, baseline=False)
 
 
 @estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def unordered_set_baseline(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """``unordered_set`` less the estimate of E f that the set gives without s, sum_t p(t) R(S -
-    s, t) f(t).
+    """``unordered_set`` less the estimate of E f that the set gives without s.
+
+    sum_t p(t) R(S - s, t) f(t) (Kool et al. 2020, arXiv:2002.06043).
     """
     return _unordered(noise, q, f, baseline=True)
 
@@ -160,9 +158,9 @@ def _summed(q: Any, f: Function, z: Array, weights: Array) -> Array:
 
 @estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """The K - 1 likeliest states summed, one of the others drawn for the rest of the mass.
+    """The K - 1 likeliest states summed, and one of the others drawn for the rest.
 
-    Rao-Blackwellized (Liu et al. 2019, arXiv:1810.04777). Of K draws without replacement the first
+    Rao-Blackwellized (Liu et al. 2019, arXiv:1810.04777). Of K draws without replacement, the first
     that is not summed is a draw from the others.
     """
     likely = _likeliest(q, len(noise) - 1)
@@ -175,8 +173,7 @@ def sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) 
 
 @estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def stochastic_sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """K draws without replacement, the first K - 1 summed and the last one weighted for the rest of
-    the mass.
+    """K draws without replacement: K - 1 summed, the last weighted for the rest.
 
     Its mean over the orders of the draws is ``unordered_set`` (Kool et al. 2020, arXiv:2002.06043).
     """

@@ -32,6 +32,7 @@ class Data(NamedTuple):
     classes: tuple[str, ...] = ()  # names of the classes that labels stand for
     num_classes: int = 0
     num_attributes: int = 0
+    raw_levels: int | None = None  # before ``static`` binarization, which leaves two
     pixel_max: float = 1.0  # the value of x that pictures show as white
     # count -> so many raw training examples; zeros where the set is not there
     examples: Callable[[int], Any] | None = None

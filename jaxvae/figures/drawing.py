@@ -28,17 +28,17 @@ def grid(
     """
     images = np.asarray(images, np.float32)
     if images.ndim == 3:
-        images = images[:, :, None, :, None]
+        images = np.repeat(images[:, :, None, :, None], max(images.shape[-1] // 4, 1), 2)
     if images.shape[-1] not in (1, 3):
         images = images.mean(-1, keepdims=True)
     r, c, h, w, channels = images.shape
-    gap = max(1, h // 16)
+    gap = max(1, max(h, w) // 16)
     sheet = _sheet(images, gap)
     inches = min(0.6, 12 / max(r, c))
     size = max(sheet.shape[1] / w * inches, 3.5), sheet.shape[0] / h * inches + 0.6
     figure, axes = _figure(size)
     pixels = sheet[..., 0] if channels == 1 else sheet
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=_aspect(h, w))
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=10)
     middles = [i * (h + gap) + (h - 1) / 2 for i in range(r)]
     axes.set_yticks(middles if rows else [], rows or [], fontsize=8)
@@ -58,11 +58,6 @@ def _sheet(images: np.ndarray, gap: int) -> np.ndarray:
             top, left = i * (h + gap), j * (w + gap)
             sheet[top : top + h, left : left + w] = np.clip(images[i, j], 0, 1)
     return sheet
-
-
-def _aspect(height: int, width: int) -> str:
-    """Pixels are squares, except those of a strip that would be too thin to see."""
-    return "equal" if height * 16 > width else "auto"
 
 
 def latent_scatter(
@@ -111,11 +106,15 @@ def _in_the_plane(means: np.ndarray) -> tuple[np.ndarray, list[str]]:
 def _by_kind(
     axes: Any, points: np.ndarray, labels: np.ndarray, kinds: np.ndarray, classes: Sequence[str]
 ) -> None:
-    """Dots in a colour for each label, and a legend."""
-    for i, kind in enumerate(kinds):
-        known = np.issubdtype(kinds.dtype, np.integer) and 0 <= kind < len(classes)
-        name = classes[int(kind)] if known else "no label" if kind == -1 else str(kind)
-        colour = "lightgrey" if kind == -1 else f"C{i}" if len(kinds) <= 10 else _tab20(i)
+    """Dots in a colour for each label, grey where it is missing, and a legend."""
+    integers = np.issubdtype(kinds.dtype, np.integer)
+    present = kinds[kinds != -1] if integers else kinds
+    colours = [f"C{i}" if len(present) <= 10 else _tab20(i) for i in range(len(present))]
+    if len(present) < len(kinds):
+        present, colours = np.append(present, -1), [*colours, "lightgrey"]
+    for kind, colour in zip(present, colours, strict=True):
+        known = integers and 0 <= kind < len(classes)
+        name = classes[int(kind)] if known else "no label" if integers and kind < 0 else str(kind)
         z = points[labels == kind]
         axes.scatter(*z.T, s=7, alpha=0.7, label=name, color=colour, linewidths=0)
     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}

@@ -1,8 +1,8 @@
-"""The bias and the variance of gradient estimators: exactly where their noise has a law, else by
-Monte Carlo.
+"""The bias and the variance of gradient estimators, exactly or by Monte Carlo.
 
-``exact`` sums over the law of an estimator's noise; ``measure`` takes the gradient of any objective
-of an example over keys; ``reports`` say what the moments mean, each number with an interval.
+``exact`` sums over all values of an estimator's noise, if its distribution is known. ``measure``
+takes the gradient of any objective of an example over many keys. ``reports`` say what the moments
+mean, and give each number an interval.
 """
 
 from jaxvae.measurements import reports

@@ -1,4 +1,4 @@
-"""Moments over the law of an estimator's noise."""
+"""The exact mean and variance of an estimator, over all values of its noise."""
 
 from __future__ import annotations
 
@@ -32,19 +32,18 @@ def exact(
     batch: int = 2**14,
     **settings: Any,
 ) -> Moments:
-    """Mean and variance of a gradient estimate over the law of its noise, sum_m p_m g_m and sum_m
-    p_m (g_m - mean)^2.
+    """Mean and variance of a gradient over its noise: sum_m p_m g_m, sum_m p_m (g_m - mean)^2.
 
     Args:
-      estimator: of ``expectations`` or ``bounds``, one whose noise has a law.
+      estimator: of ``expectations`` or ``bounds``, one whose noise has a known distribution.
       make: params -> (q, f), or (q, f, more settings of the estimator).
       num_samples: K, for joint estimators; the others have the variance of one draw divided by K.
       batch: nodes that are evaluated at a time.
       settings: the estimator's.
 
     Continuous noise is integrated by quadrature, which is compared with one of fewer nodes. Needs
-    64-bit numbers (``jax.enable_x64``). Raises ValueError where there is no law, it has too many
-    nodes, or too few to converge.
+    64-bit numbers (``jax.enable_x64``). Raises ValueError where the distribution is not known, has
+    too many nodes, or too few to converge.
     """
     if not jax.config.read("jax_enable_x64"):
         raise ValueError(

@@ -1,5 +1,7 @@
-"""What moments say: biases and their visibility, variances and ratios with intervals, tails,
-directions, budgets.
+"""What moments say of an estimator: biases, variances, tails, directions, budgets.
+
+Each number comes with a 95 % interval. Each bias comes with the smallest one that the draws could
+have detected.
 """
 
 from __future__ import annotations
@@ -89,7 +91,9 @@ class Bias(NamedTuple):
     largest_z: float  # over coordinates, of the mean
     bound: float  # what it exceeds once in 10,000 runs without a bias (Sidak)
     seen: bool
-    visible: float  # the smallest bias of a coordinate that nine of ten such runs would have seen, at the worst one
+    # The smallest bias that nine of ten such runs would have seen, in the coordinate with the
+    # largest error.
+    visible: float
     squared: (
         Interval  # |bias|^2 without the part that sampling noise makes; the jackknife's interval
     )
@@ -146,9 +150,9 @@ class Signal(NamedTuple):
     """How good the draws are as directions of descent."""
 
     snr: float  # |mean| / sd, averaged over the coordinates that have noise
-    dsnr: (
-        float | None
-    )  # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537), of several
+    # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537), for several
+    # coordinates.
+    dsnr: float | None
     cosine: float | None  # mean cosine to the true gradient
     gain: (
         float | None
@@ -194,7 +198,7 @@ def tail(sampled: Sampled) -> float:
 
 
 def warnings(sampled: Sampled, found: Bias | None = None) -> list[str]:
-    """What must be said about a measurement."""
+    """Sentences that a reader of a measurement must know."""
     said = []
     k = tail(sampled)
     if k > HEAVY:

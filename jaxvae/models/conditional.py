@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxvae.contracts import Array, Params
 from jaxvae.likelihoods import Likelihood
-from jaxvae.models.vae import VAE, Modules, check_raw
+from jaxvae.models.vae import VAE, Modules, changed, check_raw
 from jaxvae.networks import Network
 from jaxvae.posteriors import Posterior
 from jaxvae.priors import Prior
@@ -34,6 +34,7 @@ class CVAE(NamedTuple):
     encode: Callable[[Params, Any, Any], Any]  # (params, x, y) -> q(z|x, y)
     decode: Callable[[Params, Any, Any], Any]  # (params, z, y) -> p(x|z, y)
     prior: Callable[[Params, Any], Any]  # (params, y)    -> p(z|y)
+    training: Callable[[Array], CVAE] | None = None  # as a VAE's
 
     def at(self, example: Conditioned) -> tuple[VAE, Any]:
         """The VAE at the example's condition, and its x."""
@@ -42,11 +43,13 @@ class CVAE(NamedTuple):
 
 def condition_on(cvae: CVAE, y: Any) -> VAE:
     """The VAE at condition y, of p(x|y)."""
+    live = cvae.training
     return VAE(
         init=lambda key, x: cvae.init(key, Conditioned(x, y)),
         encode=lambda params, x: cvae.encode(params, x, y),
         decode=lambda params, z: cvae.decode(params, z, y),
         prior=lambda params: cvae.prior(params, y),
+        training=None if live is None else lambda key: condition_on(live(key), y),
     )
 
 
@@ -89,12 +92,15 @@ def cvae(
         of_prior = lambda key: init_prior(key, y)
         return modules.init(key, x, both(x, y), lambda z: both(z, y), of_prior)
 
-    return CVAE(
-        init,
-        lambda params, x, y: modules.encode(params, both(x, y)),
-        lambda params, z, y: modules.decode(params, both(z, y)),
-        make_prior,
-    )
+    def with_modules(modules: Modules) -> CVAE:
+        return CVAE(
+            init,
+            lambda params, x, y: modules.encode(params, both(x, y)),
+            lambda params, z, y: modules.decode(params, both(z, y)),
+            make_prior,
+        )
+
+    return with_modules(modules)._replace(training=modules.training(with_modules))
 
 
 def gaussian_stochastic(model: CVAE) -> CVAE:
@@ -102,7 +108,11 @@ def gaussian_stochastic(model: CVAE) -> CVAE:
 
     Sohn et al. 2015, sec. 4.2. Its ELBO is E_p(z|y) log p(x|z, y), with a KL of zero.
     """
-    return model._replace(encode=lambda params, x, y: model.prior(params, y))
+
+    def without_encoder(model: CVAE) -> CVAE:
+        return model._replace(encode=lambda params, x, y: model.prior(params, y))
+
+    return changed(model, without_encoder)
 
 
 class Corrupted(NamedTuple):
@@ -129,5 +139,8 @@ class Denoising(NamedTuple):
         """The VAE that encodes the corrupted example, and the clean one."""
         if not isinstance(example, Corrupted):
             return self.vae, example
-        encode = lambda params, x: self.vae.encode(params, example.noisy)
-        return self.vae._replace(encode=encode), example.x
+
+        def encoding_noisy(vae: VAE) -> VAE:
+            return vae._replace(encode=lambda params, x: vae.encode(params, example.noisy))
+
+        return changed(self.vae, encoding_noisy), example.x

@@ -57,6 +57,7 @@ def codes(
     def example(key: Array, x: Any) -> tuple[Any, Any, Any, Any]:
         key_z, key_other = jax.random.split(key)
         here, x = vae.at(x)
+        here = here.in_training(key)
         q = here.encode(params, x)
         return q, q.sample(key_z), here.prior(params).sample(key_other), x
 
@@ -76,6 +77,7 @@ def negative_reconstruction(
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         here, x = vae.at(x)
+        here = here.in_training(key)
         log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
         reconstruction = estimator(key, here.encode(params, x), log_likelihood, num_samples)
         return -reconstruction, {"reconstruction": reconstruction}
@@ -109,6 +111,7 @@ def decoder_gradient(vae: VAE) -> Loss:
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         here, x = vae.at(x)
+        here = here.in_training(key)
         z = here.encode(params, x).sample(key)
         return jnp.sum(jax.jacfwd(lambda z: here.decode(params, z).mean)(z) ** 2), {}
 
@@ -130,6 +133,7 @@ def with_kl_cost(
         def example(key: Array, x: Any) -> tuple[Array, Array]:
             key_z, key_kl = jax.random.split(key)
             here, x = vae.at(x)
+            here = here.in_training(key)
             q, p = here.encode(params, x), here.prior(params)
             log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
             reconstruction = estimator(key_z, q, log_likelihood, num_samples)
@@ -169,9 +173,9 @@ def penalized(loss: BatchLoss, vae: VAE, penalties: dict[str, Penalty]) -> Batch
 
 
 def divergence(weight: float, between: Callable[[Array, Array, Array, Array], Array]) -> Penalty:
-    """``weight`` D(q(z), p(z)) by one of ``divergences.DIVERGENCES`` or any ``(key, z, other,
-    weight) -> scalar``.
+    """``weight`` D(q(z), p(z)), by a divergence between samples.
 
+    ``between`` is one of ``divergences.DIVERGENCES``, or any ``(key, z, other, weight) -> scalar``.
     With ``negative_reconstruction`` it makes a Wasserstein autoencoder (Tolstikhin et al. 2018,
     arXiv:1711.01558), with a weighted ELBO an InfoVAE (Zhao et al. 2017, arXiv:1706.02262).
     """
@@ -179,7 +183,10 @@ def divergence(weight: float, between: Callable[[Array, Array, Array, Array], Ar
 
 
 def code_penalty(weight: float) -> Penalty:
-    """``weight`` E |z|^2 / 2, of a regularized autoencoder (Ghosh et al. 2019, arXiv:1903.12436)."""
+    """``weight`` E |z|^2 / 2, of a regularized autoencoder.
+
+    Ghosh et al. 2019, arXiv:1903.12436.
+    """
 
     def penalty(codes: Codes) -> Array:
         squares = jax.vmap(lambda z: jnp.sum(z**2))(codes.z)

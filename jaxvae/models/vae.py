@@ -17,7 +17,7 @@ from jaxvae import divergences, expectations
 from jaxvae.contracts import Array, Loss, Params, Terms
 from jaxvae.distributions import Mixture, log_prob_of, sample_and_log_prob_of, sample_noise
 from jaxvae.likelihoods import Likelihood
-from jaxvae.networks import Network
+from jaxvae.networks import Network, in_training
 from jaxvae.posteriors import Posterior
 from jaxvae.priors import Prior
 
@@ -26,6 +26,9 @@ Expectation = Callable[..., Array]  # (key, q, f, num_samples) -> scalar
 
 class VAE(NamedTuple):
     """A variational autoencoder: four pure functions of one example.
+
+    Training losses see the VAE ``in_training``, where networks with dropout drop units at random;
+    evaluation does not. All draws of z for one example then share their dropout.
 
     x and z may be any pytrees. Losses and evaluations ask a model for its VAE ``at`` an example and
     for the x that its likelihood explains: a conditional model returns the VAE at the example's
@@ -36,10 +39,28 @@ class VAE(NamedTuple):
     encode: Callable[[Params, Any], Any]  # (params, x) -> q(z|x)
     decode: Callable[[Params, Any], Any]  # (params, z) -> p(x|z)
     prior: Callable[[Params], Any]  # (params,)   -> p(z)
+    # key -> the VAE that training sees, such as one with live dropout; None if it is the same.
+    # Whoever replaces one of the functions above replaces this too: see ``changed``.
+    training: Callable[[Array], VAE] | None = None
 
     def at(self, example: Any) -> tuple[VAE, Any]:
         """This, and the example."""
         return self, example
+
+    def in_training(self, key: Array) -> VAE:
+        """The VAE that a training loss sees, with its dropout drawn by ``key``."""
+        return self if self.training is None else self.training(jax.random.fold_in(key, _DROPOUT))
+
+
+_DROPOUT = 0x0D20  # apart from the keys that a loss splits off
+
+
+def changed(model: Any, change: Callable[[Any], Any]) -> Any:
+    """``change`` of a VAE or a CVAE, and of what it is in training."""
+    live = model.training
+    if live is None:
+        return change(model)
+    return change(model)._replace(training=lambda key: change(live(key)))
 
 
 def vae(
@@ -71,7 +92,12 @@ def vae(
     def init(key: Array, x: Array) -> Params:
         return modules.init(key, x, x, as_it_is, prior.init)
 
-    return VAE(init, modules.encode, modules.decode, lambda params: prior.make(params["prior"]))
+    make_prior = lambda params: prior.make(params["prior"])
+
+    def with_modules(modules: Modules) -> VAE:
+        return VAE(init, modules.encode, modules.decode, make_prior)
+
+    return with_modules(modules)._replace(training=modules.training(with_modules))
 
 
 class Modules(NamedTuple):
@@ -93,6 +119,18 @@ class Modules(NamedTuple):
         raw, size = self.decoder.apply(params["decoder"], inputs), self.likelihood.size
         raw = raw.reshape(*raw.shape[:-1], raw.shape[-1] // size, size)
         return self.likelihood.make(params["likelihood"], raw)
+
+    def training(self, with_modules: Callable[[Modules], Any]) -> Callable[[Array], Any] | None:
+        """key -> ``with_modules`` of networks with live dropout; None where there is no dropout."""
+        if self.encoder.train is None and self.decoder.train is None:
+            return None
+
+        def live(key: Array) -> Any:
+            pair = zip((self.encoder, self.decoder), jax.random.split(key), strict=True)
+            encoder, decoder = (in_training(network, key) for network, key in pair)
+            return with_modules(self._replace(encoder=encoder, decoder=decoder))
+
+        return live
 
     def init(
         self,
@@ -166,11 +204,15 @@ def with_vampprior(
         key_model, key_inputs = jax.random.split(key)
         return vae.init(key_model, x) | {"prior": {"pseudo_inputs": pseudo_inputs(key_inputs, x)}}
 
-    def prior(params: Params) -> Mixture:
-        inputs = bounded(params["prior"]["pseudo_inputs"])
-        return Mixture(jnp.zeros(len(inputs)), jax.vmap(lambda u: vae.encode(params, u))(inputs))
+    def with_prior(vae: VAE) -> VAE:
+        def prior(params: Params) -> Mixture:
+            inputs = bounded(params["prior"]["pseudo_inputs"])
+            each = jax.vmap(lambda u: vae.encode(params, u))(inputs)
+            return Mixture(jnp.zeros(len(inputs)), each)
 
-    return vae._replace(init=init, prior=prior)
+        return vae._replace(init=init, prior=prior)
+
+    return changed(vae, with_prior)
 
 
 # Terms and losses
@@ -243,6 +285,7 @@ def negative_elbo(
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         here, x = vae.at(x)
+        here = here.in_training(key)
         estimate, learning = expectations.controlled_at(estimator, params, x)
 
         def problem(params: Params) -> tuple[Any, Callable]:
@@ -269,6 +312,7 @@ def negative_sampled_elbo(
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
         here, x = vae.at(x)
+        here = here.in_training(key)
         terms = _sampled_terms(here, params, key_terms, x)
         estimate, learning = expectations.controlled_at(estimator, params, x)
 
@@ -302,6 +346,7 @@ def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
         here, x = vae.at(x)
+        here = here.in_training(key)
         terms = _sampled_terms(here, params, key_terms, x)
         prior = here.prior(params)
         density = lax.stop_gradient(prior) if bound.takes_prior else prior

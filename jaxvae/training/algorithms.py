@@ -142,7 +142,8 @@ def players(
             reports[name] = terms | {"loss": value} | norm
 
         finite = _finite(reports)
-        params, opt_state = {}, {}
+        params: dict[str, Params] = {}
+        opt_state: dict[str, Any] = {}
         for name, player in members.items():
             earlier = reports, grads, dict(params)
             params[name], opt_state[name] = descend(

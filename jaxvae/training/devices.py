@@ -40,7 +40,7 @@ class Placement:
         ]
         if not self.places:
             raise ValueError(
-                f"process {me} has none of the {self.count} devices; every process needs at least one"
+                f"process {me} has none of the {self.count} devices; every process needs one"
             )
         self.own = [self.devices[place] for place in self.places]
         self.mesh = Mesh(np.array(self.devices), (AXIS,))

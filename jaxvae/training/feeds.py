@@ -64,7 +64,7 @@ class Block(NamedTuple):
     examples: Any  # the data set, or what of it this dispatch takes, [P, S, B, ...]
     rows: np.ndarray  # [P, S, B] in the data set
     weight: np.ndarray  # [P, S, B]
-    count: int  # examples in all, padding not counted
+    num_examples: int  # in all, padding not counted
 
 
 class InMemory:

@@ -217,8 +217,8 @@ class _Dispatch(NamedTuple):
     """Some steps on their way."""
 
     end: int  # the step after which it ends
-    count: int  # steps
-    examples: int  # that it trains on
+    num_steps: int
+    num_examples: int
     metrics: dict[str, Any]  # of the device, {term: [S]}
     votes: Any  # of the device
 
@@ -259,7 +259,7 @@ class _Dispatcher:
         )
         self.pace.started()
         self.read()
-        self.newest = _Dispatch(step + count, count, block.count, metrics, votes)
+        self.newest = _Dispatch(step + count, count, block.num_examples, metrics, votes)
         return state, step + count
 
     def wait(self) -> None:
@@ -268,7 +268,7 @@ class _Dispatcher:
             return
         stopped, slowest = np.asarray(self.newest.votes).tolist()
         self.asked |= bool(stopped)
-        self.pace.done(self.newest.count, -slowest)
+        self.pace.done(self.newest.num_steps, -slowest)
         self.newest, self.unread = None, self.newest
 
     def read(self) -> None:
@@ -276,8 +276,8 @@ class _Dispatcher:
         self.wait()
         if self.unread is not None:
             done, self.unread = self.unread, None
-            steps = {term: np.asarray(a)[: done.count] for term, a in done.metrics.items()}
-            self.reports.add(steps, done.end, done.examples)
+            steps = {term: np.asarray(a)[: done.num_steps] for term, a in done.metrics.items()}
+            self.reports.add(steps, done.end, done.num_examples)
 
 
 class _Reports:

@@ -54,7 +54,8 @@ def points(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:
     codes, factors = matrix(codes, "codes"), varying_factors(factors)
     if len(codes) != len(factors):
         raise ValueError(
-            f"codes and factors must be of the same examples; there are {len(codes)} and {len(factors)}"
+            f"codes and factors must be of the same examples; there are {len(codes)} and "
+            f"{len(factors)}"
         )
     return codes, factors
 
@@ -65,11 +66,11 @@ def varying_codes(codes: Any) -> np.ndarray:
     return codes[:, np.ptp(codes, 0) > 0]
 
 
-def at_least_two(matrix: Any, what: str) -> np.ndarray:
+def at_least_two(values: Any, what: str) -> np.ndarray:
     """A matrix without negative entries, and with two columns or more."""
-    matrix = matrix(matrix, "the matrix of codes and factors")
-    if matrix.shape[1] < 2 or (matrix < 0).any():
+    values = matrix(values, "the matrix of codes and factors")
+    if values.shape[1] < 2 or (values < 0).any():
         raise ValueError(
-            f"need at least two {what} and no negative entry; the shape was {matrix.shape}"
+            f"need at least two {what} and no negative entry; the shape was {values.shape}"
         )
-    return matrix
+    return values

@@ -12,9 +12,7 @@ BINS = 20
 
 
 def discretized(values: Any, bins: int = BINS) -> np.ndarray:
-    """Each column's values [N, D] as the numbers, from 0, of equally wide bins between its
-    extremes.
-    """
+    """Each column's values [N, D] as the numbers 0, 1, ... of equally wide bins."""
     values = matrix(values, "values")
     return np.stack([np.digitize(v, np.histogram_bin_edges(v, bins)[1:-1]) for v in values.T], 1)
 

@@ -22,8 +22,7 @@ Represent = Callable[[np.ndarray], Any]  # rows [B] -> codes [B, D]
 
 
 def irs(codes: Any, factors: Any, quantile: float = 0.99) -> float:
-    """Interventional robustness: how little a code moves while the factor that it stands for stays
-    and others change.
+    """Interventional robustness: how little a code moves while its factor stays the same.
 
     For code i and factor j, 1 - mean_v Q(|z_i - E[z_i | v_j = v]| given v_j = v) / max |z_i - E
     z_i|, the largest over j, averaged over codes with their largest deviations as weights (Suter et
@@ -54,8 +53,7 @@ def beta_vae(
     num_train: int = 10_000,
     num_test: int = 5_000,
 ) -> float:
-    """Accuracy of a linear classifier that tells which factor pairs of examples share from how
-    their codes differ.
+    """Accuracy of a linear classifier of which factor pairs of examples share.
 
     A point is mean_b |z_b - z'_b| over ``batch_size`` pairs that share factor k, drawn uniformly,
     and its class is k (Higgins et al. 2017, openreview.net/forum?id=Sy2fzU9gl). Logistic
@@ -65,10 +63,13 @@ def beta_vae(
       represent: ``rows [B] -> codes [B, D]`` of the annotated examples; ``codes.__getitem__`` where
         all are encoded.
       factors: annotations [N, F].
-      key: of all that is drawn.
+      key: the key of all that is drawn.
+      batch_size: pairs in a point.
+      num_train: points that the classifier is fitted to.
+      num_test: points that it is tested on.
     """
     factors, generator = varying_factors(factors), _generator(key)
-    peers, (n, f) = _peers(factors), factors.shape
+    peers, (n, f) = peers_of(factors), factors.shape
     k = generator.integers(f, size=(num_train + num_test, 1))
     first = generator.integers(n, size=(len(k), batch_size))
     pairs = np.concatenate([first, peers(generator, k, first)], 1)
@@ -89,16 +90,24 @@ def factor_vae(
     num_variance: int = 10_000,
     least_scale: float = LEAST_SCALE,
 ) -> float:
-    """Accuracy of a majority vote that tells which factor a batch shares from the code that varies
-    least in it.
+    """Accuracy of a majority vote on which factor the examples of a batch share.
 
     The vote of a batch is argmin_i Var(z_i in the batch) / Var(z_i), over codes whose standard
     deviation is at least ``least_scale``; a code votes for the factor that it was most often argmin
-    for (Kim & Mnih 2018, arXiv:1802.05983, sec. 4). ``represent``, ``factors`` and ``key`` are
-    those of ``beta_vae``. 0 if all codes have collapsed.
+    for (Kim & Mnih 2018, arXiv:1802.05983, sec. 4). 0 if all codes have collapsed.
+
+    Args:
+      represent: as in ``beta_vae``.
+      factors: annotations [N, F].
+      key: the key of all that is drawn.
+      batch_size: examples in a batch.
+      num_train: batches whose votes are counted.
+      num_test: batches that are tested on.
+      num_variance: examples that the variance of a code is measured on.
+      least_scale: the standard deviation below which a code has collapsed.
     """
     factors, generator = varying_factors(factors), _generator(key)
-    peers, (n, f) = _peers(factors), factors.shape
+    peers, (n, f) = peers_of(factors), factors.shape
     some = generator.integers(n, size=(-(-num_variance // batch_size), batch_size))
     variance = (
         _of_batches(represent, some, lambda z: z)
@@ -123,7 +132,7 @@ def _generator(key: jax.Array) -> np.random.Generator:
     )
 
 
-def _peers(
+def peers_of(
     factors: np.ndarray,
 ) -> Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]:
     """``(generator, k, rows) -> rows`` drawn uniformly among the examples that share factor k

@@ -18,8 +18,7 @@ from jaxvae.evaluation.disentanglement.information import entropy_of_counts, gap
 
 
 def explicitness(train: Points, test: Points) -> float:
-    """How well logistic regression tells each value of a factor from all codes: its mean area under
-    the ROC curve.
+    """The mean area under the ROC curve of logistic regressions of factors from all codes.
 
     Ridgeway & Mozer 2018, arXiv:1802.05312: one value against the rest, averaged over values and
     then over factors. 1/2 is chance, 1 the best. Codes are standardized; values that the test
@@ -43,8 +42,7 @@ def explicitness(train: Points, test: Points) -> float:
 
 
 def sap(codes: Any, factors: Any) -> float:
-    """Separated attribute predictability: mean_j of the gap in R^2_ij between the two best codes of
-    factor j.
+    """Separated attribute predictability: the mean gap in R^2 between a factor's two best codes.
 
     R^2_ij = Cov(z_i, v_j)^2 / (Var z_i Var v_j) is a linear regression's, for factors whose values
     are in order (Kumar et al. 2017, arXiv:1711.00848, sec. 3). Between 0 and 1. For classes see

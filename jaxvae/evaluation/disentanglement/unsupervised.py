@@ -41,8 +41,7 @@ def udr(
     relation: Callable[[np.ndarray, np.ndarray], np.ndarray] = lasso,
     least_kl: float = LEAST_KL,
 ) -> np.ndarray:
-    """Unsupervised disentanglement ranking: how much each of some models agrees with the others on
-    single latents.
+    """Unsupervised disentanglement ranking: how far models agree on single latents.
 
     The score of model j is the median over i != j of ``relative_strength(relation(z_i, z_j))``,
     with codes standardized and only latents of more than ``least_kl`` nats (Duan et al. 2019,
@@ -59,7 +58,8 @@ def udr(
     """
     if len(codes) < 2 or len(codes) != len(kl):
         raise ValueError(
-            f"udr needs two models or more and the KL of each; there were {len(codes)} and {len(kl)}"
+            f"udr needs two models or more and the KL of each; there were {len(codes)} and "
+            f"{len(kl)}"
         )
     informative = [_informative(z, d, least_kl) for z, d in zip(codes, kl, strict=True)]
     if len({len(z) for z in informative}) != 1:
@@ -115,9 +115,7 @@ def gaussian_wasserstein_correlation(codes: Any) -> float:
 
 
 def normalized_wasserstein_correlation(codes: Any) -> float:
-    """``gaussian_wasserstein_correlation`` divided by tr C: it does not depend on the scale of
-    all codes together.
-    """
+    """``gaussian_wasserstein_correlation`` divided by tr C, which is free of the codes' scale."""
     return gaussian_wasserstein_correlation(codes) / float(np.trace(_covariance(codes)))
 
 

@@ -29,14 +29,12 @@ from jax import lax
 
 Array = jax.Array
 Matrix = Sequence[Sequence[float]]
-Parts = dict[
-    tuple[int, ...], Array
-]  # an array for each index into the dimensions that are transformed
+# An array for each index into the dimensions that are transformed.
+Parts = dict[tuple[int, ...], Array]
 FEWEST = 32  # channels of input and output for which it pays
 NARROW = 64  # channels up to which 3x3 layers are filtered along their first dimension alone
-LEAST = (
-    2**25
-)  # multiplications of a layer; below, it is not worth the time that its many kernels take to compile
+# Multiplications of a layer. Below it is not worth the time that its many kernels take to compile.
+LEAST = 2**25
 
 
 class _Filter(NamedTuple):
@@ -109,9 +107,9 @@ def layer(
 ) -> Array:
     """y[p] = sum over taps t of x[s p + t - low] kernel[t]; [N, H, C], [T, C, O] -> [N, P, O].
 
-    Taps of a dimension that is not filtered are XLA's convolution of all rows, one behind the
-    other; if ``shared``, a product of windows side by side, which a gradient in the kernel has for
-    its image too.
+    If only the first dimension is filtered, one convolution of XLA's applies the taps of the last,
+    over all rows laid end to end. With ``shared`` a product over sliding windows does, because the
+    kernel's gradient uses the same windows.
     """
     n, blocks = len(places), _blocks(kernel.shape[:-2], strides)
     kernel = window(

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxvae import lowering, winograd
-from jaxvae.winograd import window
+from jaxvae.kernels import lowering, winograd
+from jaxvae.kernels.winograd import window
 
 Array = jax.Array
 XLA = lax.conv_general_dilated_p

@@ -1,6 +1,4 @@
-"""Bilinear operations of JAX's that are compiled as other programs, and matrix products among
-them.
-"""
+"""Bilinear operations of JAX that are compiled as other programs, such as matrix products."""
 
 from __future__ import annotations
 
@@ -13,17 +11,17 @@ import jax
 import numpy as np
 from jax import lax
 from jax.extend.core import Literal, Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 
 Array = jax.Array
 Program = Callable[..., Array]  # (lhs, rhs, **params) -> out
 
 
 def like(original: Primitive, default: Program, **platforms: Program) -> tuple[Primitive, Callable]:
-    """A primitive with the rules of a bilinear one, ``original``, that is compiled as ``default``
-    or a platform's.
+    """A primitive with the rules of the bilinear ``original``, compiled as another program.
 
-    Also ``through(function)``, the same function of arrays with the new primitive in place of the
+    The program is ``default``, or the one of the platform. Returns the primitive and
+    ``through(function)``, the same function of arrays with the new primitive in place of the
     original.
     """
     primitive = Primitive(original.name)
@@ -49,10 +47,6 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
         (out,) = jax.make_jaxpr(functools.partial(original.bind, **params))(lhs, rhs).out_avals
         return out  # with the mesh axes over which it varies in a shard_map
 
-    @functools.lru_cache
-    def compiled(**params: Any) -> Callable:
-        return jax.jit(functools.partial(primitive.bind, **params))
-
     def batched(
         args: Sequence[Array], dims: Sequence[int | None], **params: Any
     ) -> tuple[Array, int]:
@@ -71,7 +65,7 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
         return through(of)(cotangent, lhs)
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(lambda lhs, rhs, **params: compiled(**params)(lhs, rhs))
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     ad.defbilinear(primitive, lhs_transposed, rhs_transposed)
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
@@ -83,10 +77,10 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
 
 
 def _merged(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """A sum over the leading dimensions of both as one over a single dimension, for which XLA
-    transposes no operand.
+    """A sum over several leading dimensions as a sum over one.
 
-    Such is the gradient in weights that examples and their samples share.
+    Then XLA transposes no operand. The gradient in weights that examples and their samples share
+    is such a sum.
     """
     (lhs_summed, rhs_summed), batch = params["dimension_numbers"]
     count = len(lhs_summed)
@@ -97,10 +91,10 @@ def _merged(lhs: Array, rhs: Array, **params: Any) -> Array:
 
 
 def _of_whole_vectors(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """A large product with as many columns as fill vectors of 16 numbers, without which XLA on a
-    CPU takes longer.
+    """A large product with columns added until they fill vectors of 16 numbers.
 
-    Not for sums over rows, which XLA computes by another library that takes no longer.
+    On a CPU XLA takes longer for other numbers of columns, except in sums over rows, which it
+    computes by another library.
     """
     (lhs_summed, rhs_summed), batch = params["dimension_numbers"]
     if lhs_summed == (lhs.ndim - 1,) and rhs.ndim == 2 and not any(batch):

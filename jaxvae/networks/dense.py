@@ -1,0 +1,35 @@
+"""Fully connected networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from flax import linen
+
+from jaxvae.networks.adapters import from_linen
+from jaxvae.networks.contract import Network, renamed
+from jaxvae.networks.layers import Activation, Array, dense
+
+
+def mlp(
+    hidden: Sequence[int], output: int | Sequence[int], activation: Activation = jax.nn.relu
+) -> Network:
+    """A fully connected network of the flattened input, with ``hidden`` widths.
+
+    ``output`` is the shape of the output. With ``hidden=()`` the network is one affine map. The
+    layers are called hidden_0, hidden_1, ... and output.
+    """
+    shape = (output,) if isinstance(output, int) else tuple(output)
+
+    class MLP(linen.Module):
+        @linen.compact
+        def __call__(self, x: Array) -> Array:
+            x = x.reshape(-1)
+            for width in hidden:
+                x = activation(dense(width)(x))
+            return dense(math.prod(shape))(x).reshape(shape)
+
+    names = {f"Dense_{i}": f"hidden_{i}" for i in range(len(hidden))}
+    return renamed(from_linen(MLP()), names | {f"Dense_{len(hidden)}": "output"})

@@ -1,0 +1,65 @@
+"""Activations, and linen's layers with the products and convolutions of ``kernels``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from jaxvae import kernels
+
+Array = jax.Array
+Activation = Callable[[Array], Array]
+ActivationName = Literal["relu", "gelu", "silu", "softplus", "tanh"]
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+}
+
+dense = functools.partial(linen.Dense, dot_general=kernels.dot_general)
+conv = functools.partial(linen.Conv, conv_general_dilated=kernels.conv_general_dilated)
+
+
+class ConvTranspose(linen.Module):
+    """``linen.ConvTranspose`` with 4x4 kernels and stride 2, by the kernels of the library.
+
+    Flax's own does not let one choose its convolution.
+    """
+
+    features: int
+
+    @linen.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param(
+            "kernel", linen.initializers.lecun_normal(), (4, 4, x.shape[-1], self.features)
+        )
+        bias = self.param("bias", linen.initializers.zeros_init(), (self.features,))
+        return kernels.conv_transpose(x[None], kernel, (2, 2), "SAME")[0] + bias
+
+
+def smallest_image(output: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
+    """The shape from which layers that double height and width reach ``output [H, W, C]``."""
+    height, width, _ = output
+    factor = 2 ** len(channels)
+    return math.ceil(height / factor), math.ceil(width / factor), channels[0]
+
+
+def encoder_names(count: int) -> dict[str, str]:
+    """Names of the layers of an encoder with ``count`` convolutions, by the names in linen.
+
+    Linen counts layers by their class: Conv_0, Dense_0.
+    """
+    return {f"Conv_{i}": f"conv_{i}" for i in range(count)} | {"Dense_0": "output"}
+
+
+def decoder_names(count: int) -> dict[str, str]:
+    """Names of the layers of a decoder with ``count`` transposed convolutions, likewise."""
+    return {f"ConvTranspose_{i}": f"deconv_{i}" for i in range(count)} | {"Dense_0": "input"}

@@ -1,0 +1,86 @@
+"""Encoder and decoder as a pair, as a command line offers them.
+
+A pair is a function of ``size``, the numbers that the encoder gives, and of ``output``, the shape
+that the decoder gives. Its other arguments are its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jaxvae.networks.contract import Network
+from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
+from jaxvae.networks.dense import mlp
+from jaxvae.networks.layers import ACTIVATIONS, ActivationName
+from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.ranges import Count, Widths
+
+Pair = tuple[Network, Network]  # encoder and decoder
+
+
+def mlp_pair(
+    size: int,
+    output: Sequence[int],
+    hidden: Widths = (200, 200),
+    activation: ActivationName = "relu",
+) -> Pair:
+    """Fully connected encoder and decoder with layers of ``hidden`` widths.
+
+    The encoder gives ``size`` numbers, and the decoder an array of shape ``output``. The decoder
+    mirrors the widths, here as in every pair.
+    """
+    function = ACTIVATIONS[activation]
+    return mlp(hidden, size, function), mlp(hidden[::-1], output, function)
+
+
+def convolutional_pair(
+    size: int,
+    output: Sequence[int],
+    hidden: Widths = (32, 64),
+    activation: ActivationName = "relu",
+) -> Pair:
+    """Convolutional encoder and decoder of images, with ``hidden`` channels."""
+    _check_images("conv", output, hidden)
+    function = ACTIVATIONS[activation]
+    return (
+        convolutional_encoder(hidden, size, function),
+        convolutional_decoder(hidden[::-1], output, function),
+    )
+
+
+def residual_pair(
+    size: int,
+    output: Sequence[int],
+    hidden: Widths = (32, 64),
+    activation: ActivationName = "silu",
+    blocks: Count = 2,
+    remat: bool = False,
+) -> Pair:
+    """Residual encoder and decoder of images, one stage for each of ``hidden``.
+
+    ``hidden`` are the channels. Each stage has ``blocks`` residual blocks. With ``remat`` the
+    backward pass computes their insides again, which saves memory.
+    """
+    _check_images("residual", output, hidden)
+    function = ACTIVATIONS[activation]
+    return (
+        residual_encoder(hidden, size, blocks, function, remat),
+        residual_decoder(hidden[::-1], output, blocks, function, remat),
+    )
+
+
+def _check_images(name: str, output: Sequence[int], hidden: Sequence[int]) -> None:
+    if len(output) != 3:
+        raise ValueError(
+            f"the network {name} needs images [H, W, C]; the decoder's output has shape "
+            f"{tuple(output)}: use mlp"
+        )
+    if not hidden:
+        raise ValueError(f"the network {name} needs at least one width in hidden")
+
+
+PAIRS: dict[str, Callable[..., Pair]] = {
+    "mlp": mlp_pair,
+    "conv": convolutional_pair,
+    "residual": residual_pair,
+}

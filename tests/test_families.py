@@ -1,0 +1,305 @@
+"""Families: every preset on one device and on two, stopped and resumed, evaluated and sampled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from harness import products, result
+
+import jaxvae
+from jaxvae import checkpoints, command_line, datasets, evaluation, families, training
+from jaxvae.runs import Job, Run, prepare
+from jaxvae.runs.commands import evaluate, sample
+
+SMALL: dict[str, Any] = {"latent": 3, "batch_size": 15, "test_samples": 6, "test_examples": 12}
+STEPS: dict[str, Any] = {"steps": 4, "report_every": 2, "checkpoint_every": 2}
+OWN: dict[str, dict[str, Any]] = {
+    "mnist-vae": {"dataset": "digits"},
+    "binary": {"dataset": "digits", "hidden": ()},
+    "conv": {"hidden": (4,)},
+    "vampprior": {"components": 4},
+    "wae-gan": {"critic_hidden": (8,)},
+    "factor-vae": {"critic_hidden": (8,)},
+}
+PRESETS = families.presets()
+QUICK = ("factor-vae", "cvae")  # the others are marked slow
+
+
+def small(preset: str, **named: Any) -> Any:
+    """A preset in small."""
+    return families.preset(
+        preset, **{"hidden": (8,), **SMALL, **STEPS, **OWN.get(preset, {}), **named}
+    )
+
+
+def run_of(preset: str, data_dir: Path, **named: Any) -> Run:
+    """A preset in small with its data and model."""
+    return prepare(small(preset, **named), Job(data_dir=str(data_dir)))
+
+
+def numbers(state: training.State) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+
+def slow_but(names: tuple[str, ...], every: Any) -> list[Any]:
+    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in every]
+
+
+@pytest.mark.parametrize("preset", slow_but(QUICK, PRESETS))
+def test_presets(preset: str, tmp_path: Path, data_dir: Path) -> None:
+    """The same on two devices, bit for bit the same when resumed; then trained as a user would."""
+    run = run_of(preset, data_dir)
+    devices = jax.local_devices()
+    straight = run.fit(devices[:1], num_steps=4)
+    before = numbers(run.init_state())
+    assert any((a != b).any() for a, b in zip(before, numbers(straight), strict=True))
+    two_devices = run.fit(devices[:2], num_steps=4)
+    for one, two in zip(numbers(straight), numbers(two_devices), strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-3, atol=2e-4)
+
+    with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(2, run.fit(devices[:1], num_steps=2), {})
+        half = saved.restore(2, run.init_state())[0]
+        resumed = run.fit(devices[:1], state=half, num_steps=4)
+    for one, two in zip(numbers(straight), numbers(resumed), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+    workdir = tmp_path / "run"
+    trained = jaxvae.train(small(preset), workdir, data_dir=str(data_dir), progress=False)
+    found = result(workdir)
+    assert np.isfinite(found["reconstruction"])
+    point = families.family_of(run.config) in ("autoencoder", "predictor")
+    assert (found["test_elbo"] is None) == point
+    evaluate(workdir, num_samples=4, num_examples=5)
+    sample(workdir, num=3)
+    with np.load(workdir / "samples.npz") as file:
+        assert np.isfinite(file["means"]).all() and len(file["x"]) == 3
+    loaded = jaxvae.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, trained.params)
+    check_methods(loaded, run)
+
+
+def check_methods(model: jaxvae.Trained, run: Run) -> None:
+    """Every method of a trained model on a batch, with the condition where there is one."""
+    split = run.dataset.splits["test"].take(slice(3))
+    given = {"condition": split.y} if model.built.pairs else {}
+    x, key = np.asarray(split.x), jax.random.key(0)
+    z = model.encode(x, **given)
+    assert jax.tree.leaves(z)[0].shape[0] == 3
+    assert np.isfinite(model.reconstruct(x, **given)).all()
+    assert model.sample(key, 3, **given).shape == model.decode(z, **given).shape
+    if families.family_of(run.config) not in ("autoencoder", "predictor"):
+        assert np.isfinite(model.elbo(key, x, **given)).all()
+        assert np.isfinite(model.log_likelihood(key, x, num_samples=3, **given)).all()
+
+
+def test_a_label_is_an_attribute_for_each_class(digits: datasets.Dataset) -> None:
+    """Given as such, the same training, bit for bit."""
+    part = digits.splits["train"].take(slice(60))
+    trained = []
+    for kind, y in (("labels", part.y), ("attributes", np.eye(10)[part.y])):
+        data = {"train": (part.x, y), "test": (part.x, y)}
+        config = families.preset("cvae", condition=kind, hidden=(8,), latent=2, batch_size=20)
+        run = prepare(config, data=datasets.load(data, levels=17))
+        state = run.fit(num_steps=3)
+        trained.append(jax.tree.map(np.asarray, training.trained(state)))
+    jax.tree.map(np.testing.assert_array_equal, *trained)
+
+
+# What cannot work is refused before a folder is made: preset, settings, words of the sentence.
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("cvae", {"condition": "attributes"}, "needs a set in memory with several numbers"),
+    ("power-spherical", {"prior": "mixture"}, "prior=mixture is of real latents"),
+    ("wae-mmd", {"accumulate": 5}, "need the whole batch: accumulate must be 1"),
+    ("digits", {"kl_cost": "free_bits", "accumulate": 5}, "need the whole batch"),
+    ("vampprior", {"prior": "vampprior_data", "components": 5000}, "need as many examples"),
+    ("planar", {"bound": "piwae", "num_samples": 4}, "takes the density of posterior=planar"),
+    ("sylvester", {"bound": "sampled_elbo"}, "has the density of its own draws alone"),
+    ("spike-and-slab", {"bound": "iwae", "num_samples": 4}, "needs bound=elbo"),
+    ("bits", {"estimator": "rloo", "num_samples": 1}, "needs at least 2 samples"),
+    ("digits", {"bound": "miwae", "num_samples": 5, "groups": 2}, "do not divide into 2 groups"),
+    ("digits", {"bound": "renyi", "renyi_order": 1.0}, "order 1"),
+    ("digits", {"virtual_shards": 7}, "virtual_shards"),
+    ("cvae", {"kl_cost": "free_bits", "cvae_weight": 0.5}, "cvae_weight must be 1"),
+    ("bits", {"kl_cost": "free_bits", "estimator": "relax"}, "takes no estimator that learns"),
+    ("digits", {"early_stopping": 2}, "needs a validation split"),
+    ("digits", {"warmup_steps": 9}, "must be fewer than steps"),
+]
+
+
+@pytest.mark.parametrize("row", range(len(REFUSED)))
+def test_what_does_not_go_together_is_refused(row: int, data_dir: Path) -> None:
+    preset, named, words = REFUSED[row]
+    with pytest.raises(ValueError, match=words):
+        run_of(preset, data_dir, **named)
+
+
+# One of each kind: priors, conditions, flows, mixtures, critics, estimators.
+WITH_NETWORKS = ("vampprior", "coupling-prior", "cvae", "iaf", "gmvae", "factor-vae", "relax")
+LEARNED = ("nvil", "relax", "rodeo")  # estimators with a network or parameters of their own
+
+
+def of_a_step(run: Run) -> tuple[Any, training.Batch]:
+    """State, by its shapes, and batch."""
+    state = jax.eval_shape(run.init_state)
+    x = datasets.rows_of(run.train.examples, slice(2))
+    return state, training.Batch(x, np.arange(2), np.full(2, 0.5, np.float32), np.arange(2))
+
+
+@pytest.mark.parametrize("member", slow_but(WITH_NETWORKS, (*PRESETS, *LEARNED)))
+def test_products_of_a_member_are_float32_whatever_the_ambient_is(
+    member: str, data_dir: Path
+) -> None:
+    """JAX's own default on an accelerator is less; priors, critics and estimators have networks."""
+    if member in LEARNED:
+        run = run_of("bits", data_dir, estimator=member, num_samples=2)
+    else:
+        run = run_of(member, data_dir)
+    with jax.default_matmul_precision("bfloat16"):
+        found = products(run.built.algorithm.step, *of_a_step(run))
+    assert found
+    highest = {jax.lax.Precision.HIGHEST}
+    assert all(set(equation.params["precision"]) == highest for equation in found)
+
+
+@pytest.mark.parametrize("bound", ["iwae", "miwae", "piwae", "ciwae"])
+@pytest.mark.parametrize(
+    "preset", ["vampprior", "sylvester", "iaf", "cvae", "gmvae", "von-mises-fisher"]
+)
+def test_bounds_of_many_samples_are_of_any_member(preset: str, bound: str, data_dir: Path) -> None:
+    """All are objectives of a member, but one that needs a density which a flow has not."""
+    groups = {"groups": 2} if bound in ("miwae", "piwae") else {}
+    if (preset, bound) == ("sylvester", "piwae"):
+        return  # refused, above
+    run = run_of(preset, data_dir, bound=bound, num_samples=4, **groups)
+    metrics = jax.eval_shape(run.built.algorithm.step, *of_a_step(run))[1]
+    assert {"loss", "reconstruction", "kl"} <= set(metrics)
+
+
+@pytest.mark.parametrize("preset", ["gmvae", "vade", "vampprior", "digits"])
+def test_components_of_a_prior_are_clusters(preset: str, data_dir: Path) -> None:
+    run = run_of(preset, data_dir)
+    params, split = training.trained(run.init_state()), run.test.take(slice(12))
+    measure = lambda: evaluation.metrics.measure(
+        ["clustering"], run.built.model, params, run.key, evaluation.metrics.Data(split)
+    )
+    if preset == "digits":
+        with pytest.raises(ValueError, match="--clustering needs a prior that is a mixture"):
+            measure()
+        return
+    assert 0 < measure()["clustering_accuracy"] <= 1
+
+
+DISCRETE: dict[str, tuple[str, dict[str, Any]]] = {
+    "bits and a learned control variate": ("bits", {"estimator": "relax"}),
+    "bits and a baseline": ("bits", {"bound": "sampled_elbo", "estimator": "nvil"}),
+    "classes": ("classes", {"classes": 3, "estimator": "disarm_tree"}),
+    "bits and a bound": ("bits", {"bound": "vimco", "num_samples": 3}),
+    "the prior's gradient": ("digits", {"bound": "gdreg", "num_samples": 3}),
+    "thermodynamic": ("digits", {"bound": "tvo", "betas": (0.0, 0.3), "num_samples": 3}),
+}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "devices": ("digits", {"devices": 4, "batch_size": 16}),
+    "shard_map": (
+        "digits",
+        {
+            **{"devices": 4, "mapping": "shard_map", "batch_size": 16},
+            **{"virtual_shards": 8, "precision": "bfloat16"},
+        },
+    ),
+    "stream": ("digits", {"stream": True, "devices": 2, "profile": True, "batch_size": 16}),
+    "residual": ("digits", {"network": "residual", "hidden": (4,), "latent": 2}),
+    "sampled": (
+        "digits",
+        {"bound": "sampled_elbo", "ema_decay": 0.9, "clip_norm": 1.0, "warmup_steps": 2},
+    ),
+    "free bits": ("digits", {"kl_cost": "free_bits", "free_bits": 0.1, "free_bits_groups": 3}),
+    "warm-up": (
+        "digits",
+        {"kl_warmup": "cyclical", "kl_warmup_steps": 4, "kl_weight": 2.0, "schedule": "linear"},
+    ),
+    "static": ("digits", {"pixels": "static", "optimizer": "adamax", "accumulate": 3}),
+    "gaussian": (
+        "full-covariance",
+        {"likelihood": "normal_learned", "scale": 0.2, "schedule": "constant"},
+    ),
+    "logistic": ("digits", {"likelihood": "discretized_logistic", "optimizer": "adamw"}),
+    "mixture": ("digits", {"likelihood": "discretized_logistic_mixture"}),
+    "counts": ("digits", {"likelihood": "zero_inflated_negative_binomial", "optimizer": "sgd"}),
+    "categorical": ("digits", {"likelihood": "categorical"}),
+    "continuous": (
+        "digits",
+        {
+            **{"likelihood": "continuous_bernoulli", "test_examples": None},
+            **{"train_split": "train[:5]", "test_split": "test[:1]"},
+        },
+    ),
+    "quadrants": ("cvae", {"condition": "quadrants", "quadrants": 2}),
+}
+OFTEN = ("stream", "bits and a learned control variate")
+
+
+@pytest.mark.parametrize("kind", slow_but(OFTEN, {**DISCRETE, **RUNS}))
+def test_every_choice_runs(tmp_path: Path, data_dir: Path, kind: str) -> None:
+    """Trained, evaluated, drawn from and loaded."""
+    preset, named = {**DISCRETE, **RUNS}[kind]
+    for_job = {n: named[n] for n in ("devices", "mapping", "stream", "profile") if n in named}
+    rest = {name: value for name, value in named.items() if name not in for_job}
+    config = small(preset, **rest)
+    job = Job(data_dir=str(data_dir), **for_job)
+    from jaxvae.runs.training import train_in
+
+    train_in(preset, config, job, tmp_path, progress=False)
+    values = json.loads((tmp_path / "result.json").read_text())
+    assert np.isfinite([values["test_elbo"], values["test_log_likelihood"]]).all()
+    assert np.isfinite(values.get("bits_per_dim", values.get("nats_per_dim")))
+    sample(tmp_path, num=3)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert len(file["x"]) == 3
+
+
+@pytest.mark.slow
+def test_latents_and_samples_are_measured(tmp_path: Path, data_dir: Path) -> None:
+    config = small("beta-vae", kl_weight=1.0, steps=300, hidden=(64,), checkpoint_every=300)
+    jaxvae.train(config, tmp_path, data_dir=str(data_dir), progress=False)
+    evaluate(tmp_path, num_samples=5, decompose=True, samples=True)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    parts = found["mutual_information"] + found["total_correlation"] + found["dimension_wise_kl"]
+    assert parts == pytest.approx(found["kl"], rel=0.05)
+    assert found["classifier_accuracy"] > 0.85
+    evaluate(tmp_path, num_samples=5, samples=True, prior="gaussian_mixture")
+    fitted = json.loads((tmp_path / "evaluation.json").read_text())
+    assert fitted["frechet_distance"] < found["frechet_distance"]
+    with pytest.raises(ValueError, match="--prior coupling says what --samples are drawn from"):
+        evaluate(tmp_path, prior="coupling")
+    with pytest.raises(ValueError, match="needs a set whose factors are known"):
+        evaluate(tmp_path, factors=True, num_samples=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "prior"),
+    [
+        *(("autoencoder", p) for p in ("aggregate", "gaussian_mixture", "coupling")),
+        ("learned-variance", "second_stage"),
+    ],
+)
+def test_samples_of_what_was_fitted_after_training(
+    preset: str, prior: str, tmp_path: Path, data_dir: Path
+) -> None:
+    jaxvae.train(small(preset), tmp_path, data_dir=str(data_dir), progress=False)
+    temperature = 0.5 if prior in ("gaussian_mixture", "coupling") else 1.0
+    sample(tmp_path, num=5, prior=prior, temperature=temperature)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["z"].shape == (5, 3) and np.isfinite(file["means"]).all()
+
+
+def test_every_setting_of_every_preset_is_a_flag() -> None:
+    for name, (_, config) in PRESETS.items():
+        command = command_line.parse([name, "--steps", "7"])
+        assert command.config == jaxvae.settings.changed(config, steps=7), name
