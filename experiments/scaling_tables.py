@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.interconnects import all_reduce_seconds
 
+HEADINGS = "scaling  mapping    devices  batch  ms a step [quartiles]   added  throughput"
 Result = dict[str, Any]  # all that scaling.py writes as JSON
 
 
@@ -71,9 +72,7 @@ def _of_simulation(cpus: int) -> list[str]:
 def show(result: Result) -> None:
     """Prints the tables and the statement."""
     if result["measurements"]:
-        print(
-            "\nmodel   scaling  mapping    devices  batch  ms a step [quartiles]   added  throughput"
-        )
+        print(f"\n{'model':8}{HEADINGS}")
     for row in result["measurements"]:
         print(_measured_line(row))
     for name, sent in result["communication"].items():

@@ -1,4 +1,4 @@
-"""Tables of trained models: every row is a configuration, trained for several seeds and measured."""
+"""Tables of trained models: every row is a configuration, trained for some seeds and measured."""
 
 from __future__ import annotations
 

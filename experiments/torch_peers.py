@@ -81,30 +81,23 @@ def _torch_device(work: Work) -> tuple[str, Callable[[], None]]:
     return ("cuda", torch.cuda.synchronize) if torch.cuda.is_available() else ("cpu", lambda: None)
 
 
-def torch(work: Work, compiled: bool = False) -> Run:
-    """A hand-written loop: data on the device, fused Adam, autocast where bfloat16 is asked for."""
+def _torch_losses(work: Work) -> tuple[Any, Callable, Callable]:
+    """The parameters, the log-weights of images and samples, and the loss of a batch."""
     import torch
     from torch.nn import functional as F
 
-    torch.manual_seed(0)
-    device, synchronize = _torch_device(work)
-    autocast = functools.partial(
-        torch.autocast, device, torch.bfloat16, enabled=work.precision == "bfloat16"
-    )
-    compiler = functools.partial(
-        torch.compile, mode="reduce-overhead" if device == "cuda" else None
-    )  # CUDA graphs
+    device, _ = _torch_device(work)
+    bfloat16 = work.precision == "bfloat16"
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16)
     encoder, decoder = (network.to(device) for network in _torch_networks(work))
-    images, latent = _torch_images(work), LATENT[work.network]
-    parameters = [*encoder.parameters(), *decoder.parameters()]
+    latent = LATENT[work.network]
 
     def reconstruction(out: Any, x: Any) -> Any:
         """-log p(x|z) up to a constant, [..., B] of out [..., B, D]."""
         x = x.flatten(1)
         if work.network == "mlp":
-            return F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(
-                -1
-            )
+            cross_entropy = F.binary_cross_entropy_with_logits
+            return cross_entropy(out, x.expand_as(out), reduction="none").sum(-1)
         return 0.5 * ((out.flatten(1) - x) ** 2).sum(-1)
 
     def log_weights(x: Any, samples: int) -> Any:
@@ -118,9 +111,8 @@ def torch(work: Work, compiled: bool = False) -> Run:
 
     def loss(x: Any) -> Any:
         if work.task == "iwae":
-            return (
-                math.log(IWAE_SAMPLES) - torch.logsumexp(log_weights(x, IWAE_SAMPLES), 0)
-            ).mean()
+            log_w = log_weights(x, IWAE_SAMPLES)
+            return (math.log(IWAE_SAMPLES) - torch.logsumexp(log_w, 0)).mean()
         with autocast():
             mean, log_var = encoder(x).float().chunk(2, -1)
             z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
@@ -128,8 +120,23 @@ def torch(work: Work, compiled: bool = False) -> Run:
         kl = -0.5 * (1 + log_var - mean**2 - log_var.exp()).sum(-1)
         return (reconstruction(out, x) + kl).mean()
 
+    return [*encoder.parameters(), *decoder.parameters()], log_weights, loss
+
+
+def torch(work: Work, compiled: bool = False) -> Run:
+    """A hand-written loop: data on the device, fused Adam, autocast where bfloat16 is asked for."""
+    import torch
+
+    torch.manual_seed(0)
+    device, synchronize = _torch_device(work)
+    mode = "reduce-overhead" if device == "cuda" else None  # CUDA graphs
+    compiler = (
+        functools.partial(torch.compile, mode=mode) if compiled else lambda function: function
+    )
+    parameters, log_weights, loss = _torch_losses(work)
+    images = _torch_images(work)
     if work.task == "likelihood":
-        one = compiler(log_weights) if compiled else log_weights
+        one = compiler(log_weights)
 
         def judge(count: int) -> None:
             with torch.no_grad():
@@ -138,7 +145,7 @@ def torch(work: Work, compiled: bool = False) -> Run:
 
         return judge
     optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
-    of_batch = compiler(loss) if compiled else loss
+    of_batch = compiler(loss)
 
     def run(count: int) -> None:
         left = max(count // work.batch, 1)
