@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,15 @@ from experiments.papers import (
     samples,
     stacked,
 )
-from jaxvae.command_line import run_function, run_script
+from jaxvae.command_line import main, run_function
+
+
+def _command(name: str) -> None:
+    main([name, *sys.argv[1:]])
+
 
 COMMANDS: dict[str, Callable[[], Any]] = {
-    **{name: partial(run_script, name) for name in ("train", "evaluate", "sample")},
+    **{name: partial(_command, name) for name in ("train", "evaluate", "sample")},
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
     "throughput": partial(run_function, throughput.main),

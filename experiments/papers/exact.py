@@ -10,6 +10,11 @@ if a row is out of its tolerance.
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import functools
 import math
@@ -146,12 +151,12 @@ def wiener_filter() -> Found:
     root, level = rng.normal(size=(4, 4)), 0.8
     x = rng.multivariate_normal(np.zeros(4), root @ root.T, 20_000).astype(np.float32)
     covariance = np.cov(x.T)
-    model = models.Denoising(linear_vae(4, 4, likelihoods.normal(1.0), "point"))
+    model: Any = models.Denoising(linear_vae(4, 4, likelihoods.normal(1.0), "point"))
     noisy = lambda key, x: models.Corrupted(x, datasets.CORRUPTIONS["gaussian"](key, x, level))
     loss = training.batch_mean(models.negative_reconstruction(model))
     params = learned(model, loss, x, 4000, noisy)
-    encode = params["encoder"]["mean"]["Dense_0"]["kernel"]
-    decode = params["decoder"]["Dense_0"]["kernel"]
+    encode = params["encoder"]["mean"]["output"]["kernel"]
+    decode = params["decoder"]["output"]["kernel"]
     exact = covariance @ np.linalg.inv(covariance + level**2 * np.eye(4))
     return Found(0.0, np.abs(np.asarray(encode @ decode).T - exact).max())
 
