@@ -231,8 +231,8 @@ def estimate_log_likelihood(
       examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
       num_samples: K, for each example.
       chunk: samples drawn at a time, for each example.
-      batch_size: examples at a time. The memory is that of decoding ``batch_size * chunk`` latents,
-        whatever K is; on a CPU that of a thousand latents, or of one chunk.
+      batch_size: examples at a time. Whatever K is, memory holds ``batch_size * chunk`` decoded
+        latents; on a CPU it holds a thousand, or one chunk.
       progress: is called with the number of examples done.
 
     >>> import jax, jaxvae
@@ -286,9 +286,19 @@ def log_likelihoods(
     batch_size: int = 50,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """``log_likelihood`` of every example of a split, [N] in nats.
+    """An estimate of log p(x) for every example of a split, [N] in nats.
 
-    Their mean is that of ``estimate_log_likelihood``, whose arguments it takes.
+    ``estimate_log_likelihood`` returns the mean of these numbers.
+
+    Args:
+      model: a ``models.Model`` that answers ``log_weights``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of the samples of z, and of the preprocessing.
+      examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
+      num_samples: K, for each example.
+      chunk: samples drawn at a time, for each example.
+      batch_size: examples at a time.
+      progress: is called with the number of examples done.
     """
     columns = _log_likelihoods(
         model, params, key, examples, num_samples, chunk, batch_size, progress

@@ -42,7 +42,7 @@ def measure(
     """The numbers of some of ``METRICS``, by name.
 
     Args:
-      names: which ones.
+      names: the metrics to compute.
       model: a ``models.Model``, or what ``models.answers`` takes.
       params: its parameters.
       key: the key of all that is drawn.
@@ -86,7 +86,7 @@ def decompose(model: Model, params: Params, key: Array, data: Data) -> dict[str,
         except TypeError as error:  # a flow without an inverse
             raise ValueError(
                 "--decompose needs the density of q(z|x) at given latents, and the posterior, a "
-                f"{type(q).__name__}, has that of its own draws alone; choose another --posterior"
+                f"{type(q).__name__}, knows it at its own draws only; choose another --posterior"
             ) from error
     return {name: getattr(parts, name).value for name in names}
 
@@ -116,7 +116,15 @@ def sample_quality(model: Model, params: Params, key: Array, data: Data) -> dict
 
 
 def generate(model: Model, params: Params, key: Array, count: int, data: Data) -> np.ndarray:
-    """Samples of x, [count, ...], with z from the data's source."""
+    """Samples of x, [count, ...].
+
+    Args:
+      model: a ``models.Model`` that answers ``decode``.
+      params: its parameters.
+      key: the key of all draws.
+      count: how many samples to draw.
+      data: names the source of z, and holds the training examples that it may need.
+    """
     key_z, key_x = jax.random.split(key)
     z = source(data.source, model, params, key, data.train).sample(key_z, (count,))
     draw = lambda z, key: model.decode(params, z).sample(key)  # type: ignore[misc]
