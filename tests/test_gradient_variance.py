@@ -20,7 +20,6 @@ from experiments import (
     variance_tables,
 )
 from jaxvae import expectations, measurements
-from jaxvae.command_line import run_function
 
 
 def rows(problem: str, tmp_path: Path, **options: object) -> dict[str, dict]:
@@ -169,9 +168,7 @@ def test_values_too_rare_to_be_drawn_are_named_beside_a_bias() -> None:
     given = problems.toy(options)
     far = jax.tree.map(lambda a: jnp.full_like(a, 9.21), given.params)
     assert comparisons.rarest(given, far) == pytest.approx(1e-4, rel=0.01)
-    assert (
-        comparisons.rarest(problems.square(options), problems.square(options).params) == 1.0
-    )
+    assert comparisons.rarest(problems.square(options), problems.square(options).params) == 1.0
     said = comparisons._or_rare("biased: |z| = 9.0, above 4.0", 1e-4)
     assert (
         said

@@ -20,7 +20,6 @@ from experiments.papers import (
     samples,
     stacked,
 )
-
 from jaxvae import evaluation
 
 QUICK = ("full-covariance, correlated posterior", "wae-gan")
