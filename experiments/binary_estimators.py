@@ -12,6 +12,11 @@ after all steps.
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 from typing import Annotated, Any
 

@@ -1,11 +1,6 @@
-"""Evaluates a trained model: ``python experiments/evaluate.py WORKDIR [--num-samples 5000]``.
+"""Evaluates a trained model on a split: the command ``jaxvae evaluate``; ``--help`` says what it can do."""
 
-It is the command ``jaxvae evaluate``; ``--help`` lists everything. It prints and writes
-``evaluation.json``: the ELBO and its terms, the log-likelihood with its standard error, effective
-sample size and Pareto k, and bits/dim.
-"""
-
-from jaxvae.command_line import run_script
+from jaxvae.__main__ import main
 
 if __name__ == "__main__":
-    run_script("evaluate")
+    main("evaluate")

@@ -12,6 +12,11 @@ f per example, and a gradient counts as one more.
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import importlib.metadata
 import json

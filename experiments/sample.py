@@ -1,10 +1,6 @@
-"""Samples from a trained model: ``python experiments/sample.py WORKDIR [--num 64]``.
+"""Draws from a trained model: the command ``jaxvae sample``; ``--help`` says what it can do."""
 
-It is the command ``jaxvae sample``; ``--help`` lists everything. It writes ``figures/samples.png``
-and ``samples.npz``: latents z, decoder means and samples x ~ p(x|z).
-"""
-
-from jaxvae.command_line import run_script
+from jaxvae.__main__ import main
 
 if __name__ == "__main__":
-    run_script("sample")
+    main("sample")

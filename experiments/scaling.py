@@ -7,6 +7,11 @@ and its last lines say what that can and cannot tell about a pod.
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import functools
 import importlib.metadata

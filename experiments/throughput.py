@@ -18,6 +18,11 @@ the device's peak, or its kernels' reads and writes at the speed of a large copy
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import concurrent.futures
 import dataclasses
 import importlib.metadata

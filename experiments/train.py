@@ -1,10 +1,6 @@
-"""Trains a model: ``python experiments/train.py [PRESET] [--setting value ...]``.
+"""Trains a model, and resumes where a run with the same folder stopped: the command ``jaxvae train``; ``--help`` says what it can do."""
 
-It is the command ``jaxvae train``; ``--help`` lists everything. The same command on the same
-workdir resumes where it stopped, bit for bit.
-"""
-
-from jaxvae.command_line import run_script
+from jaxvae.__main__ import main
 
 if __name__ == "__main__":
-    run_script("train")
+    main("train")

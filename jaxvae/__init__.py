@@ -1,42 +1,56 @@
 """jaxvae: variational autoencoders in JAX, written for one example.
 
 One example, one formula: ``jax.vmap`` makes the batch, ``jax.lax.scan`` the epoch, ``jax.pmap`` the
-pod.
+pod. Rooms are imported when they are asked for, so that a command hears Ctrl-C while JAX is imported.
+
+    >>> import jaxvae
+    >>> model = jaxvae.train("digits", steps=100)  # doctest: +SKIP
+    >>> jaxvae.load("runs/digits-digits-0").sample(key, 4)  # doctest: +SKIP
 """
 
-from jaxvae import (
-    bounds,
-    checkpoints,
-    costs,
-    datasets,
-    distributions,
-    divergences,
-    evaluation,
-    expectations,
-    families,
-    figures,
-    fitted,
-    flows,
-    kl_costs,
-    likelihoods,
-    measurements,
-    models,
-    networks,
-    posteriors,
-    priors,
-    processes,
-    runs,
-    schedules,
-    settings,
-    training,
-)
-from jaxvae.runs import Trained, load, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxvae import (
+        bounds,
+        checkpoints,
+        command_line,
+        contracts,
+        costs,
+        datasets,
+        distributions,
+        divergences,
+        evaluation,
+        expectations,
+        families,
+        figures,
+        fitted,
+        flows,
+        kl_costs,
+        likelihoods,
+        measurements,
+        models,
+        networks,
+        posteriors,
+        priors,
+        processes,
+        ranges,
+        runs,
+        schedules,
+        settings,
+        stopping,
+        training,
+    )
+    from jaxvae.runs import Trained, load, train
 
 __version__ = "0.1.0"
 __all__ = [
     "Trained",
     "bounds",
     "checkpoints",
+    "command_line",
+    "contracts",
     "costs",
     "datasets",
     "distributions",
@@ -56,9 +70,25 @@ __all__ = [
     "posteriors",
     "priors",
     "processes",
+    "ranges",
     "runs",
     "schedules",
     "settings",
+    "stopping",
     "train",
     "training",
 ]
+_FUNCTIONS = ("Trained", "load", "train")  # of ``jaxvae.runs``
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a room when it is asked for."""
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module("jaxvae.runs"), name)
+    if name in __all__:
+        return importlib.import_module(f"jaxvae.{name}")
+    raise AttributeError(f"jaxvae has no {name}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -26,7 +26,6 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxvae import families, processes, settings, training
-from jaxvae.runs import stopping
 from jaxvae.runs.training import Job, train_in
 from jaxvae.settings import Chosen, changed, choice_names, fields_of, settings_of
 
@@ -329,11 +328,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(COMMANDS[name], given[1:], f"jaxvae {name}")
 
 
-def run_script(name: str) -> None:
-    """Runs one of ``COMMANDS`` with the arguments of the process: what a script of a command is."""
-    run(COMMANDS[name], sys.argv[1:], f"{Path(sys.argv[0]).name}")
-
-
 def run_function(function: Callable) -> None:
     """Runs a function whose arguments are the flags of a script."""
     called = lambda arguments, program: _call(function, list(arguments), program)
@@ -344,7 +338,6 @@ def run(
     command: Callable[[Sequence[str], str], None], arguments: Sequence[str], program: str
 ) -> None:
     """Runs a command; what cannot work ends in one sentence and exit code 2."""
-    stopping.install()
     quiet_threads()
     use_compilation_cache()
     try:
@@ -395,7 +388,3 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         compilation_cache.reset_cache()  # what was compiled at import has settled that there is none
-
-
-if __name__ == "__main__":
-    main()

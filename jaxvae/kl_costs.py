@@ -2,8 +2,7 @@
 
 ``kl`` is the mean over the batch of KL(q(z_d|x) || p(z_d)), one number for each latent where KL is
 a sum over latents, otherwise one number, [1]. A cost that is linear in KL is a weight, which
-``models.negative_elbo`` takes as well. ``KL_COSTS`` holds the costs as the command line offers
-them: functions whose settings are plain numbers.
+``models.negative_elbo`` takes as well.
 """
 
 from __future__ import annotations
@@ -62,6 +61,3 @@ def blocks(sizes: Sequence[int], kl_costs: Sequence[KLCost]) -> KLCost:
         return jnp.stack([block_cost(part, step) for block_cost, part in parts]).sum()
 
     return cost
-
-
-_free_bits = free_bits  # whose name is also that of a setting below

@@ -15,7 +15,7 @@ from scipy import special, stats
 
 from jaxvae.distributions import Bernoulli, Laplace, MultivariateNormal, Normal
 from jaxvae.divergences import (
-    Decomposition,
+    MinibatchDecomposition,
     dip_i,
     dip_ii,
     exact_decomposition,
@@ -284,7 +284,9 @@ def test_far_apart_posteriors_are_finite():
     apart = np.float32(LOG_Q - 1e5 * (1 - np.eye(N))[..., None])
     got = all_estimates(apart, LOG_P, np.full(N, 1 / N))
     assert np.isfinite(got).all()
-    np.testing.assert_allclose(Decomposition(*got[-1]).mutual_information, np.log(N), rtol=1e-5)
+    np.testing.assert_allclose(
+        MinibatchDecomposition(*got[-1]).mutual_information, np.log(N), rtol=1e-5
+    )
 
 
 def total_correlation(loc: np.ndarray, scale: float) -> float:

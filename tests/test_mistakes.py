@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import refused
+
 from experiments import gradient_variance, scaling, throughput
 from experiments.papers import (
     clusters,
@@ -20,12 +23,15 @@ from experiments.papers import (
     samples,
     stacked,
 )
-from harness import refused
+from jaxvae.command_line import main, run_function
 
-from jaxvae.command_line import run_function, run_script
+
+def _command(name: str) -> None:
+    main([name, *sys.argv[1:]])
+
 
 COMMANDS: dict[str, Callable[[], Any]] = {
-    **{name: partial(run_script, name) for name in ("train", "evaluate", "sample")},
+    **{name: partial(_command, name) for name in ("train", "evaluate", "sample")},
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
     "throughput": partial(run_function, throughput.main),
@@ -42,6 +48,43 @@ COMMANDS: dict[str, Callable[[], Any]] = {
 
 # (command, its arguments, what the sentence says); {data} is a folder in which the digits are.
 MISTAKES = [
+    ("train", "minst-vae", "Did you mean mnist-vae?"),
+    ("train", "--batchsize 3", "there is no --batchsize; did you mean --batch-size?"),
+    ("train", "--posterior planr", "--posterior: no 'planr'"),
+    ("train", "--posterior planr", "Did you mean planar?"),
+    ("train", "--posterior bernoulli", "bernoulli is of the presets bits, binary"),
+    ("train", "--flow-steps 2", "--flow-steps belongs to --posterior planar, radial"),
+    ("train", "--components 3", "--components belongs to --prior"),
+    ("train", "--kl-capacity 3", "--kl-capacity belongs to --kl-cost capacity"),
+    ("train", "--bound iwae --estimator rloo", "--estimator belongs to --bound elbo, sampled_elbo"),
+    ("train", "--bound iwae --kl-weight 2", "--kl-weight belongs to --kl-cost"),
+    ("train", "--blocks 3", "--blocks belongs to --network residual"),
+    ("train", "--classes 3", "--classes belongs to the presets classes, joint-vae"),
+    ("train", "cvae --network conv", "--network belongs to the presets"),
+    ("train", "--latent -1", "--latent must be at least 1; it was -1"),
+    ("train", "--latent many", "invalid literal for int() with base 10: 'many'"),
+    ("train", "--latent", "Missing value for argument '--latent'"),
+    ("train", "--posterior", "--posterior needs a value"),
+    ("train", "--schedule slow", "invalid choice 'slow' for argument '--schedule'"),
+    ("train", "--learning-rate nan", "--learning-rate must be"),
+    ("train", "cvae --cvae-weight 2", "--cvae-weight must be at least 0 and at most 1"),
+    ("train", "bits --estimator concrete --temperature 0", "--temperature must be above 0"),
+    ("train", "--coordinator 127.0.0.1:1", "belong to --distributed"),
+    ("train", "--dataset nothing.npy", "there is no nothing.npy"),
+    ("train", "--dataset digit --data-dir {data}", "Did you mean digits"),
+    ("train", "--test-split validation --data-dir {data}", "no split 'validation'; it has train"),
+    ("train", "--pixels scale --data-dir {data}", "no density of pixels='scale'"),
+    ("train", "--likelihood normal --pixels counts --data-dir {data}", "negative_binomial"),
+    ("train", "--devices 64 --data-dir {data}", "--devices 64: this machine has"),
+    ("train", "--stream --pixels static --data-dir {data}", "pixels='dynamic'"),
+    ("train", "--virtual-shards 7 --data-dir {data}", "--virtual-shards"),
+    ("train", "bits --estimator rloo --num-samples 1 --data-dir {data}", "--num-samples was 1"),
+    ("train", "--kl-cost free_bits --accumulate 2 --data-dir {data}", "--accumulate must be 1"),
+    ("train", "--start-from nowhere --data-dir {data} --workdir {data}/x", "is no run folder"),
+    ("evaluate", ".", "is no run folder"),
+    ("sample", ".", "is no run folder"),
+    ("evaluate", "", "workdir"),
+    ("sample", ". --prior median", "invalid choice 'median'"),
     ("gradient_variance", "toys", "no problem 'toys'; there are toy, titsias_shi"),
     (
         "gradient_variance",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxvae.runs import stopping
+from jaxvae import stopping
 
 SOURCE = Path(stopping.__file__).parent  # the module alone imports neither jaxvae nor JAX
 INSTALL = "import stopping, sys, time; stopping.install('it is as it was')\n"

@@ -12,6 +12,11 @@ to the autoencoder's codes.
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import time
 from typing import Annotated, Any, NamedTuple

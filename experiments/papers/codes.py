@@ -16,6 +16,11 @@ to p(z) than the autoencoder, at about its reconstruction (Tolstikhin et al. 201
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 from typing import Annotated, Any, Literal
 

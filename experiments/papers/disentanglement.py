@@ -10,6 +10,11 @@ FactorVAE 0.82 / 0.43 / 0.74, beta-TCVAE 0.62 / 0.45 / 0.29 (as later papers quo
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 from typing import Annotated, Any
 

@@ -10,10 +10,14 @@ if a row is out of its tolerance.
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,10 +29,7 @@ import optax
 import tyro
 from scipy import integrate, stats
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import cells
-import commands
-
+from experiments import tables
 from jaxvae import (
     bounds,
     datasets,
@@ -43,6 +44,7 @@ from jaxvae import (
     schedules,
     training,
 )
+from jaxvae.command_line import fail, run_function
 
 KEY = jax.random.key(0)
 
@@ -70,21 +72,18 @@ def learned(
     loss: training.BatchLoss,
     x: np.ndarray,
     steps: int,
-    preprocess: Callable = evaluation.same,
+    preprocess: Callable = lambda key, x: x,
 ) -> Any:
     """Parameters after ``steps`` of Adam on batches of 200."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
-    algorithm = training.gradient_descent(
-        lambda key, x: model.init(key, preprocess(key, x)),
-        training.preprocessed(preprocess, loss),
-        optimizer,
-    )
-    return training.trained(training.fit(algorithm, x, num_steps=steps, batch_size=200))
+    algorithm = training.gradient_descent(model.init, loss, optimizer)
+    examples = datasets.Examples(x, preprocess)
+    return training.trained(training.fit(algorithm, examples, num_steps=steps, batch_size=200))
 
 
-def evaluated(model: Any, params: Any, x: np.ndarray, num_samples: int = 1) -> evaluation.Summary:
+def evaluated(model: Any, params: Any, x: np.ndarray, num_samples: int = 1) -> Any:
     """ELBO, reconstruction and KL over all examples."""
-    return evaluation.evaluate(model, params, x, KEY, num_samples=num_samples)
+    return evaluation.evaluate_elbo(model, params, KEY, x, num_samples=num_samples)
 
 
 def descended(
@@ -118,7 +117,7 @@ def linear_vae(
         lambda params, x: jnp.concatenate([mean.apply(params["mean"], x), params["rest"]]),
     )
     return models.vae(
-        encoder, networks.mlp((), size), posterior, likelihood, priors.DEFAULT_PRIOR[family](latent)
+        encoder, networks.mlp((), size), posterior, likelihood, posterior.prior(latent)
     )
 
 
@@ -152,12 +151,12 @@ def wiener_filter() -> Found:
     root, level = rng.normal(size=(4, 4)), 0.8
     x = rng.multivariate_normal(np.zeros(4), root @ root.T, 20_000).astype(np.float32)
     covariance = np.cov(x.T)
-    model = models.Denoising(linear_vae(4, 4, likelihoods.normal(1.0), "point"))
+    model: Any = models.Denoising(linear_vae(4, 4, likelihoods.normal(1.0), "point"))
     noisy = lambda key, x: models.Corrupted(x, datasets.CORRUPTIONS["gaussian"](key, x, level))
     loss = training.batch_mean(models.negative_reconstruction(model))
     params = learned(model, loss, x, 4000, noisy)
-    encode = params["encoder"]["mean"]["Dense_0"]["kernel"]
-    decode = params["decoder"]["Dense_0"]["kernel"]
+    encode = params["encoder"]["mean"]["output"]["kernel"]
+    decode = params["decoder"]["output"]["kernel"]
     exact = covariance @ np.linalg.inv(covariance + level**2 * np.eye(4))
     return Found(0.0, np.abs(np.asarray(encode @ decode).T - exact).max())
 
@@ -209,8 +208,8 @@ class LinearModel(NamedTuple):
     def log_joint(self, z: jax.Array) -> jax.Array:
         """log p(x, z)."""
         prior = distributions.Normal(jnp.zeros(3), jnp.ones(3))
-        likelihood = distributions.Normal(self.w @ z, jnp.full(6, self.scale))
-        return likelihood.log_prob(self.x) + prior.log_prob(z)
+        likelihood = distributions.Normal(jnp.asarray(self.w @ z), jnp.full(6, self.scale))
+        return likelihood.log_prob(jnp.asarray(self.x)) + prior.log_prob(z)
 
 
 def best_elbo(family: str) -> Found:
@@ -299,7 +298,7 @@ def critic_after(
 ) -> Any:
     """The critic's parameters after training on fresh codes."""
     loss = lambda params, key: adversary.loss(params, draw(key))
-    return descended(loss, adversary.init(KEY, draw(KEY).z[0]), 5e-3, steps)
+    return descended(loss, adversary.init(KEY, None, draw(KEY).z[0]), 5e-3, steps)
 
 
 def critic_of_correlation() -> Found:
@@ -402,27 +401,28 @@ class Options:
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """What members of the family must learn, beside what they learn."""
-    cells.check_place(options.json)
+    tables.check_place(options.json)
     for name in options.rows:
         if name not in ROWS:
             raise ValueError(f"no row {name!r}; there are {', '.join(ROWS)}")
-    results, out = {}, []
+    results: dict[str, dict[str, Any]] = {}
+    out = []
     print(f"{'member':38s} {'exact':>9s} {'obtained':>9s} {'tolerance':>9s}  what")
     for name in options.rows or ROWS:
         row = ROWS[name]
         exact, obtained = map(float, row.compare())
-        results[name] = {"exact": exact, "obtained": obtained}
-        results[name] |= {"tolerance": row.tolerance, "what": row.what}
+        values = {"exact": exact, "obtained": obtained, "tolerance": row.tolerance}
+        results[name] = values | {"what": row.what}
         numbers = f"{exact:9.6g} {obtained:9.6g} {row.tolerance:9.2g}"
         mark = ""
         if not abs(obtained - exact) <= row.tolerance:
             out.append(name)
             mark = "  OUT"
         print(f"{name:38s} {numbers}  {row.what}{mark}", flush=True)
-    cells.save(options.json, dataclasses.asdict(options), results)
+    tables.save(options.json, dataclasses.asdict(options), results)
     if out:
-        commands.fail(f"out of their tolerance: {', '.join(out)}")
+        fail(f"out of their tolerance: {', '.join(out)}")
 
 
 if __name__ == "__main__":
-    commands.command(main)
+    run_function(main)

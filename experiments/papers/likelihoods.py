@@ -17,6 +17,11 @@ independent ones (Dorta et al. 2018).
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import math
 from typing import Annotated, Any, Literal

@@ -11,6 +11,11 @@ bound: NN 100.4 / 61.9 / 25.4, CVAE 71.8 / 51.0 / 24.2 with 1 / 2 / 3 quadrants 
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 from typing import Annotated, Any
 

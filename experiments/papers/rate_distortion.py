@@ -10,6 +10,11 @@ dD/dR = -beta. The ELBO is -(D + R), and largest at beta = 1.
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import time
 from pathlib import Path

@@ -13,6 +13,11 @@ reconstructed through the posterior's mean. Learned noise should have less of it
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import functools
 from typing import Annotated, Any

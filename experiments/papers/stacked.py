@@ -12,6 +12,11 @@ train on: 1.3 with denoising (github.com/lisa-lab/DeepLearningTutorials).
 
 from __future__ import annotations
 
+from jaxvae import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before JAX is imported
+
 import dataclasses
 import time
 from collections.abc import Sequence

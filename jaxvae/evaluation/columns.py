@@ -6,7 +6,7 @@ that depends on its place in the split alone, so batch sizes and processes do no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,10 +102,3 @@ def rows_in_memory(examples: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(
         lambda a: a[rows] if isinstance(a, Stream) else np.asarray(a)[rows], examples
     )
-
-
-def pieces(examples: Any, size: int) -> Iterator[np.ndarray]:
-    """The rows of all examples in order, ``size`` at a time."""
-    n = length(examples)
-    for start in range(0, n, size):
-        yield np.arange(start, min(start + size, n))

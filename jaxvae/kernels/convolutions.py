@@ -1,11 +1,10 @@
-"""Convolutions that are matrix products on a CPU, where XLA's own are many times slower, and XLA's
-own elsewhere.
+"""Convolutions that are matrix products on a CPU, where XLA's own are many times slower.
 
-``conv_general_dilated`` and ``conv_transpose`` take and return what those of ``jax.lax`` do, and
-are batched, differentiated and transposed by its rules. They end in a primitive that differs in
-what is compiled: for a CPU wide layers by minimal filtering (``winograd``), others as products of
-patches, shifts or taps; elsewhere XLA's own, but for one gradient that GPUs have no kernel for as
-JAX states it.
+``conv_general_dilated`` and ``conv_transpose`` take and return what the functions of ``jax.lax``
+do, and are batched, differentiated and transposed by its rules. They end in a primitive that
+differs in what is compiled. For a CPU wide layers are compiled by minimal filtering (``winograd``),
+and others as products of patches, shifts or taps. Elsewhere XLA's own convolutions are used, with
+one gradient stated in another way, because GPUs have no kernel for it as JAX states it.
 """
 
 from __future__ import annotations
@@ -44,12 +43,11 @@ def _result(lhs: Array, rhs: Array, **params: Any) -> Any:
 
 
 def _elsewhere(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """XLA's own; the gradient in a transposed layer's kernel as that in the kernel of the layer
-    which it transposes.
+    """XLA's own convolution, with the gradient in a transposed layer's kernel rewritten.
 
-    With lhs and rhs exchanged the sum over i of lhs[i] rhs[d i + low - t] is a layer's gradient
-    with the taps t from last to first, which XLA knows as such. The other it takes for a layer on
-    an image with holes.
+    That gradient is the sum over i of lhs[i] rhs[d i + low - t], which XLA takes for a layer on an
+    image with holes. With lhs and rhs exchanged it is the gradient in the kernel of the layer that
+    is transposed, with the taps t from last to first, and XLA has a kernel for it.
     """
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     holes, low = params["lhs_dilation"], [low for low, _ in params["padding"]]
@@ -71,10 +69,10 @@ def _elsewhere(lhs: Array, rhs: Array, **params: Any) -> Array:
 
 
 class _Geometry(NamedTuple):
-    """Result p is the sum over taps t of lhs[(s p + e t - low) / d] rhs[t], where that is a whole
-    number in the image.
+    """Result p is the sum over taps t of lhs[(s p + e t - low) / d] rhs[t].
 
-    Each is a sequence over the spatial dimensions.
+    The sum is over the t whose index is a whole number in the image. Each field is a sequence over
+    the spatial dimensions.
     """
 
     strides: Sequence[int]  # s
@@ -85,9 +83,7 @@ class _Geometry(NamedTuple):
 
 
 def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
-    """Layers and their gradients as matrix products, or as the one convolution for which XLA has
-    a fast kernel.
-    """
+    """Layers and their gradients as matrix products, or as a convolution that is fast in XLA."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     out = _result(lhs, rhs, **params)
     geometry = _Geometry(
@@ -134,10 +130,10 @@ def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
 def _layer(
     x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any], *, shared: bool
 ) -> Array:
-    """XLA's own, which is fast for this kind; for few channels or places the patches [N, P, T C]
-    times [T C, O].
+    """A layer: XLA's own convolution, or patches [N, P, T C] times [T C, O].
 
-    XLA's is not asked where padding is negative either: there its results were seen to be wrong.
+    XLA is fast at layers, except for few channels or places. It does not get negative padding
+    either, for which its results were seen to be wrong.
     """
     strides, spread, _, low, places = geometry
     n, taps = len(places), kernel.shape[:-2]
@@ -164,11 +160,11 @@ def _layer(
 
 
 def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """``x`` is the layer's input, ``kernel`` the gradient of its output; both hold the examples
-    where C is.
+    """The gradient in a layer's kernel, from its input ``x`` and its output's gradient ``kernel``.
 
-    Without strides the narrower of them counts as the image, which is faster; if they are as wide,
-    the second, which minimal filtering then transforms once for both gradients.
+    Both hold the examples in the place of C. Without strides the narrower of them counts as the
+    image, which is faster. If they are equally wide the second does, and minimal filtering then
+    transforms it once for both gradients.
     """
     if max(*geometry.strides, *geometry.spread) == 1 and kernel.shape[-1] <= len(x):
         return _gradient_of_transposed_layer(x, kernel, geometry, how)
@@ -177,12 +173,12 @@ def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[s
 
 
 def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """Wide: a layer with a feature for each place between the inputs, [N, H, d O], by minimal
-    filtering.
+    """A transposed layer, in one of two ways.
 
-    Others: every example's input times every tap, [N, H, T O], and the products added where they
-    overlap. A few examples at a time: the products stay in cache, and XLA does not add them anew
-    for each use of the sum.
+    A wide one is a layer with a feature for each place between the inputs, [N, H, d O], by minimal
+    filtering. In others each input is multiplied by each tap, [N, H, T O], and the products are
+    added where they overlap. That is done for a few examples at a time, so the products stay in
+    cache and XLA does not add them anew for each use of the sum.
     """
     _, _, holes, low, places = geometry
     n, taps, size = len(places), kernel.shape[:-2], x.shape[1:-1]
@@ -231,7 +227,7 @@ def _transposed_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[st
 def _gradient_of_transposed_layer(
     x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]
 ) -> Array:
-    """As of a layer, with input and output exchanged and the taps from last to first."""
+    """The gradient of a layer with input and output exchanged and the taps from last to first."""
     low = [m - 1 - a for m, a in zip(geometry.places, geometry.low, strict=True)]
     turned = geometry._replace(spread=geometry.holes, low=low)
     y = _correlation(jnp.moveaxis(kernel, -2, 0), jnp.swapaxes(x, 0, -1), turned, how)
@@ -239,12 +235,11 @@ def _gradient_of_transposed_layer(
 
 
 def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """For every tap t the sum over examples and places p of image[s t + e p - low] result[p]; [T,
-    C, O].
+    """The sum over examples and places p of image[s t + e p - low] result[p] for every tap t.
 
-    Wide images: a product for each tap. Strided ones of few channels: one for each shift of the
-    places within a stride. Others: one product, a few examples at a time so that all stays in
-    cache.
+    The result is [T, C, O]. Wide images take a product for each tap. Strided images of few channels
+    take one for each shift of the places within a stride. Others take one product, for a few
+    examples at a time so that all stays in cache.
     """
     spacing, strides, _, low, taps = geometry
     if max(spacing) == 1 and winograd.fits(
@@ -286,8 +281,9 @@ def _correlation(image: Array, result: Array, geometry: _Geometry, how: dict[str
 def _strided_correlation(
     image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]
 ) -> Array:
-    """Few channels: the places within a stride become channels once, and each shift of those is
-    a product.
+    """``_correlation`` of few channels: a product for each shift of the strides.
+
+    The places within a stride become channels once.
     """
     _, strides, _, low, taps = geometry
     n, counts = len(taps), result.shape[1:-1]
@@ -308,11 +304,10 @@ def _strided_correlation(
 def _thin_correlation(
     image: Array, result: Array, geometry: _Geometry, how: dict[str, Any]
 ) -> Array:
-    """The taps of the last dimension as shifts of the result, those of the others as windows of the
-    image.
+    """``_correlation`` as one product, [places, T' s C] times [places, T'' O], T' T'' s = T.
 
-    [places, T' s C] times [places, T'' O] with T' T'' s = T: neither is much larger than what it is
-    made of.
+    The taps of the last dimension are shifts of the result, and the taps of the others are windows
+    of the image. Neither operand is much larger than the array that it is made of.
     """
     spacing, strides, _, low, taps = geometry
     n, places = len(taps), result.shape[1:-1]
@@ -349,10 +344,10 @@ def _thin_correlation(
 
 
 def _pieces(examples: int, size: int) -> int:
-    """Into how many equal pieces examples are cut, so that their ``size`` bytes fit into cache
-    piece by piece.
+    """How many equal pieces of the examples there are, so that each piece fits into cache.
 
-    Into one, where their number has no divisor near to that.
+    ``size`` is the number of bytes of all. If the number of examples has no suitable divisor there
+    is one piece.
     """
     least = min(-(-size // CACHE_BYTES), examples)
     return next(

@@ -53,16 +53,18 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
         return through(jax.vmap(functools.partial(original.bind, **params), dims))(*args), 0
 
     def lhs_transposed(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
-        of = lambda g, rhs: jax.linear_transpose(
-            lambda lhs: original.bind(lhs, rhs, **params), lhs.aval
-        )(g)[0]
-        return through(of)(cotangent, rhs)
+        def transposed(cotangent: Array, rhs: Array) -> Array:
+            in_lhs = lambda lhs: original.bind(lhs, rhs, **params)
+            return jax.linear_transpose(in_lhs, lhs.aval)(cotangent)[0]
+
+        return through(transposed)(cotangent, rhs)
 
     def rhs_transposed(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
-        of = lambda g, lhs: jax.linear_transpose(
-            lambda rhs: original.bind(lhs, rhs, **params), rhs.aval
-        )(g)[0]
-        return through(of)(cotangent, lhs)
+        def transposed(cotangent: Array, lhs: Array) -> Array:
+            in_rhs = lambda rhs: original.bind(lhs, rhs, **params)
+            return jax.linear_transpose(in_rhs, rhs.aval)(cotangent)[0]
+
+        return through(transposed)(cotangent, lhs)
 
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))

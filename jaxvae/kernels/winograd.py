@@ -6,11 +6,11 @@ r:
     y = A [(G w) * (B x)],  y [m], w [r], x [m + r - 1]
 
 (Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). Nested over the spatial dimensions,
-with products of matrices over channels in place of *, a 3x3 layer takes 16 of 36 and a 2x2 one 9 of
-16 with m = 2; with m = 4 along the first dimension alone it takes 18 of 36, each of six products
-for the three taps of the last. A layer with strides s is one of stride 1 whose channels are s times
-as many, and a transposed one is one whose features are. With m = 2 entries are 0, 1, -1 and 1/2 and
-float32 loses less than a digit, with m = 4 less than one more; of other types nothing is gained.
+with products of matrices over channels in place of *, a 3x3 layer takes 16 products for 36 and a
+2x2 layer 9 for 16 with m = 2. With m = 4 along the first dimension alone a 3x3 layer takes 18 for
+36. A layer with strides s is a layer of stride 1 with s times as many channels, and a transposed
+layer is one with s times as many features. With m = 2 entries are 0, 1, -1 and 1/2 and float32
+loses less than a digit. With m = 4 it loses less than one more. Other types gain nothing.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ PLAIN = _Filter(((1,),), ((1,),), ((1,),))  # of a dimension that is not filtere
 def fits(
     x: Array, features: int, taps: Sequence[int], strides: Sequence[int], places: Sequence[int]
 ) -> bool:
-    """Whether a layer from ``x [N, H, C]`` with so many taps and strides to places and features
-    is faster this way.
-    """
+    """Whether a layer of ``x [N, H, C]`` is faster this way."""
     return (
         all(-(-t // s) in SMALL for t, s in zip(taps, strides, strict=True))
         and min(x.shape[-1] * math.prod(strides), features) >= FEWEST
@@ -160,8 +158,9 @@ def gradient_of_kernel(
     taps: Sequence[int],
     how: dict[str, Any],
 ) -> Array:
-    """For every tap the sum over examples and places of image[s p + t - low] result[p]; [T, C,
-    O].
+    """The sum over examples and places of image[s p + t - low] result[p] for every tap.
+
+    The result is [T, C, O].
     """
     n, blocks, places = len(taps), _blocks(taps, strides), result.shape[1:-1]
     channels, features = image.shape[-1], result.shape[-1]
