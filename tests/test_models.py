@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import doctest
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -51,10 +52,16 @@ NETWORKS = {
 }
 
 
+def likelihood_of(name: str, levels: int) -> likelihoods.Likelihood:
+    """A member of the table; levels go to those that are of pixel levels."""
+    make = likelihoods.LIKELIHOODS[name]
+    return make(levels) if "levels" in inspect.signature(make).parameters else make()
+
+
 def build(
     network: str = "mlp", posterior: str = "normal", likelihood: str = "bernoulli"
 ) -> models.VAE:
-    family, head = posteriors.POSTERIORS[posterior](3), likelihoods.LIKELIHOODS[likelihood](4)
+    family, head = posteriors.POSTERIORS[posterior](3), likelihood_of(likelihood, 4)
     encoder, decoder = NETWORKS[network](family.size, (*SHAPE[:2], SHAPE[2] * head.size))
     return models.vae(encoder, decoder, family, head, priors.standard_normal(3))
 
@@ -62,7 +69,7 @@ def build(
 def example(likelihood: str) -> jax.Array:
     """Pixels with four levels, treated as the likelihood takes them."""
     pixels = jax.random.randint(jax.random.key(7), SHAPE, 0, 4).astype(jnp.uint8)
-    support = likelihoods.LIKELIHOODS[likelihood](4).support
+    support = likelihood_of(likelihood, 4).support
     return datasets.preprocessing("dynamic" if "dynamic" in support else support[0], 4)(
         jax.random.key(8), pixels
     )

@@ -265,7 +265,7 @@ def test_a_users_posterior_is_trained_and_loaded(
     x = np.asarray(datasets.load("digits", data_dir).splits["test"].x[:3])
     np.testing.assert_array_equal(loaded.posterior(x).scale, trained.posterior(x).scale)
     monkeypatch.delitem(posteriors.CONTINUOUS, "laplace_like")
-    with pytest.raises(ValueError, match="no 'laplace_like'.*add it to its table first"):
+    with pytest.raises(ValueError, match=r"no 'laplace_like'.*add it to its table first"):
         jaxvae.load(tmp_path)
 
 

@@ -21,6 +21,7 @@ from jaxvae.expectations.noises import (
     relaxed_sample,
     smooth_perturbation,
 )
+from jaxvae.ranges import Positive
 
 Array = jax.Array
 Discrete = Bernoulli | OneHotCategorical
@@ -54,7 +55,7 @@ def _relaxed(q: Any, noise: Any, temperature: float) -> Array:
 @estimator(
     Noise(_perturbations, smooth_perturbation.exact), DISCRETE | MIXED, _each, _each, unbiased=False
 )
-def concrete(noise: Any, q: Any, f: Function, temperature: float = 0.5) -> Array:
+def concrete(noise: Any, q: Any, f: Function, temperature: Positive = 0.5) -> Array:
     """The concrete (Gumbel-softmax) relaxation, f(s((phi + noise) / temperature)).
 
     s is the logistic function or softmax (Maddison et al. 2016, arXiv:1611.00712; Jang et al. 2016,
@@ -75,7 +76,7 @@ def straight_through(noise: Array, q: Discrete, f: Function) -> Array:
 
 @estimator(smooth_perturbation, DISCRETE, _each, _each, unbiased=False)
 def straight_through_gumbel(
-    noise: Array, q: Discrete, f: Function, temperature: float = 0.5
+    noise: Array, q: Discrete, f: Function, temperature: Positive = 0.5
 ) -> Array:
     """f'(z) times the gradient of the concrete relaxation of z.
 
@@ -96,7 +97,7 @@ def _conditionals(key: Array, q: Discrete, k: int) -> tuple[Array, Array]:
 
 @estimator(Noise(_conditionals), DISCRETE, _one, _one, unbiased=False, uses_samples_jointly=True)
 def gumbel_rao(
-    noise: tuple[Array, Array], q: Discrete, f: Function, temperature: float = 0.5
+    noise: tuple[Array, Array], q: Discrete, f: Function, temperature: Positive = 0.5
 ) -> Array:
     """``straight_through_gumbel``, with its slope averaged over K noises given z.
 
