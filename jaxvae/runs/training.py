@@ -152,9 +152,7 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     )
     built = record.build()
     judged = built.split(test if validation is None else validation)
-    run = Run(
-        record, built, dataset, built.training_split(train), built.split(test), judged, job
-    )
+    run = Run(record, built, dataset, built.training_split(train), built.split(test), judged, job)
     if config.early_stopping and validation is None:
         raise ValueError(
             f"early_stopping={config.early_stopping} needs a validation split, and {dataset.name} "
@@ -215,9 +213,9 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         num_classes=num_classes,
         num_attributes=0 if attributes is None else attributes.shape[1],
         pixel_max=pixel_max,
-        examples=lambda count: datasets.random_subset(
-            train if not streamed else _held(train), count
-        ).x,
+        examples=lambda count: (
+            datasets.random_subset(train if not streamed else _held(train), count).x
+        ),
     )
 
 
@@ -432,9 +430,7 @@ def _profile(run: Run, devices: list[jax.Device], workdir: Path) -> None:
             jax.block_until_ready(now.state)
             jax.profiler.stop_trace()
 
-    run.fit(
-        devices, num_steps=20, hooks=[training.Hook(10, turn)], seconds_per_call=float("inf")
-    )
+    run.fit(devices, num_steps=20, hooks=[training.Hook(10, turn)], seconds_per_call=float("inf"))
     reports.say(f"profile of ten steps: {workdir / 'profile'}")
 
 
