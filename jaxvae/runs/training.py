@@ -308,7 +308,7 @@ def train_in(
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
         processes.on_first(lambda: folders.save(folder, run.record))
         reports.say(datasets.describe(run.record.data.pixels, run.record.data.levels))
-        state, early = _fit(run, folder, stop, start_from, progress)
+        state, early = fit_in(run, folder, stop, start_from, progress)
         state = processes.local(state)
         params = run.built.parameters(state)
         step = int(state.step)
@@ -328,7 +328,7 @@ def _folder(name: str, run: Run) -> Path:
     return folders.free_folder(f"{name}-{stem}-{run.config.seed}", run.record)
 
 
-def _fit(
+def fit_in(
     run: Run, workdir: Path, stop: Stop, start_from: str | Path | None, progress: bool
 ) -> tuple[Any, bool]:
     """The state at the last step, or when it was stopped, and whether it was stopped early.
