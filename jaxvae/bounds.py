@@ -141,8 +141,8 @@ def stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 def iwae_stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """Sticking the landing inside L_K, which is biased.
 
-    sum_k v_k d log w_k / dz dz_k/dphi. Tucker et al. 2018, arXiv:1810.04152, show its bias. The bias
-    is the direction of reweighted wake-sleep, E sum_k v_k grad log q(z_k).
+    sum_k v_k d log w_k / dz dz_k/dphi. The bias is the direction of reweighted wake-sleep,
+    E sum_k v_k grad log q(z_k) (Tucker et al. 2018, arXiv:1810.04152).
     """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v)
     return _log_mean(log_w) + path

@@ -40,8 +40,8 @@ class Noise(NamedTuple):
     """The noise of an estimator."""
 
     draw: Callable[[Array, Any, int], Any]  # (key, q, num_samples) -> noise
-    # (q, num_samples) -> (noise [M, ...], probabilities [M]). It is the law of the noise in float64,
-    # by enumeration or by quadrature. It raises ValueError if the law is not known or too large.
+    # (q, num_samples) -> (noise [M, ...], probabilities [M]), the law of the noise in float64, by
+    # enumeration or by quadrature. It raises ValueError if the law is not known or too large.
     exact: Callable[[Any, int], tuple[Any, Any]] = _unknown
     # The same law with fewer nodes, or None if the law has no nodes that could be fewer.
     exact_coarser: Callable[[Any, int], tuple[Any, Any] | None] = lambda q, num_samples: None

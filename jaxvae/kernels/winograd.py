@@ -34,7 +34,7 @@ Matrix = Sequence[Sequence[float]]
 Parts = dict[tuple[int, ...], Array]
 FEWEST = 32  # channels of input and output for which it pays
 NARROW = 64  # channels up to which 3x3 layers are filtered along their first dimension alone
-# Multiplications of a layer. Smaller layers are not worth the time that the kernels take to compile.
+# Multiplications of a layer. Smaller layers are not worth the time that compilation takes.
 LEAST = 2**25
 
 
