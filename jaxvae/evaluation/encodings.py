@@ -1,4 +1,4 @@
-"""What the encoder makes of a split: posterior means, and the posteriors themselves."""
+"""Encodings of a split: posterior means and posteriors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxvae.models import Model, answers
 def encode_split(
     model: Any, params: Params, key: Array, examples: Any, *, batch_size: int = 500
 ) -> Any:
-    """Posterior means of a split: [N, D], or a pytree of [N, ...] where z is one.
+    """Posterior means of a split: [N, D], or a pytree of [N, ...] if z is a pytree.
 
     Args:
       model: a ``models.Model`` that answers ``encode``, or what ``models.answers`` takes.

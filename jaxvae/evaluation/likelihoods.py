@@ -1,7 +1,7 @@
-"""How good a model is: the ELBO and its terms, log-likelihoods and how far to trust them.
+"""The ELBO and its terms, and log-likelihoods with diagnostics.
 
-All values are in nats. ``log_likelihood`` is of one example. The other functions take a split, of
-any size, and compute it in bounded memory.
+All values are in nats. ``log_likelihood`` takes one example. The other functions take a split of
+any size and need bounded memory.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def log_likelihood(
       key: the key of the samples.
       x: one example, as the model takes it.
       num_samples: K.
-      chunk: samples drawn at a time. Only the 3 sqrt(K) largest weights are kept of those before,
-        so the memory is that of a chunk.
+      chunk: samples drawn at a time. Memory holds one chunk, and the 3 sqrt(K) largest weights of
+        the chunks before it.
     """
     model = answers(model)
     require(model, "a log-likelihood", "log_weights")
@@ -185,7 +185,7 @@ def _means(column: np.ndarray) -> np.ndarray:
 
 
 def _active_units(means: Any) -> int:
-    """Of posterior means, a pytree of [N, latents, ...]."""
+    """The number of active units of posterior means, a pytree of [N, latents, ...]."""
 
     def active(mean: np.ndarray) -> int:
         variance = mean.astype(np.float64).var(0)
@@ -221,8 +221,8 @@ def estimate_log_likelihood(
 ) -> Likelihoods:
     """The mean of ``log_likelihood`` over a split, with its diagnostics.
 
-    ``warning`` is a sentence where there are fewer than ten effective samples, or where the Pareto
-    shape exceeds 0.7 for most of the examples.
+    ``warning`` is a sentence if there are fewer than ten effective samples, or if the Pareto shape
+    exceeds 0.7 for most of the examples.
 
     Args:
       model: a ``models.Model`` that answers ``log_weights``, or what ``models.answers`` takes.
@@ -336,9 +336,9 @@ def per_dimension(
 ) -> tuple[float, str]:
     """A log-likelihood as the code length of one dimension, and its unit.
 
-    The unit is "bits/dim" where x takes a known number of levels: under a discrete likelihood as it
-    is, and under a density over values scaled to [0, 1] with the offset log2(levels). Any other
-    density is of real numbers, whose code has no length. Then -nats / D is returned, in "nats/dim".
+    The unit is "bits/dim" if x takes a known number of levels. A discrete likelihood has no offset,
+    and a density over values scaled to [0, 1] has the offset log2(levels). Any other density is of
+    real numbers, whose code has no length. Then -nats / D is returned, in "nats/dim".
 
     Args:
       nats: the log-likelihood of an example.
@@ -393,5 +393,5 @@ def _likelihood_columns(model: Model, num_samples: int, chunk: int) -> Batched:
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of the mean over independent examples; 0 for a single one, whose spread is unknown."""
+    """The standard error of a mean over independent examples; 0 for a single example."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -1,7 +1,7 @@
-"""What is said of a model beyond its likelihood: of its latents, samples, factors and clusters.
+"""Metrics beside the likelihood: of latents, samples, factors and clusters.
 
 A new metric is a function and a row of ``METRICS``. Each takes ``(model, params, key, Data)`` and
-returns numbers by name; it says in a sentence what the model or the data lack.
+returns numbers by name. Its errors say what the model or the data lack.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def measure(
       names: the metrics to compute.
       model: a ``models.Model``, or what ``models.answers`` takes.
       params: its parameters.
-      key: the key of all that is drawn.
+      key: the key of all draws.
       data: the splits, and where z is drawn from.
 
-    Raises ValueError for what the model or the data do not have.
+    Raises ValueError if the model or the data lack something that a metric needs.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
@@ -69,10 +69,10 @@ def measure(
 
 
 def decompose(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
-    """E KL(q(z|x) || p(z)) over a split in three parts, nats.
+    """E KL(q(z|x) || p(z)) over a split in three parts, in nats.
 
-    Where the posterior or the prior has no density for each coordinate there are two parts: mutual
-    information, and the KL of the marginal.
+    If the posterior or the prior has no density for each coordinate, there are two parts: the
+    mutual information and the KL of the marginal.
     """
     require(model, "--decompose", "encode", "prior")
     q, p = posteriors_of(model, params, key, data.test), model.prior(params)  # type: ignore[misc]
@@ -132,7 +132,7 @@ def generate(model: Model, params: Params, key: Array, count: int, data: Data) -
 
 
 def _classifier(key: Array, train: Split | None) -> tuple[samples.Classifier, np.ndarray]:
-    """A classifier of training examples, and those as the model takes them."""
+    """A classifier of training examples, and the examples as the model takes them."""
     labels = None if train is None else train.y
     if not isinstance(train, Split) or not _are_labels(labels):
         raise ValueError(

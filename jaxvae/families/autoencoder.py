@@ -1,4 +1,4 @@
-"""Autoencoders with point codes, which have no KL: plain, regularized, Wasserstein, denoising."""
+"""Autoencoders with point codes: plain, regularized, Wasserstein, denoising."""
 
 from __future__ import annotations
 

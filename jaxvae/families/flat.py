@@ -33,7 +33,7 @@ def natural() -> None:
 
 
 def vampprior(components: Count = 10) -> PseudoInputs:
-    """A mixture of posteriors at learned inputs, which start as noise (Tomczak & Welling 2017).
+    """A mixture of posteriors at learned inputs that start as noise (Tomczak & Welling 2017).
 
     Args:
       components: how many pseudo-inputs the mixture has.
@@ -42,7 +42,7 @@ def vampprior(components: Count = 10) -> PseudoInputs:
 
 
 def vampprior_data(components: Count = 10) -> PseudoInputs:
-    """A mixture of posteriors at learned inputs, which start as examples (Tomczak & Welling 2017).
+    """A mixture of posteriors at learned inputs that start as examples (Tomczak & Welling 2017).
 
     Args:
       components: how many pseudo-inputs the mixture has.

@@ -1,4 +1,4 @@
-"""What an estimator must not depend on, looked at draw by draw."""
+"""Invariances of an estimator, measured draw by draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What moments say of an estimator: biases, variances, tails, directions, budgets.
+"""Reports on the moments of an estimator: biases, variances, tails, directions, budgets.
 
 Each number comes with a 95 % interval. Each bias comes with the smallest one that the draws could
 have detected.
@@ -88,7 +88,7 @@ def ratio(sampled: Sampled, other: Sampled, block: str = "all") -> Interval:
 
 
 class Bias(NamedTuple):
-    """How far a mean is from the truth, in the light of what could be seen."""
+    """The bias of a mean, and the bias that the draws could have shown."""
 
     largest_z: float  # over coordinates, of the mean
     bound: float  # what it exceeds once in 10,000 runs without a bias (Sidak)
@@ -149,7 +149,7 @@ def _squared(groups: np.ndarray) -> Interval:
 
 
 class Signal(NamedTuple):
-    """How good the draws are as directions of descent."""
+    """How good draws are as directions of descent."""
 
     snr: float  # |mean| / sd, averaged over the coordinates that have noise
     # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537), for several
@@ -162,7 +162,7 @@ class Signal(NamedTuple):
 
 
 def signal(sampled: Sampled, block: str = "all") -> Signal:
-    """Signal-to-noise ratios; the directional ones where a direction was given."""
+    """Signal-to-noise ratios. The directional ones need a direction."""
     i = _block(sampled, block)
     span = sampled.spans[i]
     noisy = sampled.variance[span] > 0
