@@ -1,0 +1,255 @@
+"""The commands ``evaluate`` and ``sample``: functions of a run folder that print and write."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from jaxvae import datasets, distributions, evaluation, figures
+from jaxvae.contracts import Array
+from jaxvae.families import Built, Data
+from jaxvae.runs import folders, reports
+from jaxvae.runs.loading import load, restore
+
+KEY = 1  # folded into the seed: the key of all that is drawn after training
+
+
+class Opened(NamedTuple):
+    """A run with its data set, opened to be evaluated."""
+
+    record: folders.Record
+    built: Built
+    dataset: datasets.Dataset
+    step: int
+    params: Any
+
+    @property
+    def data(self) -> Data:
+        """What is known of the data that the model was trained on."""
+        return self.record.data
+
+    @property
+    def key(self) -> Array:
+        """The key of all that is drawn."""
+        return jax.random.fold_in(jax.random.key(self.record.config.seed), KEY)
+
+    def split(self, name: str, num_examples: int | None = None) -> Any:
+        """A split as the model takes it, or a fixed random subset of it."""
+        split = self.built.split(datasets.select(self.dataset, name))
+        return datasets.random_subset(split, num_examples)
+
+
+def opened(
+    workdir: Path, checkpoint: str, dataset: str | None = None, data_dir: str | None = None
+) -> Opened:
+    """A run folder with its data set. ValueError where the set is not one that the model takes."""
+    record = folders.read(workdir)
+    source = dataset or record.place["dataset"]
+    assert source is not None
+    config, data = record.config, record.data
+    loaded = datasets.load(
+        source,
+        data_dir or record.place["data_dir"],
+        data.raw_levels,
+        image_size=config.image_size,
+        unreadable=config.unreadable,
+    )
+    shape = next(iter(loaded.splits.values())).shape
+    if tuple(shape) != data.shape:
+        raise ValueError(
+            f"{source} holds examples of shape {tuple(shape)}; the model of {workdir} takes "
+            f"{data.shape}"
+        )
+    prepared = datasets.prepared(loaded, data.pixels, seed=config.seed)
+    built = record.build()
+    step, params = restore(workdir, built, data, checkpoint)
+    return Opened(record, built, prepared, step, params)
+
+
+def evaluate(
+    workdir: Annotated[Path, tyro.conf.Positional],
+    num_samples: int = 5000,
+    split: str | None = None,
+    num_examples: int | None = None,
+    checkpoint: str = "latest",
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    batch_size: int = 50,
+    decompose: bool = False,
+    samples: bool = False,
+    factors: bool = False,
+    clustering: bool = False,
+    prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
+    per_example: bool = False,
+) -> None:
+    """Evaluates a trained model on a split, and writes evaluation.json.
+
+    Args:
+      workdir: the run folder.
+      num_samples: importance samples per example, K.
+      split: split to evaluate on, parts as train[:1000]; None is the run's test split.
+      num_examples: examples to evaluate on, a fixed random subset; None is all.
+      checkpoint: latest, best, or a step.
+      dataset: data set, where it is another one, or has moved since the training.
+      data_dir: folder of prepared sets, where it has moved since the training.
+      batch_size: examples at once in the log-likelihood; memory is that of batch_size times 500
+        decoded latents.
+      decompose: KL in three parts: index-code mutual information, total correlation,
+        dimension-wise KL. A posterior without a density for each coordinate has two.
+      samples: precision, recall, density, coverage, Frechet distance and copies of samples of x, in
+        the features of a classifier that is trained on the labels.
+      factors: disentanglement, of a set whose factors are known (shapes).
+      clustering: accuracy of the prior's components, each matched to a class.
+      prior: what z of the samples is drawn from, as in jaxvae sample.
+      per_example: write log p(x) of every example to log_likelihoods.npy.
+    """
+    run = opened(workdir, checkpoint, dataset, data_dir)
+    name = split or run.record.config.test_split
+    test = run.split(name, num_examples)
+    asked = {
+        "decompose": decompose,
+        "samples": samples,
+        "factors": factors,
+        "clustering": clustering,
+    }
+    metrics = [metric for metric, wanted in asked.items() if wanted]
+    train = run.split(run.record.config.train_split) if metrics else None
+    about = evaluation.metrics.Data(test, train, prior)
+    more = evaluation.metrics.measure(metrics, run.built.model, run.params, run.key, about)
+    found = reports.results(
+        run.built, run.data, run.params, run.key, test, num_samples, batch_size
+    )
+    about_run = {"dataset": run.dataset.name, "split": name, "checkpoint": run.step}
+    folders.write_json(workdir / "evaluation.json", about_run | found | more)
+    print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
+    rows = reports.result_rows(found)
+    if found.get("kl_per_latent") is not None:
+        rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in found["kl_per_latent"])))
+    rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
+    if per_example:
+        file = workdir / "log_likelihoods.npy"
+        np.save(
+            file,
+            evaluation.log_likelihoods(
+                run.built.model, run.params, run.key, test, num_samples=num_samples
+            ),
+        )
+        rows.append(("per example", str(file)))
+    reports.table([*rows, ("written", str(workdir / "evaluation.json"))])
+
+
+def sample(
+    workdir: Annotated[Path, tyro.conf.Positional],
+    num: int = 64,
+    seed: int = 0,
+    checkpoint: str = "latest",
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
+    temperature: float = 1.0,
+    encodings: int = 10_000,
+) -> None:
+    """Draws images from a trained model: figures/samples.png and samples.npz.
+
+    The data set is needed only to encode examples of it, and for the images that a model completes.
+
+    Args:
+      workdir: the run folder.
+      num: images to draw; a model of labels draws its classes in turn.
+      seed: of the draws.
+      checkpoint: latest, best, or a step.
+      dataset: data set, where it has moved since the training.
+      data_dir: folder of prepared sets, where it has moved since the training.
+      prior: what z is drawn from: the model's prior, the aggregated posterior, or what is fitted to
+        encodings now, a Gaussian mixture, a coupling flow or a second VAE.
+      temperature: factor of the standard deviations of p(z); a second VAE has none.
+      encodings: training examples that the last four are made of, a fixed random subset.
+    """
+    if num < 1 or encodings < 1:
+        raise ValueError("--num and --encodings must be at least 1")
+    if prior == "model":
+        trained = load(workdir, checkpoint)
+        built, data, params, step = trained.built, trained.data, trained.params, trained.step
+        conditions = _conditions(workdir, built, data, num, dataset, data_dir, checkpoint)
+        z = _from_prior(built, params, jax.random.key(seed), num, conditions, temperature)
+    else:
+        run = opened(workdir, checkpoint, dataset, data_dir)
+        built, data, params, step = run.built, run.data, run.params, run.step
+        train = run.split(run.record.config.train_split)
+        source = evaluation.source(prior, built.model, params, run.key, train, encodings)
+        key_z = jax.random.split(jax.random.key(seed))[0]
+        z, conditions = distributions.tempered(source, temperature).sample(key_z, (num,)), None
+    means, x = _decoded(built, params, jax.random.key(seed), z, conditions)
+    images = np.asarray(built.pictures(np.asarray(means), conditions)) / data.pixel_max
+    origin = {"model": "the prior", "aggregate": "the aggregated posterior"}
+    title = f"{num} samples of {origin.get(prior, f'a fitted {prior}')}, decoder means (step {step})"
+    (workdir / "figures").mkdir(exist_ok=True)
+    figures.grid(workdir / "figures" / "samples.png", _sheet(images), title)
+    latents: Any = {f"z{i}" if i else "z": np.asarray(a) for i, a in enumerate(jax.tree.leaves(z))}
+    np.savez(workdir / "samples.npz", means=np.asarray(means), x=np.asarray(x), **latents)
+    places = f"{workdir / 'figures' / 'samples.png'}, {workdir / 'samples.npz'}"
+    print(f"{num} samples of step {step}: {places}")
+
+
+def _conditions(
+    workdir: Path,
+    built: Built,
+    data: Data,
+    num: int,
+    dataset: str | None,
+    data_dir: str | None,
+    checkpoint: str,
+) -> Any:
+    """The conditions to draw at, as the model takes them: classes in turn, or those of the set."""
+    if built.condition is None:
+        return None
+    if built.pairs and data.num_classes:
+        return jax.vmap(built.condition)(np.arange(num) % data.num_classes)
+    run = opened(workdir, checkpoint, dataset, data_dir)
+    test = run.split(run.record.config.test_split, num)
+    rows = np.arange(num) % datasets.num_examples(test.x)
+    keys = jax.random.split(jax.random.key(0), num)
+    examples = jax.vmap(built.preprocess)(keys, datasets.rows_of(test.x, rows))
+    return jax.vmap(lambda example: built.model.parts(example)[1])(examples)
+
+
+def _from_prior(
+    built: Built, params: Any, key: Array, num: int, conditions: Any, temperature: float
+) -> Any:
+    key_z = jax.random.split(key)[0]
+    model: Any = built.model
+    if model.prior is None:
+        if temperature != 1:
+            raise ValueError("this model's prior has no density: --temperature must be 1")
+        return jax.vmap(lambda k: model.draw(params, k))(jax.random.split(key_z, num))
+    if conditions is None:
+        return distributions.tempered(model.prior(params), temperature).sample(key_z, (num,))
+    draw = lambda k, y: distributions.tempered(model.prior(params, y), temperature).sample(k)
+    return jax.jit(jax.vmap(draw))(jax.random.split(key_z, num), conditions)
+
+
+def _decoded(
+    built: Built, params: Any, key: Array, z: Any, conditions: Any
+) -> tuple[Array, Array]:
+    """Means of p(x|z), and draws of it."""
+    keys = jax.random.split(jax.random.split(key)[1], len(jax.tree.leaves(z)[0]))
+
+    decode: Any = built.model.decode
+
+    def one(key: Array, z: Any, y: Any) -> tuple[Array, Array]:
+        p = decode(params, z, y)
+        return p.mean, p.sample(key)
+
+    return jax.jit(jax.vmap(one))(keys, z, conditions)
+
+
+def _sheet(images: np.ndarray) -> np.ndarray:
+    """Images [N, ...] in rows and columns, filled up with white ones."""
+    columns = min(math.ceil(math.sqrt(len(images))), 16)
+    blank = np.ones((-len(images) % columns, *images.shape[1:]), images.dtype)
+    return np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])

@@ -1,0 +1,203 @@
+"""The folder of a run: its lock, and ``config.json``, from which the run can be opened again."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import jaxvae
+from jaxvae import families
+from jaxvae.families import FAMILIES, RESUMABLE, Config, Data
+from jaxvae.settings import from_json, to_json
+
+FORMAT = 2  # of config.json; folders of 0.1.0 had none
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. ValueError where it is damaged."""
+    try:
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); put it back or move the run folder away"
+        ) from error
+    return values
+
+
+def lock(workdir: Path) -> IO[str]:
+    """Makes the folder and takes its lock, which lasts as long as the process.
+
+    Keep what it returns. Raises ValueError where another run that is alive has it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another run"
+        raise ValueError(
+            f"{workdir} is in use by {holder}; wait for it to end or stop it, or pass another "
+            "--workdir"
+        ) from None
+    except OSError as error:
+        warn(f"{workdir} cannot be locked ({error}); see to it that no other run uses it")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+class Record(NamedTuple):
+    """What ``config.json`` holds: all that it takes to build the model of a run again."""
+
+    family: str
+    config: Any
+    data: Data
+    place: dict[str, str | None]  # where the data set was: dataset, data_dir
+
+    def json(self) -> dict[str, Any]:
+        """As the file holds it."""
+        data = self.data._replace(examples=None)._asdict()
+        del data["examples"]
+        return {
+            "format": FORMAT,
+            "version": jaxvae.__version__,
+            "family": self.family,
+            "config": to_json(self.config),
+            "data": data,
+            "place": self.place,
+        }
+
+    def build(self) -> families.Built:
+        """The model and its training."""
+        return FAMILIES[self.family].build(self.config, self.data)
+
+
+def read(workdir: Path) -> Record:
+    """The record of a run folder. ValueError where it is none, or of another version."""
+    file = workdir / "config.json"
+    if not file.exists():
+        raise ValueError(f"{workdir} is no run folder: it has no config.json")
+    values = read_json(file)
+    version = values.get("format")
+    if version != FORMAT:
+        raise ValueError(
+            f"{workdir} is a run of another version of jaxvae, whose folders cannot be opened by "
+            f"{jaxvae.__version__}: train it again, or open it with the version that made it"
+        )
+    if values["family"] not in FAMILIES:
+        raise ValueError(
+            f"{workdir} is of the family {values['family']!r}, and jaxvae.families.FAMILIES has "
+            f"{', '.join(FAMILIES)}: import the module that adds it first"
+        )
+    try:
+        config = from_json(FAMILIES[values["family"]].Config(), values["config"])
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: {error}. If it is a member of your own, add it to its table first."
+        ) from error
+    data: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in values["data"].items()}
+    return Record(values["family"], config, Data(**data), values["place"])
+
+
+def save(workdir: Path, record: Record) -> None:
+    """Writes config.json, or checks that the run of the folder is the same one."""
+    if has_checkpoints(workdir):
+        different = differences(read(workdir), record)
+        if different:
+            raise ValueError(
+                f"{workdir} holds a run with another configuration: {'; '.join(different)}. Pass "
+                "the old values to resume it, --start-from to begin a new run with its parameters, "
+                "or another --workdir."
+            )
+    write_json(workdir / "config.json", record.json())
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether something was trained there."""
+    return (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*"))
+
+
+def differences(before: Record, now: Record) -> list[str]:
+    """The settings that make these two different runs: ``name was 1, is 2``."""
+    if before.family != now.family:
+        return [f"family was {before.family}, is {now.family}"]
+    then, here = _flat(to_json(before.config)), _flat(to_json(now.config))
+    then |= {"data." + name: value for name, value in before.json()["data"].items()}
+    here |= {"data." + name: value for name, value in now.json()["data"].items()}
+    return [
+        f"{name} was {_shown(then, name)}, is {_shown(here, name)}"
+        for name in sorted({*then, *here} - set(RESUMABLE))
+        if _plain(then.get(name)) != _plain(here.get(name))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    return repr(_plain(values[name])) if name in values else "not there"
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of members beside the fields, since their names are unique."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat[name] = value["is"]
+            flat |= _flat({n: v for n, v in value.items() if n != "is"})
+        else:
+            flat[name] = value
+    return flat
+
+
+def free_folder(name: str, record: Record, parent: Path = Path("runs")) -> Path:
+    """``runs/NAME`` if it is free or holds this run already, else ``runs/NAME-2`` and so on."""
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        if not has_checkpoints(folder):
+            return folder
+        try:
+            if not differences(read(folder), record):
+                return folder
+        except ValueError:
+            pass  # a folder of another version
+        number += 1
+
+
+def warn(message: str) -> None:
+    """Says on stderr what is wrong and does not end the run."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def place_of(config: Config, data_dir: str | None) -> dict[str, str | None]:
+    """Where the data set is, whatever folder a later command is run in."""
+    from jaxvae import datasets
+
+    absolute = datasets.looks_like_path(config.dataset)
+    name = str(Path(config.dataset).expanduser().absolute()) if absolute else config.dataset
+    folder = None if data_dir is None else str(Path(data_dir).expanduser().absolute())
+    return {"dataset": name, "data_dir": folder}
+
+
+def moved(config: Any, place: dict[str, str | None]) -> Any:
+    """The configuration with the data set where it was found."""
+    return dataclasses.replace(config, dataset=place["dataset"])

@@ -1,0 +1,275 @@
+"""A trained model, opened from its run folder in one line, without its data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvae import checkpoints, datasets, evaluation, models, training
+from jaxvae.contracts import Array, Params
+from jaxvae.distributions import mean_of
+from jaxvae.families import Built, Data
+from jaxvae.runs import folders
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model. Methods take batches of NumPy or JAX arrays, as the data set holds them.
+
+    Preprocessing is inside: images of uint8 go in as they are. A model of p(x|y) also takes
+    ``condition``, such as labels [N]. ``model`` holds the pure functions of one example, which take
+    ``params``; ``source`` is the family's own record, such as a ``models.VAE``.
+    """
+
+    built: Built
+    data: Data
+    params: Params
+    step: int
+    workdir: Path | None = None
+    result: dict[str, Any] | None = None  # of ``result.json``, where training has ended
+
+    @property
+    def model(self) -> models.Model:
+        """What can be asked of the model: pure functions of one example."""
+        return self.built.model
+
+    @property
+    def source(self) -> Any:
+        """The family's own record, such as a ``models.VAE``."""
+        return self.built.source
+
+    def encode(self, x: Any, condition: Any = None) -> Any:
+        """The mean of q(z|x) for each example: [N, *event], or a pytree of them."""
+        return self._mapped("encode", _mean_code)(self.params, *self._keyed(x, condition))
+
+    def posterior(self, x: Any, condition: Any = None) -> Any:
+        """q(z|x) of each example, stacked: a distribution whose parameters are [N, ...]."""
+        return self._mapped("encode", _posterior)(self.params, *self._keyed(x, condition))
+
+    def decode(self, z: Any, condition: Any = None) -> Array:
+        """The mean of p(x|z) for each z [N, *event]: [N, *shape of x]."""
+        return self._mapped("decode", _mean_image)(self.params, z, self._condition(condition, z))
+
+    def reconstruct(self, x: Any, condition: Any = None) -> Array:
+        """The mean of p(x|z) at the mean of q(z|x), for each example."""
+        return self._mapped("encode", _reconstruction)(self.params, *self._keyed(x, condition))
+
+    def sample_latents(self, key: Array, num: int, condition: Any = None) -> Any:
+        """``num`` draws of z from the prior."""
+        keys = jax.random.split(key, num)
+        return self._mapped("draw", _latent)(self.params, keys, self._condition(condition, keys))
+
+    def sample(self, key: Array, num: int, condition: Any = None) -> Array:
+        """``num`` draws of x: z from the prior, then x from p(x|z). ``decode`` gives means."""
+        key_z, key_x = jax.random.split(key)
+        z = self.sample_latents(key_z, num, condition)
+        keys = jax.random.split(key_x, num)
+        return self._mapped("decode", _image)(
+            self.params, keys, z, self._condition(condition, keys)
+        )
+
+    def elbo(self, key: Array, x: Any, condition: Any = None) -> Array:
+        """The ELBO of each example, [N], nats, from one draw of z."""
+        return self._mapped("terms", _elbo)(self.params, *self._keyed(x, condition, key))
+
+    def log_likelihood(
+        self, key: Array, x: Any, num_samples: int = 1000, condition: Any = None
+    ) -> np.ndarray:
+        """log p(x) of each example, [N], nats, from so many importance samples."""
+        self._answer("log_weights")
+        split = datasets.Split(self._raw(x, condition), preprocess=self.built.preprocess)
+        return evaluation.log_likelihoods(
+            self.model, self.params, key, split, num_samples=num_samples
+        )
+
+    # How methods of batches are made of the pure functions of one example
+
+    def _answer(self, name: str) -> Any:
+        answer = getattr(self.model, name)
+        if answer is None:
+            raise ValueError(f"this model has no {name}: its family gives no such answer")
+        return answer
+
+    def _mapped(self, answer: str, function: Callable) -> Callable:
+        """``function`` of a batch, compiled once for each model."""
+        self._answer(answer)
+        return _compiled(function, self.built.model, self.built.preprocess)
+
+    def _raw(self, x: Any, condition: Any) -> Any:
+        """Raw examples: x, and the condition beside it where the model takes pairs."""
+        raw = self._checked(x)
+        if not self.built.pairs:
+            return raw
+        if condition is None:
+            raise ValueError("this model is conditional: give condition=, one for each example")
+        return models.Conditioned(raw, jnp.asarray(condition))
+
+    def _checked(self, x: Any) -> Any:
+        """x as the data set holds it: shape and type must be those of the training examples."""
+        array = jnp.asarray(x)
+        if array.shape[1:] != self.data.shape:
+            raise ValueError(
+                f"x has shape {array.shape}; this model takes batches [N, "
+                f"{', '.join(map(str, self.data.shape))}] of {self.data.dtype}"
+            )
+        wanted, given = np.dtype(self.data.dtype), np.dtype(array.dtype)
+        if np.issubdtype(wanted, np.integer) != np.issubdtype(given, np.integer):
+            raise ValueError(
+                f"x holds {given}; this model was trained on {wanted} and preprocesses x itself: "
+                "give the values as its data set holds them"
+            )
+        return array
+
+    def _keyed(self, x: Any, condition: Any, key: Array | None = None) -> tuple[Array, Any]:
+        raw = self._raw(x, condition)
+        key = jax.random.key(0) if key is None else key
+        return jax.random.split(key, len(jax.tree.leaves(raw)[0])), raw
+
+    def _condition(self, condition: Any, like: Any) -> Any:
+        """The condition as the model takes it, one for each row of ``like``."""
+        encode = self.built.condition
+        if encode is None:
+            return None
+        if condition is None:
+            raise ValueError("this model is conditional: give condition=, one for each row")
+        count, given = len(jax.tree.leaves(like)[0]), len(condition)
+        if count != given:
+            raise ValueError(f"{given} conditions were given for {count} rows: give one for each")
+        return jax.vmap(encode)(jnp.asarray(condition))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(function: Callable, model: models.Model, preprocess: Callable) -> Callable:
+    """``jax.jit`` of a function of one example, mapped over all arguments but the parameters."""
+
+    def batch(params: Params, *arguments: Any) -> Any:
+        one = lambda *each: function(model, preprocess, params, *each)
+        return jax.vmap(one)(*arguments)
+
+    return jax.jit(batch)
+
+
+# Functions of one example: (model, preprocess, params, ...)
+
+
+def _posterior(model: Any, preprocess: Callable, params: Params, key: Array, raw: Any) -> Any:
+    return model.encode(params, preprocess(key, raw))
+
+
+def _mean_code(model: Any, preprocess: Callable, params: Params, key: Array, raw: Any) -> Any:
+    return mean_of(_posterior(model, preprocess, params, key, raw))
+
+
+def _mean_image(model: Any, preprocess: Callable, params: Params, z: Any, condition: Any) -> Array:
+    return model.decode(params, z, condition).mean
+
+
+def _reconstruction(
+    model: Any, preprocess: Callable, params: Params, key: Array, raw: Any
+) -> Array:
+    example = preprocess(key, raw)
+    z = mean_of(model.encode(params, example))
+    return model.decode(params, z, model.parts(example)[1]).mean
+
+
+def _latent(model: Any, preprocess: Callable, params: Params, key: Array, condition: Any) -> Any:
+    return model.draw(params, key, condition)
+
+
+def _image(
+    model: Any, preprocess: Callable, params: Params, key: Array, z: Any, condition: Any
+) -> Array:
+    return model.decode(params, z, condition).sample(key)
+
+
+def _elbo(model: Any, preprocess: Callable, params: Params, key: Array, raw: Any) -> Array:
+    key_x, key_z = jax.random.split(key)
+    terms = model.terms(params, key_z, preprocess(key_x, raw), 1)
+    return terms["reconstruction"] - terms["kl"]
+
+
+def of_run(
+    built: Built,
+    data: Data,
+    params: Params,
+    step: int,
+    workdir: Path | None,
+    result: dict[str, Any] | None,
+) -> Trained:
+    """The trained model of a run that has just ended."""
+    return Trained(built, data._replace(examples=None), params, step, workdir, result)
+
+
+def load(workdir: str | Path, checkpoint: str | int = "latest") -> Trained:
+    """Opens the trained model of a run folder. The data set is not needed.
+
+    ``checkpoint`` is ``"latest"``, ``"best"`` or a step. Raises ValueError where the folder is no
+    run, or has no such checkpoint.
+    """
+    folder = Path(workdir)
+    record = folders.read(folder)
+    if record.data.pixels == "static":  # x comes as the data set holds it, not yet binarized
+        data = record.data._replace(pixels="dynamic", levels=record.data.raw_levels)
+        record = record._replace(data=data)
+    built = record.build()
+    step, params = restore(folder, built, record.data, checkpoint)
+    result = folder / "result.json"
+    found = folders.read_json(result) if result.exists() else None
+    return Trained(built, record.data, params, step, folder, found)
+
+
+def restore(
+    workdir: Path, built: Built, data: Data, checkpoint: str | int = "latest"
+) -> tuple[int, Params]:
+    """The step and the parameters of a run's checkpoint.
+
+    ``latest`` is the newest one that is whole; a newer one that is not is named on stderr.
+    """
+    raw = built.raw(_shapes(data))
+    first = datasets.Examples(raw, built.training_preprocess or built.preprocess)
+    state = jax.eval_shape(built.algorithm.init, jax.random.key(0), first)
+    with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+        for step in _steps(saved, str(checkpoint)):
+            try:
+                return step, built.parameters(_parameters(saved, step, state))
+            except checkpoints.DamagedError as error:
+                if checkpoint != "latest":
+                    raise
+                folders.warn(str(error))
+        raise ValueError(
+            f"{workdir} has no checkpoint {str(checkpoint)!r}; it has {saved.steps or 'none'}"
+        )
+
+
+def _steps(saved: checkpoints.Checkpoints, which: str) -> list[int]:
+    """The steps to try, the first one first."""
+    if which == "latest":
+        return saved.steps[::-1]
+    step = saved.best if which == "best" else int(which) if which.isdigit() else None
+    return [step] if step in saved.steps else []
+
+
+def _parameters(saved: checkpoints.Checkpoints, step: int, state: Any) -> Any:
+    """A state whose parameters are those of a checkpoint; the optimizer's state is not read."""
+    if not isinstance(state, training.State):
+        return saved.restore(step, state)[0]
+    part: dict[str, Any] = {"params": state.params}
+    if state.average is not None:
+        part["average"] = state.average
+    return state._replace(**saved.restore_part(step, part))
+
+
+def _shapes(data: Data) -> datasets.Split:
+    """A split of one example's shapes: x, and a label or attributes where there are some."""
+    y = jax.ShapeDtypeStruct((), jnp.int32) if data.num_classes else None
+    attributes = None
+    if data.num_attributes:
+        attributes = jax.ShapeDtypeStruct((data.num_attributes,), jnp.float32)
+    return datasets.Split(data.example(), y, attributes)

@@ -1,0 +1,274 @@
+"""What a run leaves behind: lines of metrics, the result of the final parameters, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxvae import evaluation, processes
+from jaxvae.contracts import Array, Params
+from jaxvae.families import Built, Data
+
+SPEEDS: dict[str, Callable[[float], str]] = {  # of metrics.jsonl, and how they are printed
+    "images_per_second": lambda value: f"{value:,.0f} images/s",
+    "flops_per_second": lambda value: f"{value / 1e9:,.1f} GFLOP/s",
+    "share_of_peak": lambda value: f"{value:.1%} of the devices' peak",
+}
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence, in a job of several processes once."""
+    if processes.is_first():
+        print(sentence, flush=True)
+
+
+class Metrics:
+    """The lines of ``metrics.jsonl`` and ``validation.jsonl``, TensorBoard, and a progress bar.
+
+    Lines of steps after ``start`` are dropped: a run that was killed has left them, and their steps
+    are run again. In a job of several processes only the first one writes.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int, progress: bool, cost: Callable):
+        """Opens the files.
+
+        Args:
+          workdir: the run folder.
+          start: the step at which training begins.
+          steps: the step at which it ends.
+          progress: whether to show a bar.
+          cost: images per second -> further figures.
+        """
+        self.workdir, self.cost, self.writes = workdir, cost, processes.is_first()
+        self.bar = _bar(steps, start, progress and self.writes)
+        self.board = self._open(start) if self.writes else None
+
+    def _open(self, start: int) -> Any:
+        for name in ("metrics.jsonl", "validation.jsonl"):
+            kept = [line for line in read_lines(self.workdir / name) if line["step"] <= start]
+            partial = self.workdir / f"{name}.partial"
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.replace(self.workdir / name)
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start + 1)
+
+    def report(self, step: int, report: dict[str, Any]) -> None:
+        """The means of all terms since the last report."""
+        report |= self.cost(report["images_per_second"])
+        if self.bar is not None:
+            names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
+            shown = {n: f"{report[term]:.2f}" for term, n in names.items() if _known(report, term)}
+            speed = f"{report['images_per_second']:,.0f}"
+            self.bar.set_postfix({"images/s": speed} | shown)
+            self.bar.update(step - self.bar.n)
+        self._write("metrics.jsonl", step, report)
+
+    def validate(self, step: int, score: float) -> None:
+        """The score that a checkpoint is judged by."""
+        self._write("validation.jsonl", step, {"validation_elbo": score})
+
+    def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
+        if not self.writes:
+            return
+        with (self.workdir / name).open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        for term, value in values.items():
+            if self.board is not None and value is not None:
+                self.board.add_scalar(term, value, step)
+
+    def close(self) -> None:
+        """Ends the bar and flushes TensorBoard."""
+        for part in (self.bar, self.board):
+            if part is not None:
+                part.close()
+
+
+def _known(report: dict[str, Any], term: str) -> bool:
+    return report.get(term) is not None
+
+
+def _bar(steps: int, start: int, shown: bool) -> Any:
+    if not shown:
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=steps, initial=start, unit="step", desc="training", dynamic_ncols=True)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file, without a last one that was cut off by a kill."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    whole = []
+    for number, line in enumerate(lines):
+        try:
+            whole.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                raise ValueError(
+                    f"{file}, line {number + 1} is not JSON; move the file away to go on"
+                ) from None
+    return whole
+
+
+def speeds(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Medians of what the lines of ``metrics.jsonl`` say of speed."""
+    values = {name: [line[name] for line in reports if name in line] for name in SPEEDS}
+    return {name: statistics.median(each) for name, each in values.items() if each}
+
+
+def results(
+    built: Built,
+    data: Data,
+    params: Params,
+    key: Array,
+    split: Any,
+    num_samples: int,
+    batch_size: int = 50,
+) -> dict[str, Any]:
+    """ELBO and its terms, log-likelihood with its error and diagnostics, and bits/dim of a split.
+
+    Those that a model has no answer for are None, such as the ELBO of a deterministic encoder.
+
+    Args:
+      built: the model.
+      data: what is known of its data.
+      params: its parameters.
+      key: the key of all that is drawn.
+      split: as ``built.split`` makes it.
+      num_samples: importance samples for each example, K.
+      batch_size: examples at once.
+    """
+    model = built.model
+    found: dict[str, Any] = {"elbo": None, "log_likelihood": None}
+    if model.terms is not None:
+        summary = evaluation.evaluate_elbo(model, params, key, split)
+        found |= {
+            "elbo": summary.elbo,
+            "elbo_standard_error": summary.standard_error,
+            "reconstruction": summary.reconstruction,
+            "kl": summary.kl,
+            "kl_per_latent": summary.kl_per_latent,
+            "active_units": summary.active_units,
+            "num_examples": summary.num_examples,
+        }
+        found |= {"terms": summary.terms} if summary.terms else {}
+        if summary.elbo is None:
+            return found
+    if model.log_weights is None:
+        return found
+    return found | _likelihood(built, data, params, key, split, num_samples, batch_size)
+
+
+def _likelihood(
+    built: Built,
+    data: Data,
+    params: Params,
+    key: Array,
+    split: Any,
+    num_samples: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    with _counter(len(jax.tree.leaves(split.x)[0]), f"log p(x), K = {num_samples}") as done:
+        estimate = evaluation.estimate_log_likelihood(
+            built.model,
+            params,
+            key,
+            split,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            progress=done,
+        )
+    scaled = data.pixels in ("scale", "dequantize")
+    size = math.prod(_example_shape(built, data, key, split))
+    value, unit = evaluation.per_dimension(
+        estimate.log_likelihood, size, data.levels, built.discrete, scaled
+    )
+    return {
+        "log_likelihood": estimate.log_likelihood,
+        "standard_error": estimate.standard_error,
+        "effective_samples": estimate.effective_samples,
+        "pareto_k": estimate.pareto_k,
+        "pareto_k_above_0.7": estimate.pareto_k_above,
+        "num_samples": estimate.num_samples,
+        "num_examples": estimate.num_examples,
+        "bits_per_dim" if unit == "bits/dim" else "nats_per_dim": value,
+        "warning": estimate.warning,
+    }
+
+
+def _example_shape(built: Built, data: Data, key: Array, split: Any) -> tuple[int, ...]:
+    """The shape of the x that the likelihood is of."""
+    first = jax.tree.map(lambda a: a[0], split.x)
+    shape = jax.eval_shape(lambda: built.model.parts(built.preprocess(key, first))[0])
+    return tuple(jax.tree.leaves(shape)[0].shape)
+
+
+class _counter:
+    """A bar of examples, which ends with the block."""
+
+    def __init__(self, total: int, title: str):
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            self.bar: Any = None
+            return
+        quiet = not processes.is_first()
+        self.bar = tqdm(total=total, unit="image", desc=title, leave=False, disable=quiet)
+
+    def __enter__(self) -> Callable[[int], None]:
+        return lambda done: None if self.bar is None else self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def table(rows: Sequence[tuple[str, str]]) -> None:
+    """Prints names beside values."""
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def result_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines that ``train`` and ``evaluate`` print of a result."""
+    rows = []
+    if found["elbo"] is not None:
+        rows = [
+            ("ELBO", f"{found['elbo']:.3f} ± {found['elbo_standard_error']:.3f} nats"),
+            ("  reconstruction", f"{found['reconstruction']:.3f} nats"),
+            ("  KL", f"{found['kl']:.3f} nats, {found['active_units']} active units"),
+        ]
+    elif "reconstruction" in found:
+        units = f"{found['active_units']} active units"
+        rows = [("reconstruction", f"{found['reconstruction']:.3f} nats, {units}")]
+    for name, value in found.get("terms", {}).items():
+        rows.append((f"  {name}", f"{value:.3f} nats"))
+    return rows if found["log_likelihood"] is None else rows + _likelihood_rows(found)
+
+
+def _likelihood_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    k, share = found["pareto_k"], found["pareto_k_above_0.7"]
+    tail = "unknown, too few samples"
+    if k is not None:
+        tail = f"{k:.2f}, above 0.7 for {share:.1%} of the images"
+    estimate = f"{found['log_likelihood']:.3f} ± {found['standard_error']:.3f} nats"
+    samples = f"K = {found['num_samples']} importance samples, {found['num_examples']} images"
+    unit = "bits_per_dim" if "bits_per_dim" in found else "nats_per_dim"
+    rows = [
+        ("log-likelihood", f"{estimate} ({samples})"),
+        ("  effective samples", f"{found['effective_samples']:.0f} of {found['num_samples']}"),
+        ("  Pareto k", tail),
+        (unit.replace("_per_", "/"), f"{found[unit]:.4f}"),
+    ]
+    return rows + ([("  warning", found["warning"])] if found["warning"] else [])
