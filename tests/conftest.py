@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,6 @@ from jaxvae.contracts import pytree, static
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # but for tests marked optimized, below
-sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
 
 @pytest.fixture(autouse=True)

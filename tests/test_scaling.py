@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import commands
 import jax
 import numpy as np
 import pytest
-import scaling
 from PIL import Image
 from scipy import optimize
+
+from experiments import scaling
+from jaxvae.command_line import run_function
 
 # The larger model is the tiny one, so that what one has compiled serves the other.
 QUICK = [
@@ -36,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> dict[str, 
     """Runs the script in this process and returns its JSON."""
     files = ["--json", str(folder / "new" / "scaling.json"), "--plot", str(folder / "scaling.png")]
     monkeypatch.setattr(sys, "argv", ["scaling.py", *QUICK, *files, *more])
-    commands.command(scaling.scale)
+    run_function(scaling.scale)
     return json.loads((folder / "new" / "scaling.json").read_text())
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from harness import Running, command
 
 from jaxvae import stopping
 
@@ -219,3 +220,26 @@ def test_signals_are_given_back() -> None:
         assert [signal.getsignal(number) for number in stopping.SIGNALS] != before
     assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
     assert signal.set_wakeup_fd(wakeup) == wakeup
+
+
+SCRIPTS = ("evaluate.py", "sample.py", "train.py", "gradient_variance.py", "papers/codes.py")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [s if s == "evaluate.py" else pytest.param(s, marks=pytest.mark.slow) for s in SCRIPTS],
+)
+def test_control_c_ends_a_script_in_one_sentence(script: str, tmp_path: Path) -> None:
+    """At any moment from its first lines on: while it imports, and while it works."""
+    arguments = {"gradient_variance.py": ["titsias_shi"], "papers/codes.py": ["penalties"]}
+    for seconds in (0.0, 0.5, 1.5):
+        log = tmp_path / f"{seconds}"
+        with Running(command(script, *arguments.get(script, [tmp_path])), log) as process:
+            process.until(lambda process=process: process.hears(signal.SIGTERM))
+            time.sleep(seconds)
+            process.send(signal.SIGINT)
+            text = process.ended()
+        code = process.process.returncode
+        assert code in (130, 2), text  # 2 where it had ended before: the folder is no run
+        said = [line for line in process.err.read_text().splitlines() if line]
+        assert len(said) == 1 and "Traceback" not in text, text

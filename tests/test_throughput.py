@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import peers
 import pytest
-import throughput
 from harness import script
 from PIL import Image
+
+from experiments import peers, throughput
 
 SMALL = {
     "mlp": peers.Work("mlp", "train", 4, 8),

@@ -121,9 +121,7 @@ def evaluate(
     train = run.split(run.record.config.train_split) if metrics else None
     about = evaluation.metrics.Data(test, train, prior)
     more = evaluation.metrics.measure(metrics, run.built.model, run.params, run.key, about)
-    found = reports.results(
-        run.built, run.data, run.params, run.key, test, num_samples, batch_size
-    )
+    found = reports.results(run.built, run.data, run.params, run.key, test, num_samples, batch_size)
     about_run = {"dataset": run.dataset.name, "split": name, "checkpoint": run.step}
     folders.write_json(workdir / "evaluation.json", about_run | found | more)
     print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
@@ -187,7 +185,9 @@ def sample(
     means, x = _decoded(built, params, jax.random.key(seed), z, conditions)
     images = np.asarray(built.pictures(np.asarray(means), conditions)) / data.pixel_max
     origin = {"model": "the prior", "aggregate": "the aggregated posterior"}
-    title = f"{num} samples of {origin.get(prior, f'a fitted {prior}')}, decoder means (step {step})"
+    title = (
+        f"{num} samples of {origin.get(prior, f'a fitted {prior}')}, decoder means (step {step})"
+    )
     (workdir / "figures").mkdir(exist_ok=True)
     figures.grid(workdir / "figures" / "samples.png", _sheet(images), title)
     latents: Any = {f"z{i}" if i else "z": np.asarray(a) for i, a in enumerate(jax.tree.leaves(z))}
@@ -233,9 +233,7 @@ def _from_prior(
     return jax.jit(jax.vmap(draw))(jax.random.split(key_z, num), conditions)
 
 
-def _decoded(
-    built: Built, params: Any, key: Array, z: Any, conditions: Any
-) -> tuple[Array, Array]:
+def _decoded(built: Built, params: Any, key: Array, z: Any, conditions: Any) -> tuple[Array, Array]:
     """Means of p(x|z), and draws of it."""
     keys = jax.random.split(jax.random.split(key)[1], len(jax.tree.leaves(z)[0]))
 

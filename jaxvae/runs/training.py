@@ -152,9 +152,7 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     )
     built = record.build()
     judged = built.split(test if validation is None else validation)
-    run = Run(
-        record, built, dataset, built.training_split(train), built.split(test), judged, job
-    )
+    run = Run(record, built, dataset, built.training_split(train), built.split(test), judged, job)
     if config.early_stopping and validation is None:
         raise ValueError(
             f"early_stopping={config.early_stopping} needs a validation split, and {dataset.name} "
@@ -215,9 +213,9 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         num_classes=num_classes,
         num_attributes=0 if attributes is None else attributes.shape[1],
         pixel_max=pixel_max,
-        examples=lambda count: datasets.random_subset(
-            train if not streamed else _held(train), count
-        ).x,
+        examples=lambda count: (
+            datasets.random_subset(train if not streamed else _held(train), count).x
+        ),
     )
 
 
@@ -310,7 +308,7 @@ def train_in(
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
         processes.on_first(lambda: folders.save(folder, run.record))
         reports.say(datasets.describe(run.record.data.pixels, run.record.data.levels))
-        state, early = _fit(run, folder, stop, start_from, progress)
+        state, early = fit_in(run, folder, stop, start_from, progress)
         state = processes.local(state)
         params = run.built.parameters(state)
         step = int(state.step)
@@ -330,7 +328,7 @@ def _folder(name: str, run: Run) -> Path:
     return folders.free_folder(f"{name}-{stem}-{run.config.seed}", run.record)
 
 
-def _fit(
+def fit_in(
     run: Run, workdir: Path, stop: Stop, start_from: str | Path | None, progress: bool
 ) -> tuple[Any, bool]:
     """The state at the last step, or when it was stopped, and whether it was stopped early.
@@ -432,9 +430,7 @@ def _profile(run: Run, devices: list[jax.Device], workdir: Path) -> None:
             jax.block_until_ready(now.state)
             jax.profiler.stop_trace()
 
-    run.fit(
-        devices, num_steps=20, hooks=[training.Hook(10, turn)], seconds_per_call=float("inf")
-    )
+    run.fit(devices, num_steps=20, hooks=[training.Hook(10, turn)], seconds_per_call=float("inf"))
     reports.say(f"profile of ten steps: {workdir / 'profile'}")
 
 
