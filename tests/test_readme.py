@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from experiments import picture
-from jaxvae import bounds, expectations, families
+from jaxvae import bounds, command_line, expectations, families, settings
+from jaxvae.runs import Job
+from jaxvae.runs.commands import evaluate, sample
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -39,22 +44,22 @@ FEW = "steps=2, hidden=(8,), test_samples=2, test_examples=8"
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "given",
     [FEW, pytest.param("steps=5000", marks=[pytest.mark.slow, pytest.mark.optimized])],
     ids=["small", "full"],
 )
 def test_the_front_door(
-    settings: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first example, and the picture of its run; at full size the number of RESULTS.md."""
     monkeypatch.chdir(tmp_path)
-    called = f'train("digits", {settings}, data_dir={str(data_dir)!r}, progress=False)'
+    called = f'train("digits", {given}, data_dir={str(data_dir)!r}, progress=False)'
     names: dict = {}
     code = shortened(blocks("python")[0], {'train("digits")': called})
     exec(compile(code, "README.md", "exec"), names)
     model = names["model"]
     assert model.sample(names["jax"].random.key(0), 4).shape == (4, 8, 8, 1)
-    if settings != FEW:
+    if given != FEW:
         row = r"`digits` \| 64-200-200-10 \| \| log-likelihood, nats \| −([\d.]+) \| ([\d.]+)"
         told = re.search(row, (ROOT / "experiments" / "RESULTS.md").read_text())
         assert told
@@ -134,3 +139,32 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = FENCE.sub("", page.read_text())
     for target in re.findall(r"\]\(([^)#\s]+)", text.replace("\n", "")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every ``jaxvae train`` that a page shows, with values for its words."""
+    words = {"DIR": "data", "WORKDIR": "run", "RUN": "run", "S": "0", "SEED": "0"}
+    text = page.read_text().replace("\\\n", "")
+    shown = re.findall(r"(?:jaxvae train|experiments/train\.py) ([^`\n]*)", text)
+    lines = [shlex.split(line, comments=True) for line in shown if not re.search(r'[\["]', line)]
+    return [[words.get(word, word) for word in line] for line in lines if line[:1] != ["PRESET"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_can_be_read(page: Path) -> None:
+    for arguments in commands(page):
+        if "--help" not in arguments:
+            command_line.parse(arguments)
+
+
+def test_flags_that_the_readme_names_exist() -> None:
+    known = set()
+    for family in families.FAMILIES.values():
+        known |= settings.all_names(family.Config())
+    for kind in (Job, command_line.Folders):
+        known |= {field.name for field in dataclasses.fields(kind)}
+    for function in (evaluate, sample):
+        known |= inspect.signature(function).parameters.keys()
+    known |= {"help", "estimators", "mine"}  # of all, of gradient_variance.py, of the example
+    named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]*)", README.read_text()))
+    assert {name.replace("-", "_") for name in named} <= known
