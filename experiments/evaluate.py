@@ -1,4 +1,7 @@
-"""Evaluates a trained model on a split: the command ``jaxvae evaluate``; ``--help`` says what it can do."""
+"""Evaluates a trained model on a split, as ``jaxvae evaluate`` does.
+
+``--help`` lists its flags.
+"""
 
 from jaxvae.__main__ import main
 

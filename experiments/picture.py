@@ -90,7 +90,7 @@ def draw_codes(axes: Axes, run: Opened) -> None:
     for label in np.unique(labels):
         kind = points[labels == label]
         name = None if label == MISSING else str(label)
-        axes.scatter(*kind.T, s=14, linewidths=0, color=f"C{label % 10}", label=name)
+        axes.scatter(kind[:, 0], kind[:, 1], s=14, linewidths=0, color=f"C{label % 10}", label=name)
     axes.set_title("posterior means, principal components", fontsize=10)
     axes.set(xticks=[], yticks=[])
     axes.set_box_aspect(1)

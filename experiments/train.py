@@ -1,4 +1,7 @@
-"""Trains a model, and resumes where a run with the same folder stopped: the command ``jaxvae train``; ``--help`` says what it can do."""
+"""Trains a model, and resumes a run that was stopped, as ``jaxvae train`` does.
+
+``--help`` lists its flags.
+"""
 
 from jaxvae.__main__ import main
 

@@ -1,7 +1,8 @@
 """jaxvae: variational autoencoders in JAX, written for one example.
 
-One example, one formula: ``jax.vmap`` makes the batch, ``jax.lax.scan`` the epoch, ``jax.pmap`` the
-pod. Rooms are imported when they are asked for, so that a command hears Ctrl-C while JAX is imported.
+A model is a few functions of one example. ``jax.vmap`` makes a batch of it, ``jax.lax.scan`` an
+epoch, and ``jax.pmap`` maps it over devices. Subpackages are imported at their first use, so a
+command hears Ctrl-C while JAX is imported.
 
     >>> import jaxvae
     >>> model = jaxvae.train("digits", steps=100)  # doctest: +SKIP

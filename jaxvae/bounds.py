@@ -1,10 +1,11 @@
 """Bounds on log p(x) for one example: ``(key, q, log_joint, num_samples) -> scalar``.
 
 ``q`` is the posterior q(z|x). ``log_joint(z) = log p(x|z) + log p(z)`` is a scalar, and its closure
-holds x. Values are in nats. A bound is an ``expectations.Estimator``: its value estimates the bound
-that its field ``estimates`` names, and its gradient estimates the gradient of that bound, without
-bias if ``unbiased`` says so. z may be any pytree. Below, z_k ~ q, w_k = p(x, z_k) / q(z_k|x), v_k =
-w_k / sum_j w_j, and L_K = log 1/K sum_k w_k.
+holds x. z may be any pytree. Values are in nats. A bound is an ``expectations.Estimator``. Its
+value estimates the bound that its field ``estimates`` names, and its gradient estimates the
+gradient of this bound. The field ``unbiased`` says whether the gradient is unbiased.
+
+Below, z_k ~ q, w_k = p(x, z_k) / q(z_k|x), v_k = w_k / sum_j w_j, and L_K = log 1/K sum_k w_k.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ _each = lambda k, d, c: k
 
 
 def log_weights(key: Array, q: Any, log_joint: LogJoint, num_samples: int) -> Array:
-    """Log importance weights log p(x, z_k) - log q(z_k|x), z_k ~ q: [K], in nats.
+    """Log importance weights log p(x, z_k) - log q(z_k|x), z_k ~ q, [K] in nats.
 
-    Raises ValueError when a log-density is not a scalar.
+    Raises ValueError if a log-density is not a scalar.
     """
     noise = sample_noise(q, key, (num_samples,))
     return _drawn_weights(noise, q, of_scalars(log_joint, "log_joint"))
@@ -94,7 +95,7 @@ def elbo_analytic(noise: Array, q: Any, log_joint: LogJoint, prior: Any) -> Arra
     """The ELBO with KL in closed form, 1/K sum_k log p(x|z_k) - KL(q || p).
 
     Kingma & Welling 2013, arXiv:1312.6114, eq. 7. ``log_joint`` must carry no gradient in the
-    prior's parameters. Raises ValueError where KL has no closed form.
+    prior's parameters. Raises ValueError if KL has no closed form.
     """
     fixed = stop_gradient(prior)
     z = reparameterize(q, noise)
@@ -114,10 +115,10 @@ def iwae(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 def _pathwise(
     noise: Array, q: Any, log_joint: LogJoint, weights: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """log w_k, and a zero whose gradient is sum_k c_k d log w_k / dz dz_k/dphi, c = ``weights(v)``.
+    """log w_k, and a zero whose gradient is sum_k c_k d log w_k / dz dz_k/dphi.
 
-    log w itself has a gradient in the parameters of the joint alone, and the density of q does not
-    depend on phi.
+    Here c = ``weights(v)``, and the density of q is held fixed. log w_k has a gradient in the
+    parameters of the joint only.
     """
     z, still = reparameterize(q, noise), stop_gradient(q)
     log_w, pull = jax.vjp(lambda z: _log_weights(z, still, log_joint), stop_gradient(z))
@@ -130,7 +131,7 @@ def stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """Sticking the landing: the ELBO without its score term.
 
     1/K sum_k d log w_k / dz dz_k/dphi (Roeder et al. 2017, arXiv:1703.09194). The variance is zero
-    where q is the posterior.
+    if q is the posterior.
     """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: jnp.full_like(v, 1 / len(v)))
     return log_w.mean() + path
@@ -140,8 +141,8 @@ def stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 def iwae_stl(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """Sticking the landing inside L_K, which is biased.
 
-    sum_k v_k d log w_k / dz dz_k/dphi. The bias is shown in Tucker et al. 2018, arXiv:1810.04152:
-    it is the direction of reweighted wake-sleep, E sum_k v_k grad log q(z_k).
+    sum_k v_k d log w_k / dz dz_k/dphi. The bias is the direction of reweighted wake-sleep,
+    E sum_k v_k grad log q(z_k) (Tucker et al. 2018, arXiv:1810.04152).
     """
     log_w, path = _pathwise(noise, q, log_joint, lambda v: v)
     return _log_mean(log_w) + path
@@ -160,11 +161,11 @@ def dreg(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", takes_prior=True)
 def gdreg(noise: Array, q: Any, log_joint: LogJoint, prior: Normal) -> Array:
-    """``dreg``, with the prior's parameters through its own reparameterization.
+    """``dreg``, with a reparameterized gradient in the prior's parameters too.
 
     sum_k (v_k d log p(x|z_k) / dz - v_k^2 d log w_k / dz) dT/dtheta, where z_k = T(e_k; theta) with
-    e_k fixed (Bauer & Mnih 2021, arXiv:2101.11046). The prior is a Normal with parameters of its
-    own, and ``log_joint`` must carry no gradient in them. Raises ValueError for another prior.
+    e_k fixed (Bauer & Mnih 2021, arXiv:2101.11046). The prior is a Normal with parameters theta,
+    and ``log_joint`` must carry no gradient in them. Raises ValueError for another prior.
     """
     if not isinstance(prior, Normal):
         raise ValueError(
@@ -201,19 +202,25 @@ def _groups(log_w: Array, groups: int) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="miwae")
 def miwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
-    """The mean of M = ``groups`` bounds L_K/M of the K samples.
+    """The mean of M bounds L_K/M of the K samples.
 
-    Rainforth et al. 2018, arXiv:1802.04537. Raises ValueError unless ``groups`` divides the
-    samples.
+    Rainforth et al. 2018, arXiv:1802.04537. Raises ValueError unless M divides K.
+
+    Args:
+      groups: M, the number of bounds.
     """
     return _log_mean(_groups(_drawn_weights(noise, q, log_joint), groups)).mean()
 
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="iwae", unbiased=False)
 def piwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
-    """The model ascends L_K, the posterior the mean of M = ``groups`` bounds L_K/M.
+    """The model ascends L_K, and the posterior ascends the mean of M bounds L_K/M.
 
-    Both use the same draws (Rainforth et al. 2018, arXiv:1802.04537).
+    Both use the same draws (Rainforth et al. 2018, arXiv:1802.04537). Raises ValueError unless M
+    divides K.
+
+    Args:
+      groups: M, the number of the posterior's bounds.
     """
     z = reparameterize(q, noise)
     whole = _log_mean(_log_weights(stop_gradient(z), stop_gradient(q), log_joint))
@@ -226,9 +233,12 @@ def piwae(noise: Array, q: Any, log_joint: LogJoint, groups: int = 1) -> Array:
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="ciwae")
 def ciwae(noise: Array, q: Any, log_joint: LogJoint, elbo_weight: float = 0.5) -> Array:
-    """b ELBO + (1 - b) L_K with b = ``elbo_weight``.
+    """A mixture of two bounds, b ELBO + (1 - b) L_K.
 
     Rainforth et al. 2018, arXiv:1802.04537.
+
+    Args:
+      elbo_weight: b, the weight of the ELBO.
     """
     log_w = _drawn_weights(noise, q, log_joint)
     return elbo_weight * log_w.mean() + (1 - elbo_weight) * _log_mean(log_w)
@@ -236,9 +246,12 @@ def ciwae(noise: Array, q: Any, log_joint: LogJoint, elbo_weight: float = 0.5) -
 
 @_bound(many_samples, CONTINUOUS, _each, _each, estimates="renyi")
 def renyi(noise: Array, q: Any, log_joint: LogJoint, renyi_order: float = 0.5) -> Array:
-    """Renyi's bound 1 / (1 - a) log 1/K sum_k w_k^(1 - a), a = ``renyi_order``.
+    """Renyi's bound of order a, 1 / (1 - a) log 1/K sum_k w_k^(1 - a).
 
-    Li & Turner 2016, arXiv:1602.02311. a = 0 is L_K. Raises ValueError for a = 1, the ELBO.
+    Li & Turner 2016, arXiv:1602.02311. Order 0 is L_K. Raises ValueError for order 1, the ELBO.
+
+    Args:
+      renyi_order: a, the order of the divergence.
     """
     if renyi_order == 1:
         raise ValueError("the Renyi bound of order 1 is the elbo")
@@ -246,8 +259,8 @@ def renyi(noise: Array, q: Any, log_joint: LogJoint, renyi_order: float = 0.5) -
     return _log_mean((1 - renyi_order) * log_w) / (1 - renyi_order)
 
 
-# For any latents: the gradient of L_K is that of log w at the draws and sum_k (L_K - c_k) grad log
-# q(z_k).
+# For any latents. The gradient of L_K is the gradient of log w at the draws, plus
+# sum_k (L_K - c_k) grad log q(z_k).
 
 
 def _scored(z: Array, q: Any, log_joint: LogJoint, left: Callable[[Array], Array]) -> Array:
@@ -258,7 +271,7 @@ def _scored(z: Array, q: Any, log_joint: LogJoint, left: Callable[[Array], Array
 
 
 def _log_others(log_w: Array) -> Array:
-    """log of the mean of the other weights, [K]."""
+    """The log of the mean of the other weights, [K]."""
     k = len(log_w)
     others = jnp.where(jnp.eye(k, dtype=bool), -jnp.inf, log_w)
     return logsumexp(others, -1) - jnp.log(k - 1)
@@ -273,7 +286,7 @@ def _replaced(log_w: Array, values: Array) -> Array:
 def elbo_rloo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """The ELBO by ``expectations.rloo``, for latents of any kind.
 
-    log q carries no gradient of its own, because the mean of that gradient is zero.
+    log q carries no gradient, because the mean of its gradient is zero.
     """
     still = stop_gradient(q)
     return expectations.rloo.estimate(noise, q, lambda z: log_joint(z) - log_prob_of(still, z))
@@ -292,9 +305,9 @@ def iwae_score(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def vimco(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """L_K by the score function, where the other weights predict each weight.
+    """L_K by the score function, with a baseline from the other weights.
 
-    c_k = L_K with w_k replaced by the geometric mean of the others (Mnih & Rezende 2016,
+    c_k is L_K with w_k replaced by the geometric mean of the others (Mnih & Rezende 2016,
     arXiv:1602.06725).
     """
     left = lambda log_w: (
@@ -305,9 +318,9 @@ def vimco(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2)
 def vimco_arithmetic(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """L_K by the score function, where the other weights' mean is the baseline.
+    """L_K by the score function, with the mean of the other weights as baseline.
 
-    c_k = log of the mean of the other weights (Mnih & Rezende 2016, arXiv:1602.06725).
+    c_k is the log of this mean (Mnih & Rezende 2016, arXiv:1602.06725).
     """
     return _scored(
         reparameterize(q, noise), q, log_joint, lambda log_w: _log_mean(log_w) - _log_others(log_w)
@@ -327,18 +340,18 @@ def _ovis(noise: Array, q: Any, log_joint: LogJoint, gamma: float) -> Array:
 def ovis_gamma0(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """L_K by the score function with the best baseline for few effective samples.
 
-    Liévin et al. 2020, arXiv:2008.01998, eq. 17 with gamma = 0: L_K - c_k = -log(1 - v_k), which is
-    ``vimco_arithmetic`` less the constant log(1 - 1/K). It is optimal asymptotically.
+    L_K - c_k = -log(1 - v_k) (Liévin et al. 2020, arXiv:2008.01998, eq. 17 with gamma = 0). It is
+    ``vimco_arithmetic`` less the constant log(1 - 1/K), and it is optimal asymptotically.
     """
     return _ovis(noise, q, log_joint, 0.0)
 
 
 @_bound(many_samples, ANY, _each, estimates="iwae", min_samples=2, unbiased=False)
 def ovis_gamma1(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """As ``ovis_gamma0``, with the best baseline for many effective samples.
+    """L_K by the score function with the best baseline for many effective samples.
 
-    Liévin et al. 2020, arXiv:2008.01998, eq. 17 with gamma = 1. Its bias is E sum_k v_k grad log
-    q(z_k).
+    Liévin et al. 2020, arXiv:2008.01998, eq. 17 with gamma = 1. Its bias is
+    E sum_k v_k grad log q(z_k).
     """
     return _ovis(noise, q, log_joint, 1.0)
 
@@ -355,7 +368,7 @@ _ONE_MORE = slice(-1), slice(-1, None)  # the K draws, and the one beside them
 def ovis_mc(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     """L_K by the score function, with a baseline from one more draw.
 
-    c_k = L_K - v_k with z_k replaced by that draw (Liévin et al. 2020, arXiv:2008.01998, eq. 12).
+    c_k is L_K - v_k with z_k replaced by this draw (Liévin et al. 2020, arXiv:2008.01998, eq. 12).
     """
     z = stop_gradient(reparameterize(q, noise))
     first, last = (jax.tree.map(lambda leaf, part=part: leaf[part], z) for part in _ONE_MORE)
@@ -363,7 +376,7 @@ def ovis_mc(noise: Array, q: Any, log_joint: LogJoint) -> Array:
     values = stop_gradient(log_w)
     more = stop_gradient(_log_weights(last, q, log_joint))
     there = _replaced(values, jnp.broadcast_to(more, values.shape))
-    share = jnp.exp(more - there) / len(values)  # its v in the place of z_k
+    share = jnp.exp(more - there) / len(values)  # v of the draw in the place of z_k
     left = _log_mean(values) - (there - share)
     return with_gradient(_log_mean(log_w), left, _log_densities(q, first))
 
@@ -380,8 +393,8 @@ _pairs = Noise(
 def local_disarm(noise: Array, q: Bernoulli, log_joint: LogJoint) -> Array:
     """L_K of bits, by antithetic pairs.
 
-    sum_k (L_K - L_K with b_k') (b_k - b_k') s(|phi|) / 2, where L_K is of one bit of each of K
-    pairs (Dong et al. 2020, arXiv:2006.10680).
+    sum_k (L_K - L_K with b_k') (b_k - b_k') s(|phi|) / 2 (Dong et al. 2020, arXiv:2006.10680). L_K
+    takes one member b_k of each of K pairs.
     """
     log_w, other = (_log_weights(noise[:, i], q, log_joint) for i in range(2))
     values = stop_gradient(log_w)
@@ -394,10 +407,10 @@ def local_disarm(noise: Array, q: Bernoulli, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="rws", unbiased=False)
 def rws(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """Reweighted wake-sleep: q descends KL(p(z|x) || q), the model ascends L_K.
+    """Reweighted wake-sleep: q descends KL(p(z|x) || q), and the model ascends L_K.
 
-    sum_k v_k grad log q(z_k) for the posterior (Bornschein & Bengio 2014, arXiv:1406.2751), with a
-    bias of order 1/K.
+    The posterior's gradient is sum_k v_k grad log q(z_k) (Bornschein & Bengio 2014,
+    arXiv:1406.2751). Its bias is of order 1/K.
     """
     z = stop_gradient(reparameterize(q, noise))
     log_w = _log_weights(z, stop_gradient(q), log_joint)
@@ -406,23 +419,26 @@ def rws(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="tvo", min_samples=2, unbiased=False)
 def tvo(noise: Array, q: Any, log_joint: LogJoint, betas: tuple[float, ...] = (0.0, 0.1)) -> Array:
-    """Thermodynamic bound, the left Riemann sum of ``betas`` over E_b log w.
+    """Thermodynamic bound, the left Riemann sum over E_b log w.
 
-    sum_i (b_i+1 - b_i) E_i log w (Masrani et al. 2019, arXiv:1907.00031), where E_i is over q^(1-b)
-    p(x, z)^b by self-normalized weights v = w^b / sum w^b. ``betas`` are b_0 = 0, b_1, ..., and the
-    last interval ends at 1. The gradient is E_i grad log w + Cov_i(log w, b grad log p + (1 - b)
-    grad log q).
+    sum_i (b_i+1 - b_i) E_i log w (Masrani et al. 2019, arXiv:1907.00031). E_i is over
+    q^(1-b) p(x, z)^b, by self-normalized weights v = w^b / sum w^b. The gradient of a term is
+    E_i grad log w + Cov_i(log w, b grad log p + (1 - b) grad log q).
+
+    Args:
+      betas: the starts b_0 = 0, b_1, ... of the intervals; the last one ends at 1.
     """
     z = stop_gradient(reparameterize(q, noise))
     log_q = _log_densities(q, z)
     log_w = jax.vmap(log_joint)(z) - log_q
     k = len(log_w)
 
-    def of(b: float) -> Array:
+    def expected_log_weight(b: float) -> Array:
         v = stop_gradient(jax.nn.softmax(b * log_w))
         value = jnp.sum(v * log_w)
         centred = stop_gradient(v * (log_w - value))
         return with_gradient(value, k / (k - 1) * centred, b * log_w + log_q)
 
     ends = (*betas[1:], 1.0)
-    return jnp.stack([(end - b) * of(b) for b, end in zip(betas, ends, strict=True)]).sum()
+    terms = [(end - b) * expected_log_weight(b) for b, end in zip(betas, ends, strict=True)]
+    return jnp.stack(terms).sum()

@@ -1,12 +1,12 @@
-"""Checkpoints: Orbax with checksums, and a way back when the newest one is damaged.
+"""Checkpoints: Orbax with checksums, and an older one if the newest one is damaged.
 
 A checkpoint is a folder ``300`` that Orbax writes, and a record ``300.json`` beside it. The record
-has shape, type and CRC-32 of every array, the sums of an unfinished report and the metric by which
-the best is chosen. It is written first, so a checkpoint that was cut short or lost afterwards is
-missed by name.
+has shape, type and CRC-32 of every array, the sums of an unfinished report, and the metric by which
+the best checkpoint is chosen. The record is written first. So a checkpoint that was cut short or
+lost afterwards is missed by name.
 
-The first process alone writes, NumPy arrays and in a thread of its own, so training waits only
-until the state is copied to the host. The data of typed keys stand for the keys.
+Only the first process writes. It writes NumPy arrays in a thread, so training waits only until the
+state is copied to the host. Typed keys are saved as their data.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DAMAGED = "damaged"  # folder that damaged checkpoints are moved to
 
 
 class Checkpoints:
-    """The checkpoints of a run in a folder: the newest two and the best one are kept.
+    """The checkpoints of a run in a folder, which keeps the newest two and the best one.
 
     >>> import tempfile
     >>> state = {"params": {"w": jnp.arange(3.0)}, "optimizer": jnp.zeros(3)}
@@ -59,9 +59,9 @@ class Checkpoints:
     ...     saved.restore_part(saved.best, {"params": {"w": jnp.zeros(3)}})
     {'params': {'w': Array([0., 1., 2.], dtype=float32)}}
 
-    They are written in the background. In a job of several processes all of them call ``save``, and
-    the first one writes, and all of them restore, from a folder that all see. Use it as a context
-    manager, or call ``close``, which waits for what is being written.
+    They are written in the background. In a job of several processes all of them call ``save`` and
+    the first one writes. All of them restore, from a folder that all see. Use it as a context
+    manager, or call ``close``, which waits for the last write.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -71,10 +71,10 @@ class Checkpoints:
             (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
         )
         self._checkpointer = ocp.Checkpointer(
-            # Parameters and moments shrink by a tenth, which is not worth the time.
+            # Compression would save a tenth of the size, which is not worth the time.
             ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers),
-            # Processes that wait for each other would do it with collectives, beside those of the
-            # training.
+            # Processes would wait for each other with collectives, beside the training's
+            # collectives.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=me, active_processes={me}
             ),
@@ -89,7 +89,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the last write, and closes Orbax."""
         try:
             self.wait()
         finally:
@@ -97,14 +97,14 @@ class Checkpoints:
             self._checkpointer.close()
 
     def wait(self) -> None:
-        """Waits for what is being written. Raises OSError if it could not be written."""
+        """Waits for the last write. Raises OSError if it has failed."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     @property
     def steps(self) -> list[int]:
-        """All steps whose checkpoints are there in whole, in order."""
+        """All steps that have a checkpoint and its record, in order."""
         return sorted(_numbered(self.folder.glob("*")) & set(self._records()))
 
     @property
@@ -125,9 +125,9 @@ class Checkpoints:
     ) -> None:
         """Saves a state in the background, with the sums of an unfinished report.
 
-        The checkpoint with the highest ``metric`` is the best one; None and nan never are. A step
-        that is there already is left as it is. Raises OSError if the checkpoint before it could not
-        be written.
+        The checkpoint with the highest ``metric`` is the best one; None and nan do not count. A
+        step that has a checkpoint already keeps it. Raises OSError if the checkpoint before it
+        could not be written.
         """
         self.wait()
         if not processes.is_first() or step in self.steps:
@@ -139,12 +139,12 @@ class Checkpoints:
             "metric": judged,
             "finished": False,
         }
-        # Copies, since the next step overwrites the state.
+        # Copies are needed, because the next step overwrites the state.
         held = jax.tree.map(np.array, jax.device_get(_data(processes.local(state))))
         self._writing = self._writer.submit(self._write, step, held, record)
 
     def _write(self, step: int, held: Any, record: dict[str, Any]) -> None:
-        """Writes a checkpoint, and removes what it replaces."""
+        """Writes a checkpoint, and removes the ones that it replaces."""
         try:
             for name, checksum in checksums(held).items():
                 record["arrays"][name]["crc32"] = checksum
@@ -162,7 +162,7 @@ class Checkpoints:
     def arrays(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of every array of a checkpoint, by names such as ``params/model/w``.
 
-        They come from the record; no array is read. Raises DamagedError where the record cannot be
+        They come from the record; no array is read. Raises DamagedError if the record cannot be
         read.
         """
         processes.on_first(self.wait)
@@ -172,9 +172,8 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state of a step and the sums saved with it, structured and placed like ``like``.
 
-        ``like`` is a state or its shapes, which without a sharding are placed on the default
-        device. Raises ValueError where the checkpoint is of another model, and DamagedError where
-        it is not what was saved.
+        ``like`` is a state or its shapes. Shapes without a sharding mean the default device. Raises
+        ValueError if the checkpoint is of another model, and DamagedError if it is damaged.
         """
         processes.on_first(self.wait)
         record = read_record(self._record(step))
@@ -185,8 +184,8 @@ class Checkpoints:
         """The arrays of a step that ``like`` has, which is a part of a state or its shapes.
 
         ``{"params": {"model": shapes}}`` restores the parameters of a model, whatever optimizer
-        trained it; ``arrays`` tells what is there, such as ``average``. Nothing else is read.
-        Raises as ``restore`` does, because of these arrays alone.
+        trained it. ``arrays`` tells which names there are, such as ``average``. Nothing else is
+        read. It raises the errors of ``restore``, for these arrays only.
         """
         processes.on_first(self.wait)
         saved, asked = read_record(self._record(step))["arrays"], described(like)
@@ -197,7 +196,7 @@ class Checkpoints:
     def _checked(
         self, step: int, like: Any, saved: dict[str, dict[str, Any]], **options: bool
     ) -> Any:
-        """Reads the arrays of ``like``, compares them with what was saved and places them."""
+        """Reads the arrays of ``like``, compares them with their record and places them."""
         folder = self.folder / str(step)
         if not folder.is_dir():
             raise DamagedError(
@@ -221,33 +220,33 @@ class Checkpoints:
     def restore_newest(
         self, like: Any, warn: Callable[[str], None], keep_damaged: bool = False
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Step, state and sums of the newest checkpoint that is whole.
+        """Step, state and sums of the newest checkpoint that is not damaged.
 
-        It is None where none was ever finished. Each newer one that is damaged, cut short or
-        missing is named to ``warn`` and moved to the folder ``damaged``, or with ``keep_damaged``
-        left where it is. Raises DamagedError where there were checkpoints and none is left.
+        It is None if no checkpoint was ever finished. Each newer one that is damaged, cut short or
+        missing is named to ``warn``. It is moved to the folder ``damaged``, unless
+        ``keep_damaged``. Raises DamagedError if there were checkpoints and none can be read.
         """
-        found: tuple[int, Any, dict[str, Any]] | None = None
+        good: tuple[int, Any, dict[str, Any]] | None = None
         bad: list[int] = []
         lost = False
         processes.on_first(self.wait)
         for step in sorted(_numbered(self.folder.glob("*")) | set(self._records()), reverse=True):
             try:
                 state, totals = self.restore(step, like)
-                found = step, state, totals
+                good = step, state, totals
                 break
             except DamagedError as error:
                 warn(str(error))
                 bad.append(step)
                 lost |= self._was_finished(step)
-        if found is None and lost:
+        if good is None and lost:
             raise DamagedError(
                 f"{self.folder} holds no checkpoint that can be read, and training will not start "
                 "over by itself. Put a good checkpoint back, or move the folder to begin again."
             )
         if not keep_damaged:
-            processes.on_first(lambda: self._settle(bad, found and found[0]))
-        return found
+            processes.on_first(lambda: self._settle(bad, good and good[0]))
+        return good
 
     def _read(self, folder: Path, like: Any, **options: bool) -> tuple[Any, str]:
         """The arrays of a state in the host's memory, or the reason why they cannot be read."""
@@ -259,7 +258,7 @@ class Checkpoints:
                 return self._checkpointer.restore(folder, args), ""
             except Exception as error:
                 reason = _short(error)
-            for _ in range(4):  # the reads that Orbax left under way fail as they end
+            for _ in range(4):  # the reads that Orbax has left under way fail when they end
                 time.sleep(0.05)
                 gc.collect()
         return None, reason
@@ -277,9 +276,9 @@ class Checkpoints:
             return None
 
     def _was_finished(self, step: int) -> bool:
-        """Whether a checkpoint was whole once.
+        """Whether a checkpoint was finished once.
 
-        Its folder is there, or its record says so or cannot say it any more.
+        It was if its folder is there, if its record says so, or if the record cannot be read.
         """
         try:
             return (self.folder / str(step)).exists() or read_record(self._record(step))["finished"]
@@ -287,7 +286,7 @@ class Checkpoints:
             return True
 
     def _prune(self) -> None:
-        """Removes all but the newest and the best, and what was left unfinished."""
+        """Removes all checkpoints but the newest and the best, and unfinished ones."""
         steps = self.steps
         keep = {*steps[-NEWEST:], self.best}
         for step in set(self._records()) - keep:
@@ -298,7 +297,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _settle(self, bad: list[int], good: int | None) -> None:
-        """Moves what is damaged away, and writes down that the newest good one was finished."""
+        """Moves damaged checkpoints away, and records that the newest good one was finished."""
         for step in bad:
             for path in (self.folder / str(step), self._record(step)):
                 if path.exists():
@@ -319,20 +318,23 @@ def _typed_key(leaf: Any) -> bool:
 
 
 def _data(tree: Any) -> Any:
-    """A tree, of arrays or of their shapes, with the data of typed keys in their place."""
+    """A tree of arrays or shapes, in which typed keys are replaced by their data."""
 
-    def of(leaf: Any) -> Any:
+    def data_of(leaf: Any) -> Any:
         if not _typed_key(leaf):
             return leaf
         if isinstance(leaf, jax.Array):
             return jax.random.key_data(leaf)
         return jax.eval_shape(jax.random.key_data, leaf).update(sharding=leaf.sharding)
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(data_of, tree)
 
 
 def _placed(like: Any, data: np.ndarray) -> Any:
-    """An array of the host where ``like`` is, or on the default device; a key where it is one."""
+    """An array of the host, placed like ``like`` or on the default device.
+
+    It becomes a typed key if ``like`` is one.
+    """
     place = getattr(_data(like), "sharding", None)
     array = (
         jnp.asarray(data)
@@ -341,14 +343,14 @@ def _placed(like: Any, data: np.ndarray) -> Any:
     )
     if not _typed_key(like):
         return array
-    impl: list[Any] = []  # which JAX tells of arrays, traced ones among them, but not of shapes
+    impl: list[Any] = []  # JAX tells it for arrays, even traced ones, but not for shapes
     jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), like)
     return jax.random.wrap_key_data(array, impl=impl[0])
 
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Without what other threads and coroutines of a failed restore say beside the error."""
+    """Hides what other threads and coroutines of a failed restore print beside the error."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: None
     try:
@@ -360,7 +362,7 @@ def _unheard() -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    """What the system says, where it is the system; else the beginning of the message."""
+    """The system's words for an error of the system, else the beginning of the message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))

@@ -1,8 +1,8 @@
-"""The command ``jaxvae``: ``jaxvae train|evaluate|sample ... --help`` says what each can do.
+"""The command line ``jaxvae train|evaluate|sample``.
 
-``train`` has a flag for every setting of the configuration at hand. ``--posterior planar`` chooses a
-member, and with that the flags of the member's own settings exist. What cannot work ends in one
-sentence and exit code 2.
+``train`` has a flag for every setting of its configuration. ``--posterior planar`` chooses a
+member, and then the member's settings are flags too. A mistake ends in one sentence and with exit
+code 2.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ class Command(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where a run is written to, and what it starts from."""
+    """The folder that a run is written to, and the run that it starts from."""
 
     workdir: str | None = None
-    """Run folder; None is runs/PRESET-DATASET-SEED, or the next free name."""
+    """Run folder; None is runs/PRESET-DATASET-SEED, or the next free name after it."""
     start_from: str | None = None
-    """Run folder whose parameters a new run starts from."""
+    """Run folder of another run, whose parameters a new run starts from."""
 
 
 # Parsing
 
 
 def parse(arguments: Sequence[str], program: str = "jaxvae train") -> Command:
-    """What a command line of ``train`` says: ``[PRESET] [--setting value ...]``.
+    """Reads a command line of ``train``: ``[PRESET] [--setting value ...]``.
 
-    Raises ValueError with one sentence for a preset, a flag or a member that is not there.
+    Raises ValueError with one sentence for an unknown preset, flag or member.
     """
     preset, rest = "digits", list(arguments)
     if rest and not rest[0].startswith("-"):
@@ -68,10 +68,10 @@ def parse(arguments: Sequence[str], program: str = "jaxvae train") -> Command:
     in_job, in_folders = (_names(kind) for kind in (Job, Folders))
     job = Job(**{name: values[name] for name in in_job})
     folders = {name: values[name] for name in in_folders}
-    others = in_job | in_folders
-    own = {name: value for name, value in values.items() if name not in others}
+    in_config = values.keys() - in_job - in_folders
+    named = {name: values[name] for name in values if name in in_config}
     try:
-        return Command(preset, changed(config, **own), job, **folders)
+        return Command(preset, changed(config, **named), job, **folders)
     except ValueError as error:
         raise ValueError(_in_flags(str(error), config)) from None
 
@@ -89,7 +89,7 @@ def _choose(config: Any, chosen: dict[str, str]) -> Any:
 
 
 def _presets_with(field: str, member: str) -> list[str]:
-    """Two presets of each family whose field has a member, or always is that member."""
+    """Two presets of each family whose field can be a member, or always is."""
     having = []
     for family in families.FAMILIES.values():
         choices = [c for name, c in settings.choices_of(family.Config()) if name == field]
@@ -109,7 +109,7 @@ def flag(name: str) -> str:
 
 
 def _in_flags(sentence: str, config: Any) -> str:
-    """A sentence of the library with the names of settings as flags."""
+    """A sentence of the library, in which the names of settings become flags."""
     names = settings.all_names(config) | _names(Job) | _names(Folders)
     for name in sorted(names, key=len, reverse=True):
         sentence = re.sub(rf"(?<![\w-]){name}=", flag(name) + " ", sentence)
@@ -121,7 +121,7 @@ def _in_flags(sentence: str, config: Any) -> str:
 
 
 def _take_choices(config: Any, arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The members that are chosen, ``{field: name}``, and the rest of the command line."""
+    """The chosen members, ``{field: name}``, and the rest of the command line."""
     choices = choice_names(config)
     chosen, rest, place = {}, [], 0
     while place < len(arguments):
@@ -141,7 +141,7 @@ def _take_choices(config: Any, arguments: list[str]) -> tuple[dict[str, str], li
 
 
 def _values(preset: str, config: Any, arguments: list[str], program: str) -> dict[str, Any]:
-    """The values of all settings that are numbers or words, as tyro reads them."""
+    """The values of all settings that are no choices, read by tyro."""
     live = _live(config)
     for argument in arguments:
         name = argument.partition("=")[0][2:].replace("-", "_")
@@ -152,12 +152,12 @@ def _values(preset: str, config: Any, arguments: list[str], program: str) -> dic
     fields = [(n, s.annotation, _field(n, s)) for n, s in live.items()]
     kind = dataclasses.make_dataclass("Settings", fields, frozen=True)
     text = f"{_first_lines(preset, config)}\n\n{_chosen_lines(config)}"
-    found = _tyro(kind, arguments, f"{program} {preset}", text)
-    return {field.name: getattr(found, field.name) for field in dataclasses.fields(kind)}
+    read = _tyro(kind, arguments, f"{program} {preset}", text)
+    return {field.name: getattr(read, field.name) for field in dataclasses.fields(kind)}
 
 
 def _live(config: Any) -> dict[str, settings.Setting]:
-    """Every setting of the command line as it stands that is no choice, by name."""
+    """Every setting that the command line has now and that is no choice, by name."""
     live = dict(fields_of(Folders()))
     live |= {n: s for n, s in settings_of(config) if not isinstance(s.value, Chosen)}
     return live | fields_of(Job())
@@ -197,8 +197,8 @@ def _first_lines(preset: str, config: Any) -> str:
 
 
 def _chosen_lines(config: Any) -> str:
-    """The choices as they stand, for the help."""
-    lines = ["Choices, each with settings of its own that are flags once it is chosen:", ""]
+    """The choices and their present members, for the help."""
+    lines = ["Choices. Once a member is chosen, its settings are flags too:", ""]
     for name, setting in settings_of(config):
         if isinstance(setting.value, Chosen):
             members = ", ".join(setting.value.choice.members())
@@ -207,7 +207,7 @@ def _chosen_lines(config: Any) -> str:
 
 
 def _tyro(kind: type, arguments: list[str], program: str, description: str) -> Any:
-    """Reads values by tyro. ValueError with one sentence for a value that is none."""
+    """Reads values by tyro. Raises ValueError with one sentence for a wrong value."""
     tyro = _import_tyro()
     annotated = {
         field.name: Annotated[field.type, tyro.conf.arg(help=field.metadata["help"])]
@@ -223,7 +223,7 @@ def _tyro(kind: type, arguments: list[str], program: str, description: str) -> A
 
 
 def _quietly(read: Callable[[], Any]) -> Any:
-    """What tyro reads. What it would print of a mistake becomes one sentence."""
+    """What tyro reads. A mistake that it would print becomes one sentence."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -236,7 +236,7 @@ def _quietly(read: Callable[[], Any]) -> Any:
 
 
 def _sentence(box: str) -> str:
-    """What tyro prints in a box, without the box, its title and its advice."""
+    """The text that tyro prints in a box, without the box, its title and its advice."""
     lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in box.splitlines()[1:]]
     said = []
     for line in lines:
@@ -270,7 +270,7 @@ def train(arguments: Sequence[str], program: str = "jaxvae train") -> None:
 
 
 def _call(function: Callable, arguments: list[str], program: str) -> None:
-    """Reads the arguments, where a mistake is said in a sentence, and then calls the function."""
+    """Reads the arguments and then calls the function. A mistake becomes one sentence."""
     tyro = _import_tyro()
     held: list[Callable[[], Any]] = []
 
@@ -286,14 +286,14 @@ def _call(function: Callable, arguments: list[str], program: str) -> None:
 
 
 def _evaluate(arguments: Sequence[str], program: str) -> None:
-    """Evaluates a trained model on a split: bounds, likelihood, and metrics that are asked for."""
+    """Evaluates a trained model on a split: bounds, log-likelihood and chosen metrics."""
     from jaxvae.runs.commands import evaluate
 
     _call(evaluate, list(arguments), program)
 
 
 def _sample(arguments: Sequence[str], program: str) -> None:
-    """Draws from a trained model: pictures and arrays."""
+    """Draws images from a trained model, as a picture and as arrays."""
     from jaxvae.runs.commands import sample
 
     _call(sample, list(arguments), program)
@@ -307,14 +307,14 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command ``jaxvae``: runs one of ``COMMANDS``."""
+    """Runs one of ``COMMANDS``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     if name in ("--help", "-h"):
         print("usage: jaxvae COMMAND ...\n")
         for each, function in COMMANDS.items():
             print(f"  {each:<10} {(function.__doc__ or '').splitlines()[0]}")
-        print("\njaxvae COMMAND --help says what it can do.")
+        print("\njaxvae COMMAND --help lists the flags of a command.")
         return
     if name == "--version":
         import jaxvae
@@ -329,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_function(function: Callable) -> None:
-    """Runs a function whose arguments are the flags of a script."""
+    """Runs the function of a script. Its arguments are the script's flags."""
     called = lambda arguments, program: _call(function, list(arguments), program)
     run(called, sys.argv[1:], Path(sys.argv[0]).name)
 
@@ -337,7 +337,7 @@ def run_function(function: Callable) -> None:
 def run(
     command: Callable[[Sequence[str], str], None], arguments: Sequence[str], program: str
 ) -> None:
-    """Runs a command; what cannot work ends in one sentence and exit code 2."""
+    """Runs a command. A mistake ends in one sentence and exit code 2."""
     quiet_threads()
     use_compilation_cache()
     try:
@@ -353,8 +353,7 @@ def fail(error: Exception | str, place: Any = None) -> NoReturn:
     """Ends the process with one sentence and exit code 2.
 
     ``place`` is where an error of the file system happened. In a job of several processes none
-    waits for the others, but process 0 stays a moment longer, because the others are aborted when
-    it is gone.
+    waits for the others. Process 0 stays a moment longer, because its end aborts the others.
     """
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename or place}: {error.strerror}"
@@ -366,10 +365,10 @@ def fail(error: Exception | str, place: Any = None) -> NoReturn:
 
 
 def quiet_threads() -> None:
-    """Leaves failures to the main thread, which says them in a sentence.
+    """Leaves failures to the main thread, which reports them in a sentence.
 
     On a full disk TensorBoard's writer would print tracebacks from its thread and at the end.
-    TensorStore would print one for each write that Orbax has given up, and so would asyncio's log.
+    TensorStore and asyncio's log would print one for each write that Orbax has given up.
     """
     never = "exception was never retrieved"
     logging.getLogger("asyncio").addFilter(lambda record: never not in record.getMessage())
@@ -387,4 +386,4 @@ def use_compilation_cache() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None and caches.is_absolute():
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxvae"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        compilation_cache.reset_cache()  # what was compiled at import has settled that there is none
+        compilation_cache.reset_cache()  # JAX decided at its first compilation to use no cache

@@ -1,10 +1,10 @@
 """What a training step costs, and what a device can do.
 
-Costs are floating-point operations and bytes; devices have peak rates and memory.
+Costs are floating-point operations and bytes. Devices have peak rates and memory.
 
 ``step_flops / (seconds per step * number of devices * peak_flops)`` is the share of the hardware
-that a run uses. Where nothing is rematerialized it is the model FLOPs utilization of Chowdhery et
-al. 2022 (arXiv:2204.02311, app. B).
+that a run uses. If nothing is rematerialized, it is the model FLOPs utilization of Chowdhery et al.
+2022 (arXiv:2204.02311, app. B).
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ def step_flops(algorithm: Algorithm, state: Any, batch: Batch) -> float | None:
 def flops(function: Callable, *args: Any) -> float | None:
     """Floating-point operations of the products and convolutions in ``function(*args)``.
 
-    The function is not run. A multiply-add is two; a training step of fully connected layers takes about 6 for each
-    parameter and example. The count is over the jaxpr, where a loop counts as often as it runs:
-    XLA's cost analysis counts its body once. Rematerialized products count each time, of a ``cond``
-    the most expensive branch does, zeros of padding and dilation never do. ``args`` are arrays or
-    ``jax.ShapeDtypeStruct``. None where products are in a ``while`` loop, whose length is unknown.
+    The function is not run. A multiply-add counts as two operations. A training step of fully
+    connected layers takes about 6 for each parameter and example. The jaxpr is counted, in which a
+    loop counts as often as it runs. (XLA's cost analysis counts its body once.) Rematerialized
+    products count each time. A ``cond`` counts as its most expensive branch. Zeros of padding and
+    dilation do not count. ``args`` are arrays or ``jax.ShapeDtypeStruct``. The result is None if
+    products are in a ``while`` loop, because its length is unknown.
     """
     count = _jaxpr_flops(jax.make_jaxpr(function)(*args))
     return None if math.isnan(count) else count
@@ -44,9 +45,10 @@ def flops(function: Callable, *args: Any) -> float | None:
 def bytes_accessed(function: Callable, *args: Any) -> float | None:
     """Bytes that the kernels of the compiled ``function(*args)`` read and write.
 
-    XLA's analysis tells them; the function is not run. What stays within a kernel is not counted, what one writes and the next reads is counted twice,
-    whether a cache holds it or not, and a loop counts once, however often it runs. ``args`` are
-    arrays or ``jax.ShapeDtypeStruct``. None where the backend does not tell.
+    The function is compiled and not run; XLA's analysis tells the bytes. Values that stay within a
+    kernel are not counted. Values that one kernel writes and the next one reads count twice, even
+    if a cache holds them. A loop counts once, however often it runs. ``args`` are arrays or
+    ``jax.ShapeDtypeStruct``. The result is None if the backend does not tell.
     """
     return (jax.jit(function).lower(*args).compile().cost_analysis() or {}).get("bytes accessed")
 
@@ -56,7 +58,7 @@ def _jaxpr_flops(jaxpr: Any) -> float:
 
 
 def _equation_flops(equation: Any) -> float:
-    """Operations of one equation of a jaxpr; nan where they cannot be known."""
+    """Operations of one equation of a jaxpr; nan if they cannot be known."""
     inner = [
         _jaxpr_flops(value) for value in jax.tree.leaves(equation.params) if hasattr(value, "eqns")
     ]
@@ -82,7 +84,7 @@ def _dot_flops(equation: Any) -> float:
 
 
 def _convolution_flops(equation: Any) -> float:
-    """Two for each pair of output position and kernel element that meets an input's element."""
+    """Two operations for each output position and kernel element that meet an input's element."""
     params, dimensions = equation.params, equation.params["dimension_numbers"]
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     specs = dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec
@@ -106,8 +108,9 @@ def _convolution_flops(equation: Any) -> float:
 
 
 def _tpu(bfloat16: float) -> dict[str, float]:
-    """float32 products take three or six bfloat16 passes (documentation of
-    ``jax.lax.Precision``).
+    """The peaks of a TPU, on which float32 products take three or six bfloat16 passes.
+
+    The documentation of ``jax.lax.Precision`` says so.
     """
     return {"bfloat16": bfloat16, "tensorfloat32": bfloat16 / 3, "float32": bfloat16 / 6}
 
@@ -117,10 +120,10 @@ def _gpu(bfloat16: float | None, tensorfloat32: float, float32: float) -> dict[s
     return {name: peak for name, peak in table.items() if peak is not None}
 
 
-# device_kind -> precision -> operations per second of one device: the vendors' numbers for dense
-# products; where they print those "with sparsity", half of them. A device is a core, half a chip,
-# on TPU v2 and v3, and a chip from v4 on. Kinds are matched whole: an H200 NVL or a slice of an
-# A100 is slower than its namesake.
+# device_kind -> precision -> operations per second of one device. They are the vendors' numbers for
+# dense products, or half of the numbers "with sparsity". A device is a core (half a chip) on TPU v2
+# and v3, and a chip from v4 on. Kinds are matched whole, because an H200 NVL or a slice of an A100
+# is slower than its namesake.
 _V100_SXM2 = _gpu(None, 15.7e12, 15.7e12)  # NVIDIA V100 datasheet; neither bfloat16 nor TF32
 _V100_PCIE = _gpu(None, 14e12, 14e12)  # the same
 _A100 = _gpu(312e12, 156e12, 19.5e12)  # NVIDIA A100 datasheet, all form factors
@@ -155,14 +158,14 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: jax.Device, precision: str) -> float | None:
-    """Most operations per second in dense products in a member of ``networks.PRECISIONS``.
+    """The peak operations per second of dense products, or None if it is not known.
 
-    None where they are not known.
+    ``precision`` is a member of ``networks.PRECISIONS``.
     """
     return PEAK_FLOPS.get(device.device_kind, {}).get(precision)
 
 
 def memory_in_use(device: jax.Device) -> int | None:
-    """Bytes of arrays on the device now; None where the backend does not tell, as on CPU."""
+    """Bytes of arrays on the device now; None if the backend does not tell, as on CPU."""
     stats = device.memory_stats()
     return None if stats is None else stats.get("bytes_in_use")

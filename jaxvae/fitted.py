@@ -1,6 +1,6 @@
-"""Densities that are fitted to encodings after training, to sample from in place of the prior.
+"""Densities that are fitted to encodings after training, and replace the prior.
 
-Encodings are draws of q(z|x), or posterior means. Samples are often better where z comes from a
+Encodings are draws of q(z|x), or posterior means. Samples are often better if z comes from a
 density of the encodings (Ghosh et al. 2020, arXiv:1903.12436: "ex-post density estimation").
 Log-likelihoods are in nats.
 """
@@ -32,23 +32,22 @@ def gaussian_mixture(
     max_steps: int = 1000,
     tolerance: float = 1e-4,
 ) -> Mixture:
-    """A mixture of full-covariance Gaussians fitted to ``z [N, D]`` by expectation-maximisation.
+    """A mixture of full-covariance Gaussians, fitted by expectation-maximisation.
 
-    p(z) = sum_m w_m N(z; m_m, L_m L_m^T), by scikit-learn, from the best of ``restarts`` beginnings
-    with k-means; until the mean log-likelihood grows by less than ``tolerance``. With one component
-    it is the Gaussian of maximal likelihood. 1e-6 is added to variances, so that a component cannot
-    collapse onto a point.
+    p(z) = sum_m w_m N(z; m_m, L_m L_m^T), by scikit-learn, from the best of several starts with
+    k-means. With one component it is the Gaussian of maximal likelihood. 1e-6 is added to the
+    variances, so a component cannot collapse onto a point.
 
     Args:
       z: encodings [N, D].
       components: the number of Gaussians.
-      key: the key of the beginnings.
-      restarts: the number of beginnings.
-      max_steps: steps from each beginning, at most.
-      tolerance: nats.
+      key: the key of the starts.
+      restarts: the number of starts.
+      max_steps: the most steps from each start.
+      tolerance: a gain of the mean log-likelihood, in nats; a smaller one ends the fit.
 
-    Raises ValueError where z is no finite [N, D] or there are fewer rows than components, and
-    ImportError without scikit-learn.
+    Raises ValueError if z is no finite [N, D] or has fewer rows than components, and ImportError
+    without scikit-learn.
     """
     try:
         from sklearn.mixture import GaussianMixture
@@ -79,9 +78,9 @@ class Fitted(NamedTuple):
 
     params: Any
     distribution: Any  # p(z), ``prior.make(params)``
-    log_likelihood: float  # mean over the encodings that it was fitted to, nats
-    held_out: float  # mean over those that it was not: compare priors by this one
-    standard_error: float  # of ``held_out``
+    log_likelihood: float  # the mean over the encodings that it was fitted to, in nats
+    held_out: float  # the mean over the other encodings, by which priors are compared
+    standard_error: float  # the standard error of ``held_out``
 
 
 def density_by_gradient(
@@ -103,17 +102,17 @@ def density_by_gradient(
       z: encodings [N, *event].
       key: the key of the rows that are held out, and of the training.
       num_steps: steps of Adam.
-      learning_rate: the one that the first step has.
+      learning_rate: the learning rate of the first step.
       batch_size: rows in a step.
-      held_out: the share of the rows that is not fitted to. Their log-likelihood is the one to
-        compare priors by.
+      held_out: the share of the rows that is not fitted to. Priors are compared by their
+        log-likelihood.
 
     Raises ValueError for a prior without parameters or encodings that are not finite, and
-    NotFiniteError where it diverges.
+    NotFiniteError if the training diverges.
     """
     z, rng = _finite(z).astype(np.float32), _generator(key)
-    rest, own = np.split(rng.permutation(len(z)), [max(round(held_out * len(z)), 1)])
-    if not len(own):
+    rest, fitted = np.split(rng.permutation(len(z)), [max(round(held_out * len(z)), 1)])
+    if not len(fitted):
         raise ValueError(
             f"{len(z)} encodings cannot be cut into {held_out:.0%} held out and the rest; pass more"
         )
@@ -129,19 +128,19 @@ def density_by_gradient(
     algorithm = training.gradient_descent(
         lambda key, z: prior.init(key), training.batch_mean(loss), optimizer
     )
-    size, seed = min(batch_size, len(own)), int(rng.integers(2**31))
+    size, seed = min(batch_size, len(fitted)), int(rng.integers(2**31))
     params = training.trained(
-        training.fit(algorithm, z[own], num_steps=num_steps, batch_size=size, seed=seed)
+        training.fit(algorithm, z[fitted], num_steps=num_steps, batch_size=size, seed=seed)
     )
     every = jax.jit(lambda params, z: jax.vmap(prior.make(params).log_prob)(z))
     log_probs = np.asarray(every(params, z), np.float64)
     error = log_probs[rest].std(ddof=1) / math.sqrt(len(rest)) if len(rest) > 1 else 0.0
-    means = float(log_probs[own].mean()), float(log_probs[rest].mean())
+    means = float(log_probs[fitted].mean()), float(log_probs[rest].mean())
     return Fitted(params, prior.make(params), *means, float(error))
 
 
 class SecondStage(NamedTuple):
-    """The VAE of encodings, to draw them from."""
+    """A VAE of encodings, from which they are drawn."""
 
     vae: models.VAE
     params: Any
@@ -164,23 +163,22 @@ def second_stage(
     hidden: Sequence[int] = (512, 512),
     batch_size: int = 256,
 ) -> SecondStage:
-    """A second VAE, of draws ``z [N, D]`` of q(z|x): p(z) = E_N(u; 0, I) N(z; m(u), g I)
-    (arXiv:1903.05789, sec. 4).
+    """A second VAE, of draws of q(z|x): p(z) = E_N(u; 0, I) N(z; m(u), g I).
 
-    Dai & Wipf 2019: u has the dimensions of z, and the noise g is learned. Where a first VAE has
-    found the manifold of the data, q(z) fills its latent space without being N(0, I), and a second
-    one can become exact where the first could not. Its density has no closed form: it is there to
-    be drawn from. It is trained by Adam, with a learning rate that falls to 0.
+    Dai & Wipf 2019, arXiv:1903.05789, sec. 4. u has the dimensions of z, and the noise g is
+    learned. If a first VAE has found the manifold of the data, q(z) fills its latent space but is
+    not N(0, I). A second VAE of these latents can become exact. Its density has no closed form, so
+    it can only be drawn from. It is trained by Adam, with a learning rate that falls to 0.
 
     Args:
       z: draws of q(z|x), [N, D].
       key: the key of the training.
       num_steps: steps of Adam.
-      learning_rate: the one that the first step has.
-      hidden: widths of the layers of its encoder and decoder.
+      learning_rate: the learning rate of the first step.
+      hidden: widths of the hidden layers of its encoder and decoder.
       batch_size: rows in a step.
 
-    Raises ValueError for encodings that are not finite [N, D], and NotFiniteError where it
+    Raises ValueError for encodings that are not finite [N, D], and NotFiniteError if the training
     diverges.
     """
     z, rng = _finite(z).astype(np.float32), _generator(key)

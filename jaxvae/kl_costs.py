@@ -1,8 +1,8 @@
 """What the KL of a batch costs: functions ``(kl [D], step) -> scalar``, in nats.
 
-``kl`` is the mean over the batch of KL(q(z_d|x) || p(z_d)), one number for each latent where KL is
-a sum over latents, otherwise one number, [1]. A cost that is linear in KL is a weight, which
-``models.negative_elbo`` takes as well.
+``kl`` is the mean over the batch of KL(q(z_d|x) || p(z_d)). It has one number for each latent if KL
+is a sum over latents, and otherwise one number, [1]. A cost that is linear in KL is a weight, which
+``models.negative_elbo`` takes too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def weighted(weight: optax.Schedule) -> KLCost:
 def free_bits(nats: float, groups: int = 1, weight: optax.Schedule = lambda step: 1.0) -> KLCost:
     """w(step) sum_g max(nats, KL_g) over equal groups of consecutive latents.
 
-    Kingma et al. 2016, arXiv:1606.04934, eq. 15: the maximum is taken after the mean over the
+    Kingma et al. 2016, arXiv:1606.04934, eq. 15. The maximum is taken after the mean over the
     batch.
     """
 

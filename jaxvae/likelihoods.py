@@ -1,10 +1,10 @@
-"""Likelihood families p(x|z): how many numbers the decoder must give for each pixel and channel,
-and the distribution that they make.
+"""Likelihood families p(x|z).
 
-A likelihood is a function of its settings, which have defaults and become flags of the command
-line. Where it depends on the number of pixel levels, ``levels`` is its first argument and has no
-default. ``support`` names the members of ``datasets.PREPROCESSING`` whose values the density is
-defined on. Other values are refused before training, because their log-likelihood would mean
+A family says how many numbers the decoder must give for each pixel and channel, and which
+distribution they make. It is a function of its settings, which have defaults and become flags of
+the command line. If it depends on the number of pixel levels, ``levels`` is its first argument and
+has no default. ``support`` names the members of ``datasets.PREPROCESSING`` whose values the density
+is defined on. Other values are refused before training, because their log-likelihood would mean
 nothing.
 """
 
@@ -42,7 +42,7 @@ class Likelihood(NamedTuple):
 
     size: int  # numbers that the decoder gives for each pixel and channel
     make: Callable[[Any, Array], Any]  # (params, raw [*event, size]) -> p(x|z)
-    support: tuple[str, ...]  # kinds of preprocessing that it takes, the natural one first
+    support: tuple[str, ...]  # kinds of preprocessing that it takes; the first is the default
     discrete: bool  # whether log p(x|z) is a log-probability, not a log-density
     init: Callable[[Array], Any] = lambda key: {}  # key -> parameters that all pixels share
 
@@ -68,7 +68,11 @@ def continuous_bernoulli() -> Likelihood:
 
 
 def normal(scale: Positive = 0.1) -> Likelihood:
-    """Gaussian with decoded mean and a fixed ``scale``, in the units of x."""
+    """Gaussian with decoded mean and a fixed scale.
+
+    Args:
+      scale: the standard deviation, in the units of x.
+    """
     if scale <= 0:
         raise ValueError(f"a Gaussian likelihood needs scale > 0; scale was {scale}")
     return _elementwise(1, lambda loc: Normal(loc, jnp.full_like(loc, scale)), REAL, False)
@@ -77,8 +81,10 @@ def normal(scale: Positive = 0.1) -> Likelihood:
 def normal_learned(scale: Positive = 0.3) -> Likelihood:
     """Gaussian with decoded mean and one learned scale for all pixels.
 
-    The scale starts at ``scale``. At the optimum scale^2 is the mean squared residual (Dai & Wipf
-    2019, arXiv:1903.05789, sec. 3).
+    At the optimum scale^2 is the mean squared residual (Dai & Wipf 2019, arXiv:1903.05789, sec. 3).
+
+    Args:
+      scale: the standard deviation that learning starts from, in the units of x.
     """
 
     def make(params: Any, raw: Array) -> Normal:
@@ -93,13 +99,16 @@ def normal_decoded() -> Likelihood:
 
 
 def normal_banded(band_width: Annotated[int, Range(0)] = 3) -> Likelihood:
-    """Gaussian with precision L L^T, where L has ``band_width`` sub-diagonals.
+    """Gaussian with precision L L^T, where L is a band matrix.
 
     Dorta et al. 2018, arXiv:1804.01050. Pixels and channels are in row-major order, so a width of 3
     reaches the same channel of the next RGB pixel. For each pixel and channel the decoder gives the
-    mean, the log-scale given the later ones, and the entries of its column of L below the diagonal
-    in tenths of the diagonal. Raw zeros there mean independent pixels, and a decoder starts close
-    to them.
+    mean and the log-scale given the later ones. It also gives the entries of its column of L below
+    the diagonal, in tenths of the diagonal. If they are zero the pixels are independent, and a
+    decoder starts close to that.
+
+    Args:
+      band_width: sub-diagonals of L.
     """
     if band_width < 0:
         raise ValueError(f"a banded Gaussian needs band_width >= 0; band_width was {band_width}")
@@ -119,8 +128,12 @@ def laplace() -> Likelihood:
 def discretized_logistic(levels: int) -> Likelihood:
     """Discretized logistic over ``levels`` values in [0, 1].
 
-    Kingma et al. 2016, arXiv:1606.04934. Location and log-scale are decoded. Raw zeros mean 1/2 and
-    e^-2: a decoder that starts there covers [0, 1], and its first gradients stay small.
+    Kingma et al. 2016, arXiv:1606.04934. Location and log-scale are decoded. Raw zeros mean the
+    location 1/2 and the scale e^-2. A decoder that starts there covers [0, 1], and its first
+    gradients stay small.
+
+    Args:
+      levels: how many values a pixel can take.
     """
 
     def make(loc: Array, log_scale: Array) -> DiscretizedLogistic:
@@ -134,6 +147,10 @@ def discretized_logistic_mixture(levels: int, pixel_components: Count = 5) -> Li
 
     Salimans et al. 2017, arXiv:1701.05517, eq. 2. The locations start spread evenly over [0, 1], so
     the components differ from the first step.
+
+    Args:
+      levels: how many values a pixel can take.
+      pixel_components: how many logistics the mixture of each pixel and channel has.
     """
     offsets = (jnp.arange(pixel_components) + 0.5) / pixel_components
 
@@ -160,7 +177,7 @@ def negative_binomial() -> Likelihood:
 
 
 def zero_inflated_negative_binomial() -> Likelihood:
-    """Zero-inflated negative binomial for counts, with a decoded gate as well.
+    """Zero-inflated negative binomial for counts, with a decoded gate.
 
     Lopez et al. 2018 (scVI), doi:10.1038/s41592-018-0229-2.
     """

@@ -1,9 +1,8 @@
-"""Posterior families q(z|x): how many numbers the encoder must give, and the distribution that
-they make.
+"""Posterior families q(z|x).
 
-A posterior is a function of the number of latents. Its other arguments are its settings: they have
-defaults and become flags of the command line. A new one is a function and a row in ``CONTINUOUS``
-or ``DISCRETE``.
+A family says how many numbers the encoder must give, and which distribution they make. It is a
+function of the number of latents. Its other arguments are settings, which have defaults and become
+flags of the command line. A new family is a function and a row in ``CONTINUOUS`` or ``DISCRETE``.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ class Posterior(NamedTuple):
     size: int  # numbers that the encoder gives for one example
     make: Callable[[Any, Array], Any]  # (params, raw [size]) -> q(z|x)
     init: Callable[[Array], Any] = lambda key: {}  # key -> params that all examples share
-    # number of latents -> the prior without parameters that goes with it
+    # number of latents -> the natural prior, which has no parameters
     prior: Callable[[int], priors.Prior] = priors.standard_normal
-    latents: str = "continuous"  # or "binary", "categorical", "mixed": which estimators serve
+    latents: str = "continuous"  # or "binary", "categorical", "mixed"; it selects the estimators
 
 
 def normal(latent: int) -> Posterior:
@@ -59,7 +58,7 @@ def normal(latent: int) -> Posterior:
 
 
 def point(latent: int) -> Posterior:
-    """A deterministic encoder, z = raw, as autoencoders without noise have it."""
+    """A deterministic encoder, z = raw, for autoencoders without noise."""
     return Posterior(latent, lambda params, raw: Point(raw))
 
 
@@ -68,8 +67,8 @@ def multivariate_normal(latent: int) -> Posterior:
 
     Kingma & Welling 2013, arXiv:1312.6114, app. F. R is strictly lower triangular and
     raw = [m, log s, the D (D-1) / 2 entries of R by rows]. In the paper the entries below the
-    diagonal are not relative to the scales s. Then their noise has the same size for all latents,
-    and drowns the latents whose posterior is narrow.
+    diagonal are not relative to the scales s. Their noise then has the same size for all latents,
+    and it drowns the latents whose posterior is narrow.
     """
     below = jnp.tril_indices(latent, -1)
 
@@ -89,7 +88,12 @@ def bernoulli(latent: int) -> Posterior:
 
 
 def categorical(latent: int, classes: Count = 10) -> Posterior:
-    """One of C classes for every latent, one-hot, z [D, C]; raw holds their logits."""
+    """One of C classes for every latent, one-hot, z [D, C]; raw holds their logits.
+
+    Args:
+      latent: D, the number of latents.
+      classes: C, the number of classes of each latent.
+    """
 
     def make(params: Any, raw: Array) -> OneHotCategorical:
         return OneHotCategorical(raw.reshape(latent, classes))
@@ -102,6 +106,10 @@ def joint(latent: int, classes: Count = 10) -> Posterior:
     """Gaussian latents and one class beside them, one-hot, z [D + C].
 
     Dupont 2018, arXiv:1804.00104.
+
+    Args:
+      latent: D, the number of Gaussian latents.
+      classes: C, the number of classes.
     """
     gaussian, discrete = normal(latent), categorical(1, classes)
 
@@ -150,9 +158,13 @@ def von_mises_fisher(latent: int) -> Posterior:
 def spike_and_slab(latent: int, alpha: Share = 0.2) -> Posterior:
     """Independent latents that are zero or Gaussian, raw = [log-odds, m, log s].
 
-    Tonolini et al. 2019, arXiv:1905.10185. The log-odds are those of the Gaussian, and ``alpha`` is
-    the prior's probability of it. ``models.negative_elbo`` trains it with KL in closed form; see
-    ``distributions.SpikeAndSlab`` for the gradient.
+    Tonolini et al. 2019, arXiv:1905.10185. The log-odds say how likely a latent is Gaussian.
+    ``models.negative_elbo`` trains it with KL in closed form. ``distributions.SpikeAndSlab`` says
+    what its gradient is.
+
+    Args:
+      latent: D, the number of latents.
+      alpha: the prior's probability that a latent is not zero.
     """
 
     def make(params: Any, raw: Array) -> SpikeAndSlab:
@@ -163,12 +175,12 @@ def spike_and_slab(latent: int, alpha: Share = 0.2) -> Posterior:
 
 
 def flowed(latent: int, flow: flows.Flow, centred: bool = False) -> Posterior:
-    """The distribution of f(m + s e) for e ~ N(0, I) and a flow f, raw = [m, log s, f's].
+    """The distribution of f(m + s e) for e ~ N(0, I) and a flow f.
 
-    Rezende & Mohamed 2015, arXiv:1505.05770. With ``centred`` it is the distribution of
-    m + f(s e). For a linear f both give the same family, but the second trains better because f
-    does not also turn the mean. Without an inverse of f the density is known only at the
-    posterior's own samples, so KL is estimated by Monte Carlo.
+    Rezende & Mohamed 2015, arXiv:1505.05770. raw = [m, log s, the flow's numbers]. With ``centred``
+    it is the distribution of m + f(s e). For a linear f both give the same family, but the second
+    trains better because f does not also turn the mean. If f has no inverse, the density is known
+    only at the posterior's samples, so KL is estimated by Monte Carlo.
     """
     whole = flows.chain(flow, flows.shift(latent)) if centred else flow
 
@@ -182,12 +194,22 @@ def flowed(latent: int, flow: flows.Flow, centred: bool = False) -> Posterior:
 
 
 def planar(latent: int, flow_steps: Count = 4) -> Posterior:
-    """Planar flows of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770)."""
+    """Planar flows of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770).
+
+    Args:
+      latent: D, the number of latents.
+      flow_steps: how many flows are chained.
+    """
     return flowed(latent, flows.chain(*[flows.planar(latent)] * flow_steps))
 
 
 def radial(latent: int, flow_steps: Count = 4) -> Posterior:
-    """Radial flows of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770)."""
+    """Radial flows of a diagonal Gaussian (Rezende & Mohamed 2015, arXiv:1505.05770).
+
+    Args:
+      latent: D, the number of latents.
+      flow_steps: how many flows are chained.
+    """
     return flowed(latent, flows.chain(*[flows.radial(latent)] * flow_steps))
 
 
@@ -195,6 +217,10 @@ def householder(latent: int, flow_steps: Count = 4) -> Posterior:
     """Householder flows: a full-covariance Gaussian from reflections.
 
     Tomczak & Welling 2016, arXiv:1611.09630.
+
+    Args:
+      latent: D, the number of latents.
+      flow_steps: how many reflections are chained.
     """
     return flowed(latent, flows.chain(*[flows.householder(latent)] * flow_steps), centred=True)
 
@@ -202,8 +228,12 @@ def householder(latent: int, flow_steps: Count = 4) -> Posterior:
 def sylvester(latent: int, flow_steps: Count = 4, flow_vectors: Count = 8) -> Posterior:
     """Orthogonal Sylvester flows of a diagonal Gaussian.
 
-    Van den Berg et al. 2018, arXiv:1803.05649. ``flow_vectors`` is the bottleneck M, at most
-    ``latent``.
+    Van den Berg et al. 2018, arXiv:1803.05649.
+
+    Args:
+      latent: D, the number of latents.
+      flow_steps: how many flows are chained.
+      flow_vectors: the bottleneck M of each flow; it is never more than D.
     """
     flow = flows.sylvester(latent, min(latent, flow_vectors))
     return flowed(latent, flows.chain(*[flow] * flow_steps))
@@ -213,6 +243,10 @@ def triangular_sylvester(latent: int, flow_steps: Count = 4) -> Posterior:
     """Triangular Sylvester flows of a diagonal Gaussian.
 
     Van den Berg et al. 2018, arXiv:1803.05649.
+
+    Args:
+      latent: D, the number of latents.
+      flow_steps: how many flows are chained.
     """
     flow = flows.triangular_sylvester(latent)
     return flowed(latent, flows.alternating(flow, latent, flow_steps))
@@ -223,8 +257,13 @@ def inverse_autoregressive(
 ) -> Posterior:
     """Inverse autoregressive flows of a diagonal Gaussian.
 
-    Kingma et al. 2016, arXiv:1606.04934. Each step has a masked network with one hidden layer of
-    ``flow_hidden`` units, or of ``latent`` if that is more, and a context of ``latent`` numbers.
+    Kingma et al. 2016, arXiv:1606.04934. Each step has a masked network with one hidden layer and a
+    context of D numbers.
+
+    Args:
+      latent: D, the number of latents.
+      flow_steps: how many flows are chained.
+      flow_hidden: units of each flow's hidden layer; there are never fewer than D.
     """
     flow = flows.inverse_autoregressive(latent, (max(latent, flow_hidden),), latent)
     return flowed(latent, flows.alternating(flow, latent, flow_steps))
@@ -251,7 +290,7 @@ DISCRETE: dict[str, Callable[..., Posterior]] = {
     "categorical": categorical,
     "joint": joint,
 }
-# All of them, also those that are added to the tables above later.
+# All posteriors. An entry that is added to a table above later is a member at once.
 POSTERIORS: ChainMap[str, Callable[..., Posterior]] = ChainMap(
     CONTINUOUS, DISCRETE, {"point": point}
 )

@@ -1,7 +1,8 @@
-"""Priors p(z): how parameters are drawn, and the distribution that they make.
+"""Priors p(z).
 
-A prior is a function of the number of latents. Its other arguments are its settings: they have
-defaults and become flags of the command line.
+A prior says how its parameters start, and which distribution they make. It is a function of the
+number of latents. Its other arguments are settings, which have defaults and become flags of the
+command line.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Prior(NamedTuple):
 
     init: Callable[[Array], Any]  # key -> params
     make: Callable[[Any], Any]  # params -> p(z)
-    extra: int = 0  # leading dimensions of z that are the prior's alone: no decoder sees them
+    extra: int = 0  # leading dimensions of z that the decoder does not see
 
 
 def standard_normal(latent: int) -> Prior:
@@ -48,12 +49,22 @@ def bernoulli(latent: int) -> Prior:
 
 
 def categorical(latent: int, classes: Count = 10) -> Prior:
-    """The uniform distribution over one-hot z [D, C], without parameters."""
+    """The uniform distribution over one-hot z [D, C], without parameters.
+
+    Args:
+      latent: D, the number of latents.
+      classes: C, the number of classes of each latent.
+    """
     return Prior(lambda key: {}, lambda params: OneHotCategorical(jnp.zeros((latent, classes))))
 
 
 def joint(latent: int, classes: Count = 10) -> Prior:
-    """N(0, I) and a uniform class beside it, z [D + C], without parameters."""
+    """N(0, I) and a uniform class beside it, z [D + C], without parameters.
+
+    Args:
+      latent: D, the number of Gaussian latents.
+      classes: C, the number of classes.
+    """
     parts = standard_normal(latent), categorical(1, classes)
     return Prior(lambda key: {}, lambda params: Joint(tuple(part.make({}) for part in parts)))
 
@@ -75,6 +86,10 @@ def spike_and_slab(latent: int, alpha: Share = 0.2) -> Prior:
 
     Tonolini et al. 2019, arXiv:1905.10185. It has no parameters. Raises ValueError unless
     0 < alpha < 1.
+
+    Args:
+      latent: D, the number of latents.
+      alpha: the probability that a latent is not zero.
     """
     if not 0 < alpha < 1:
         raise ValueError(
@@ -87,7 +102,12 @@ def spike_and_slab(latent: int, alpha: Share = 0.2) -> Prior:
 
 
 def mixture(latent: int, components: Count = 10) -> Prior:
-    """A learned mixture of diagonal Gaussians, sum_k w_k N(z; m_k, diag(s_k^2))."""
+    """A learned mixture of diagonal Gaussians, sum_k w_k N(z; m_k, diag(s_k^2)).
+
+    Args:
+      latent: D, the number of latents.
+      components: how many Gaussians the mixture has.
+    """
 
     def init(key: Array) -> dict[str, Array]:
         zeros = jnp.zeros((components, latent))
@@ -108,10 +128,15 @@ def hierarchical_mixture(
 ) -> Prior:
     """GMVAE's prior over [w, z]: p(w) 1/K sum_k N(z; m_k(w), diag(s_k(w)^2)).
 
-    Dilokthanakul et al. 2016, arXiv:1611.02648. w ~ N(0, I) has ``upper_latent`` dimensions and z
-    has ``latent``. One network with a hidden layer of ``prior_hidden`` units gives m and log s.
-    log p(w, z) is summed over the component. The posterior of the component is
+    Dilokthanakul et al. 2016, arXiv:1611.02648. w ~ N(0, I), and one network with a hidden layer
+    gives m and log s. log p(w, z) is summed over the component. The posterior of the component is
     ``then(params, w).responsibilities(z)``.
+
+    Args:
+      latent: dimensions of z.
+      components: K, how many Gaussians the mixture has.
+      upper_latent: dimensions of w.
+      prior_hidden: units of the network's hidden layer.
     """
     network = networks.mlp((prior_hidden,), (components, 2, latent), jnp.tanh)
     network = networks.with_precision(network)
@@ -141,6 +166,11 @@ def coupling(latent: int, prior_steps: Count = 4, prior_hidden: Count = 128) -> 
     """Affine couplings of N(0, I), which change one half of z and then the other.
 
     Dinh et al. 2016, arXiv:1605.08803.
+
+    Args:
+      latent: D, the number of latents.
+      prior_steps: how many couplings are chained.
+      prior_hidden: units of each of the two hidden layers of a coupling.
     """
     flow = flows.affine_coupling(latent, (prior_hidden, prior_hidden))
     return flowed(latent, flows.alternating(flow, latent, prior_steps))
@@ -149,8 +179,13 @@ def coupling(latent: int, prior_steps: Count = 4, prior_hidden: Count = 128) -> 
 def autoregressive(latent: int, prior_steps: Count = 4, prior_hidden: Count = 128) -> Prior:
     """Masked autoregressive flows, prod_i N(z_i; m_i(z_<i), s_i(z_<i)^2) in each step.
 
-    Papamakarios et al. 2017, arXiv:1705.07057. Each step has the latents in the other order. A
+    Papamakarios et al. 2017, arXiv:1705.07057. Each step reverses the order of the latents. A
     density takes one pass through the network, and a sample takes one for each latent.
+
+    Args:
+      latent: D, the number of latents.
+      prior_steps: how many flows are chained.
+      prior_hidden: units of each flow's hidden layer; there are never fewer than D.
     """
     flow = flows.masked_autoregressive(latent, (max(prior_hidden, latent),))
     return flowed(latent, flows.alternating(flow, latent, prior_steps))

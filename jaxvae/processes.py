@@ -1,6 +1,6 @@
-"""Several processes of one job: how they start, what all of them agree on, and who writes.
+"""Several processes of one job: how they start, agree and write.
 
-Everything here works in a job of one process too, where it costs nothing.
+Everything works in a job of one process too, and costs nothing there.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ def initialize(
     process_id: int | None = None,
     heartbeat_seconds: int = 100,
 ) -> None:
-    """Joins the job through ``jax.distributed``; call it before anything else touches a device.
+    """Joins the job through ``jax.distributed``.
 
-    What is None comes from $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES, $JAX_PROCESS_ID or, in an
-    indexed Kubernetes job, $JOB_COMPLETION_INDEX; what is still missing JAX takes from the
-    environment of SLURM, Open MPI, Cloud TPU, GKE or, with ``jax[k8s]``, Kubernetes. A process that
-    is not heard of for ``heartbeat_seconds`` ends the whole job: the others abort (exit code 134),
-    and whoever supervises them starts all of them again.
+    Call it before anything else touches a device. Arguments that are None come from
+    $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES, $JAX_PROCESS_ID or, in an indexed Kubernetes job,
+    $JOB_COMPLETION_INDEX. JAX takes what is still missing from the environment of SLURM, Open MPI,
+    Cloud TPU, GKE or, with ``jax[k8s]``, Kubernetes. A process that is not heard of for
+    ``heartbeat_seconds`` ends the whole job. The others then abort (exit code 134), and their
+    supervisor starts all of them again.
 
-    Raises ValueError that names what could not be found or reached.
+    Raises ValueError, which names what could not be found or reached.
     """
     environment = os.environ.get
     coordinator = coordinator or environment("JAX_COORDINATOR_ADDRESS")
@@ -40,8 +41,7 @@ def initialize(
         raise ValueError(
             f"process {process_id} of {num_processes}: ids go from 0 to {num_processes - 1}"
         )
-    # The signal handlers of the scripts save on SIGTERM themselves; JAX's own would take the signal
-    # from them.
+    # The scripts save on SIGTERM. JAX's signal handler would take the signal from them.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -72,7 +72,7 @@ def _number(given: int | None, variable: str) -> int | None:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, the one that writes reports."""
+    """Whether this is process 0, which writes reports."""
     return jax.process_index() == 0
 
 
@@ -83,7 +83,7 @@ def local(tree: Any) -> Any:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must call it."""
+    """Whether the flag is set in any process. All processes must call it."""
     return (
         flag
         if jax.process_count() == 1
@@ -92,7 +92,7 @@ def any_of(flag: bool) -> bool:
 
 
 def summed(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """float32 arrays added up over all processes, which must all call it."""
+    """float32 arrays, added up over all processes. All of them must call it."""
     if jax.process_count() == 1:
         return columns
     return {
@@ -103,7 +103,7 @@ def summed(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def on_first(function: Callable[[], Any]) -> None:
     """Calls ``function`` in process 0 while the others wait.
 
-    A ValueError or OSError there is raised in all of them.
+    All processes raise its ValueError or OSError.
     """
     if jax.process_count() == 1:
         function()

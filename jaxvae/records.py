@@ -1,7 +1,6 @@
 """Records of checkpoints: what was saved, with checksums.
 
-A record is JSON with a checksum of its own. It describes every array by its name, such as
-``params/model/w``.
+A record is JSON with a checksum. It describes every array by its name, such as ``params/model/w``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 
 
 class DamagedError(ValueError):
-    """A checkpoint that is not what was written; the message names it and says what is wrong."""
+    """A checkpoint that is not what was written. The message says which, and what is wrong."""
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def checksums(tree: Any) -> dict[str, int]:
 def check_model(
     step: int, saved: dict[str, dict[str, Any]], asked: dict[str, dict[str, Any]]
 ) -> None:
-    """Raises ValueError where arrays that were saved differ from those that are asked for."""
+    """Raises ValueError if the saved arrays differ from the arrays that are asked for."""
     kind = lambda array: f"{array['dtype']}{array['shape']}"
     then, now = ({name: kind(array) for name, array in arrays.items()} for arrays in (saved, asked))
     differing = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
@@ -55,7 +54,7 @@ def check_model(
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record with a checksum of its own, whole or not at all."""
+    """Writes a record with its checksum, whole or not at all."""
     text = json.dumps(record)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
@@ -66,7 +65,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Reads a record. Raises DamagedError where it is missing or not what was written."""
+    """Reads a record. Raises DamagedError if it is missing or damaged."""
     if not path.exists():
         raise DamagedError(f"the checkpoint of step {path.stem} has no record: {path} is missing")
     try:

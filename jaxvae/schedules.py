@@ -1,7 +1,7 @@
-"""Schedules of the KL weight, ``step -> weight`` as in optax, whose own schedules serve as well.
+"""Schedules of the KL weight, ``step -> weight``.
 
-``WARMUPS`` holds them as the command line offers them: functions of the last weight, whose other
-arguments are settings.
+Any schedule of Optax serves too. ``WARMUPS`` holds what the command line offers: functions of the
+last weight, whose other arguments are settings.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def sigmoid_warmup(num_steps: int, end: float = 1.0, steepness: float = 10.0) ->
 def cyclical(
     num_steps: int, num_cycles: int = 4, ratio: float = 0.5, end: float = 1.0
 ) -> optax.Schedule:
-    """Cycles of a linear rise over a share ``ratio`` of each, then ``end`` (Fu et al. 2019).
+    """Cycles of a linear rise and a constant weight (Fu et al. 2019).
 
-    arXiv:1903.10145, eq. 6. ``num_steps`` is divided into ``num_cycles`` equal cycles; after them
-    the weight stays at ``end``.
+    arXiv:1903.10145, eq. 6. ``num_steps`` is divided into ``num_cycles`` equal cycles. In each the
+    weight rises from 0 to ``end`` over a share ``ratio`` of the cycle, and then it stays. After the
+    last cycle it stays at ``end``.
     """
     _positive(num_steps)
     if not 0 < ratio <= 1:
@@ -71,21 +72,39 @@ def no_warmup(end: float) -> optax.Schedule:
 
 
 def linear(end: float, kl_warmup_steps: Count = 1000) -> optax.Schedule:
-    """A KL weight that rises in a straight line (Bowman et al. 2015)."""
+    """A KL weight that rises in a straight line (Bowman et al. 2015).
+
+    Args:
+      end: the last weight.
+      kl_warmup_steps: steps in which the weight rises from 0.
+    """
     return linear_warmup(kl_warmup_steps, end)
 
 
 def sigmoid(
     end: float, kl_warmup_steps: Count = 1000, kl_warmup_steepness: Positive = 10.0
 ) -> optax.Schedule:
-    """A KL weight that rises in a logistic curve (Bowman et al. 2015)."""
+    """A KL weight that rises in a logistic curve (Bowman et al. 2015).
+
+    Args:
+      end: the last weight.
+      kl_warmup_steps: steps of the rise; the weight has reached half of its end in their middle.
+      kl_warmup_steepness: slope of the logistic curve; a larger one is closer to a jump.
+    """
     return sigmoid_warmup(kl_warmup_steps, end, kl_warmup_steepness)
 
 
 def cycles(
     end: float, kl_warmup_steps: Count = 1000, kl_cycles: Count = 4, kl_rise: Share = 0.5
 ) -> optax.Schedule:
-    """A KL weight that rises in each of several cycles (Fu et al. 2019)."""
+    """A KL weight that rises in each of several cycles (Fu et al. 2019).
+
+    Args:
+      end: the last weight.
+      kl_warmup_steps: steps of all cycles together.
+      kl_cycles: how many cycles there are.
+      kl_rise: the share of a cycle in which the weight rises.
+    """
     return cyclical(kl_warmup_steps, kl_cycles, kl_rise, end)
 
 

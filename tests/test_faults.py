@@ -436,7 +436,8 @@ def test_a_second_run_on_a_workdir_is_refused_and_the_first_goes_on(
     assert outcome(workdir) == undisturbed()
 
 
-PLACES = {  # mounts on the folder, workdir, data (None: where the digits are prepared) -> what is said
+# mounts on the folder, workdir, data (None: where the digits are prepared) -> what is said
+PLACES = {
     "below a file": ("", "file/run", None, "file/run: Not a directory"),
     "read-only workdir": (
         "mount -t tmpfs -o ro tmpfs {}",
@@ -508,7 +509,8 @@ def test_data_is_read_from_a_place_that_cannot_be_written(
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    mount = f"mount --bind {data_dir} {data} && mount -o remount,bind,ro {data} && ! touch {data}/x 2>/dev/null"
+    mount = f"mount --bind {data_dir} {data} && mount -o remount,bind,ro {data}"
+    mount += f" && ! touch {data}/x 2>/dev/null"
     with Running(
         within(mount, command("train.py", *flags(tmp_path / "run", 40, data))), tmp_path / "log"
     ) as running:

@@ -170,10 +170,8 @@ def test_values_too_rare_to_be_drawn_are_named_beside_a_bias() -> None:
     assert comparisons.rarest(given, far) == pytest.approx(1e-4, rel=0.01)
     assert comparisons.rarest(problems.square(options), problems.square(options).params) == 1.0
     said = comparisons._or_rare("biased: |z| = 9.0, above 4.0", 1e-4)
-    assert (
-        said
-        == "biased: |z| = 9.0, above 4.0; or values of latents with probability 1e-04, which were hardly drawn"
-    )
+    rare = "values of latents with probability 1e-04, which were hardly drawn"
+    assert said == f"biased: |z| = 9.0, above 4.0; or {rare}"
     assert comparisons._or_rare("heavy tail", 1e-4) == "heavy tail"
 
 

@@ -103,7 +103,8 @@ def test_break_even_batch_of_fully_connected_layers_does_not_depend_on_the_model
 def test_bytes_in_a_text_of_hlo() -> None:
     program = """
   %psum.1 = f32[] all-reduce(%constant.2), channel_id=1, to_apply=%add
-  %all-reduce = (f32[16,4]{1,0:T(8,128)}, /*index=1*/bf16[3]{0}, pred[], s32[2]{0}) all-reduce(%a, %b, %c, %d), x=1
+  %all-reduce = (f32[16,4]{1,0:T(8,128)}, /*index=1*/bf16[3]{0}, pred[], s32[2]{0}) \
+all-reduce(%a, %b, %c, %d), x=1
   %ars = f64[5]{0} all-reduce-start(%e), channel_id=2
   %ard = f64[5]{0} all-reduce-done(%ars)
   %get-tuple-element.1 = f32[16,4]{1,0} get-tuple-element(%all-reduce), index=0

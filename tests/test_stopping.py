@@ -27,7 +27,10 @@ READY = "print('ready', flush=True)\n"
 FOREVER = (
     "jax.jit(lambda x: jax.lax.fori_loop(0, 2**31 - 1, lambda i, x: jax.numpy.cos(x + i), x))(1.0)"
 )
-MANY_LOOPS = "jax.jit(lambda x: [jax.lax.fori_loop(0, i, lambda _, x: jnp.sin(x) @ x, x) for i in range(99)])"
+MANY_LOOPS = (
+    "jax.jit(lambda x: [jax.lax.fori_loop(0, i, lambda _, x: jnp.sin(x) @ x, x) "
+    "for i in range(99)])"
+)
 ENDED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 # What a command does when the signal comes, after it has listened and said that it is ready.

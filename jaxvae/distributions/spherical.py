@@ -1,9 +1,8 @@
-"""Distributions on one unit sphere: unit vectors x [D], D >= 2, with densities over its surface, in
-nats.
+"""Distributions over unit vectors x [D], D >= 2, in nats.
 
-The two that have a direction tilt the uniform distribution u along t = loc^T x: p(x) = u(x) e^(k
-T(t) - A(k)) with A(0) = 0. So KL(p || u) = k A'(k) - A(k), and a sample is one of t and one of a
-direction around ``loc``.
+Densities are over the surface of the unit sphere. Two families have a direction ``loc``. They tilt
+the uniform distribution u along t = loc^T x: p(x) = u(x) e^(k T(t) - A(k)) with A(0) = 0. So
+KL(p || u) = k A'(k) - A(k), and a sample consists of t and of a direction around ``loc``.
 """
 
 from __future__ import annotations
@@ -33,14 +32,15 @@ def log_area(dimensions: int) -> float:
 def _sphere(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(
-            f"{name} is a distribution over one unit sphere of vectors [D] with D >= 2; their shape "
-            f"was {shape}. A batch goes through jax.vmap, and the two points of one dimension are a Bernoulli."
+            f"{name} is a distribution over one unit sphere of vectors [D] with D >= 2; their "
+            f"shape was {shape}. A batch goes through jax.vmap, and the two points of one "
+            "dimension are a Bernoulli."
         )
     return shape
 
 
 def _direction(key: Array, shape: tuple[int, ...]) -> Array:
-    """Uniform over unit vectors: normal ones, divided by their lengths."""
+    """A uniform draw of unit vectors: normal vectors, divided by their lengths."""
     x = jax.random.normal(key, shape)
     x = jnp.where((x == 0).all(-1, keepdims=True), 1.0, x)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
@@ -72,9 +72,7 @@ class SphericalUniform:
 
 
 class _Tilted:
-    """What p(x) = u(x) e^(k T(t) - A(k)) has in common, for members that define the properties
-    below.
-    """
+    """A distribution p(x) = u(x) e^(k T(t) - A(k)). Members define the properties below."""
 
     loc: Array
     concentration: Array
@@ -156,9 +154,9 @@ def _around(key: Array, loc: Array, log_odds: Array) -> Array:
 class PowerSpherical(_Tilted):
     """p(x) ~ (1 + loc^T x)^k over unit vectors x [D], k >= 0 the ``concentration``.
 
-    The normalizer is 2^-(a+b) pi^-b Gamma(a+b) / Gamma(a) with b = (D-1)/2 and a = b + k, and (1 +
-    t) / 2 follows Beta(a, b), so that samples are those of two gammas with their implicit gradients
-    (De Cao & Aziz 2020, arXiv:2006.04437). ``loc`` is a unit vector.
+    The normalizer is 2^-(a+b) pi^-b Gamma(a+b) / Gamma(a) with b = (D-1)/2 and a = b + k (De Cao &
+    Aziz 2020, arXiv:2006.04437). (1 + t) / 2 follows Beta(a, b), so it is a function of two gammas,
+    which have implicit gradients. ``loc`` is a unit vector.
     """
 
     loc: Array
@@ -224,9 +222,10 @@ class VonMisesFisher(_Tilted):
 def log_bessel_partition(concentration: Array, dimensions: int) -> Array:
     """log E_u e^(k (t - 1)) = log Gamma(v+1) (2/k)^v I_v(k) e^-k, v = D/2 - 1, for any k >= 0.
 
-    With y = log((1 - t) / (1 + t)) it is the integral of an analytic function that decays at both
-    ends, e^(-2 k s) (s (1 - s))^((D-1)/2) with s = sigmoid(y), which the trapezoidal rule sums to
-    eight digits around its mode. Derivatives in k are moments under the same weights.
+    With y = log((1 - t) / (1 + t)) and s = sigmoid(y) it is the integral of
+    e^(-2 k s) (s (1 - s))^((D-1)/2). This function is analytic and decays at both ends, so the
+    trapezoidal rule around its mode is right to eight digits. Derivatives in k are moments under
+    the same weights.
     """
     still = lax.stop_gradient(concentration)
     peak, shortfall, log_weights = _nodes(still, (dimensions - 1) / 2)
@@ -254,10 +253,10 @@ def _nodes(k: Array, m: float) -> tuple[Array, Array, Array]:
 
 
 def _rejection(key: Array, k: Array, dimensions: int) -> Array:
-    """log((1 - t) / (1 + t)), t drawn from e^(k t) (1 - t^2)^((D-3)/2) (Wood 1994, Commun. Stat.
-    Simul. 23).
+    """log((1 - t) / (1 + t)) for t drawn from e^(k t) (1 - t^2)^((D-3)/2).
 
-    Proposals are t = (1 - (1+b) z) / (1 - (1-b) z), z ~ Beta((D-1)/2, (D-1)/2).
+    Wood 1994, Commun. Stat. Simul. 23. Proposals are t = (1 - (1+b) z) / (1 - (1-b) z) with
+    z ~ Beta((D-1)/2, (D-1)/2).
     """
     last = dimensions - 1
     b = last / (2 * k + jnp.hypot(2 * k, last))

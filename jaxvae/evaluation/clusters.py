@@ -1,4 +1,4 @@
-"""How well clusters that were found without labels agree with classes."""
+"""Measures how well clusters agree with classes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import numpy as np
 
 
 def accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples whose cluster is that of their class, max over one-to-one maps m of mean_n
-    1[y_n = m(c_n)].
+    """The clustering accuracy, max over one-to-one maps m of mean_n 1[y_n = m(c_n)].
 
-    Xie et al. 2016, arXiv:1511.06335; as GMVAE and VaDE report it. A cluster without a class counts
-    as wrong.
+    Xie et al. 2016, arXiv:1511.06335; GMVAE and VaDE report it too. A cluster without a class
+    counts as wrong.
 
     Args:
       clusters: [N] integers from zero.
       labels: [N] integers from zero.
 
-    Raises ValueError where the two are not of one length.
+    Raises ValueError if the two have different lengths.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -1,7 +1,7 @@
 """Functions of one example, computed for every example of a split in bounded memory.
 
-Everything that ``evaluation`` says of a split is computed from such columns. Each example has a key
-that depends on its place in the split alone, so batch sizes and processes do not change a number.
+All numbers of ``evaluation`` about a split are computed from such columns. The key of an example
+depends on its place in the split alone, so batch sizes and processes do not change a number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Batched = Callable[[Params, Array, np.ndarray, Any], Any]
 
 
 def require(model: Model, use: str, *names: str) -> None:
-    """Raises ValueError where ``model`` lacks an answer that ``use`` needs."""
+    """Raises ValueError if ``model`` lacks an answer that ``use`` needs."""
     missing = [name for name in names if getattr(model, name) is None]
     if missing:
         raise ValueError(
@@ -36,7 +36,7 @@ def batched(one: One, on_cpu: int | None = None) -> Batched:
     """``one(params, fold_in(key, i), example i)`` for a batch, compiled.
 
     The batch is given as ``(params, key, places, examples)``, and i is the place of an example in
-    its split. A CPU computes ``on_cpu`` examples at once, where that is given.
+    its split. If ``on_cpu`` is given, a CPU computes so many examples at once.
     """
 
     def batch(params: Params, key: Array, places: Array, raw: Any) -> Any:
@@ -57,14 +57,14 @@ def over_split(
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Any:
-    """What ``batch`` gives for every example: a pytree of NumPy arrays [N, ...].
+    """The results of ``batch`` for every example, a pytree of NumPy arrays [N, ...].
 
     In a job of several processes each one computes its share of the batches, and all of them must
     call this.
 
     Args:
-      batch: what ``batched`` returns. The last batch is filled up with the last example, and what
-        is computed for the filling is dropped.
+      batch: what ``batched`` returns. The last batch is filled up with the last example, and the
+        results of the filling are dropped.
       params: the model's parameters.
       key: the key that the place of each example is folded into.
       examples: a pytree of arrays [N, ...], ``Examples`` or a stream.
@@ -92,13 +92,13 @@ def over_split(
 
 
 def length(examples: Any) -> int:
-    """The number of examples, of which a stream may be a part."""
+    """The number of examples; some of them may be in a stream."""
     streams = [leaf for leaf in jax.tree.leaves(examples) if isinstance(leaf, Stream)]
     return len(streams[0]) if streams else num_examples(examples)
 
 
 def rows_in_memory(examples: Any, rows: np.ndarray) -> Any:
-    """Some examples as NumPy arrays; those of a stream are read now."""
+    """Some examples as NumPy arrays. A stream is read now."""
     return jax.tree.map(
         lambda a: a[rows] if isinstance(a, Stream) else np.asarray(a)[rows], examples
     )

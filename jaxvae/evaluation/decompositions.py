@@ -1,8 +1,8 @@
-"""What the KL term of the ELBO is made of, over a whole split, in nats.
+"""The parts of the ELBO's KL term over a whole split, in nats.
 
-q(z) = 1/N sum_n q(z|x_n) is the mixture of the posteriors of *all* N examples, so that it has no
-bias of a minibatch. The posteriors of a split are one distribution whose leaves are stacked,
-[N, D]: ``evaluation.posteriors_of`` gives them.
+q(z) = 1/N sum_n q(z|x_n) is the mixture of the posteriors of *all* N examples, so it has no bias of
+a minibatch. The posteriors of a split are one distribution with stacked leaves [N, D], as
+``evaluation.posteriors_of`` gives them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 
 
 class Surgery(NamedTuple):
-    """``kl`` is the sum of the two others."""
+    """The two parts of KL, which sum to ``kl``."""
 
     kl: Estimate  # mean over the examples of KL(q(z|x_n) || p(z))
     mutual_information: Estimate  # of z and the index n, between 0 and log N
@@ -45,7 +45,11 @@ class Surgery(NamedTuple):
 
 
 class Decomposition(NamedTuple):
-    """``kl`` is the sum of the next three, ``marginal_kl`` of the last two of them."""
+    """The three parts of KL.
+
+    ``kl`` is the sum of the next three fields, and ``marginal_kl`` is the sum of the last two of
+    these.
+    """
 
     kl: Estimate  # mean over the examples of KL(q(z|x_n) || p(z))
     mutual_information: Estimate  # of z and the index n, between 0 and log N
@@ -56,17 +60,17 @@ class Decomposition(NamedTuple):
 
 
 def aggregated_posterior(q: Any) -> Mixture:
-    """q(z) = 1/N sum_n q(z|x_n) as a distribution, of posteriors stacked [N, ...].
+    """The distribution q(z) = 1/N sum_n q(z|x_n) of posteriors stacked [N, ...].
 
-    Its log-density computes N terms for each z at once. The functions below take them in blocks.
+    Its log-density computes N terms for each z at once. The functions below compute them in blocks.
     """
     return Mixture(jnp.zeros(num_examples(q)), q)
 
 
 def surgery(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Surgery:
-    """mean_n KL(q(z|x_n) || p) = I(z; n) + KL(q(z) || p) (Hoffman & Johnson 2016, "ELBO surgery").
+    """ELBO surgery, mean_n KL(q(z|x_n) || p) = I(z; n) + KL(q(z) || p).
 
-    I = E[log q(z|x_n) - log q(z)], with E over n and z ~ q(z|x_n).
+    Hoffman & Johnson 2016. I = E[log q(z|x_n) - log q(z)], with E over n and z ~ q(z|x_n).
 
     Args:
       q: the posteriors of a split, any family with every leaf stacked ``[N, ...]``.
@@ -75,7 +79,7 @@ def surgery(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Surgery:
       num_draws: draws of (n, z) in all. They are spread over the examples as evenly as possible.
         The work is N * num_draws densities, and the memory is bounded.
 
-    Raises ValueError when posteriors and prior are over different events.
+    Raises ValueError if posteriors and prior are over different events.
     """
     posterior, mixture, prior = _columns(q, p, key, num_draws, _joint)
     return Surgery(
@@ -84,11 +88,11 @@ def surgery(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Surgery:
 
 
 def decomposition(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Decomposition:
-    """mean_n KL(q(z|x_n) || p) = I(z; n) + KL(q(z) || prod_j q(z_j)) + sum_j KL(q(z_j) || p(z_j)).
+    """Index-code mutual information, total correlation and dimension-wise KL.
 
-    Index-code mutual information, total correlation, dimension-wise KL (Chen et al. 2018,
-    arXiv:1802.04942), where q(z_j) = 1/N sum_n q(z_j|x_n). All are means over the same draws, so
-    that the sum is exact.
+    mean_n KL(q(z|x_n) || p) = I(z; n) + KL(q(z) || prod_j q(z_j)) + sum_j KL(q(z_j) || p(z_j)) with
+    q(z_j) = 1/N sum_n q(z_j|x_n) (Chen et al. 2018, arXiv:1802.04942). All are means over the same
+    draws, so the sum is exact.
 
     Args:
       q: the posteriors of a split, of a family with independent coordinates such as ``Normal``,
@@ -97,7 +101,7 @@ def decomposition(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Decomp
       key: of the draws.
       num_draws: as in ``surgery``; the work is N * num_draws * D densities.
 
-    Raises ValueError when q or p has no density for each coordinate, or their events are not the
+    Raises ValueError if q or p has no density for each coordinate, or if their events are not the
     same [D].
     """
     _check_factorized("the posterior", q)

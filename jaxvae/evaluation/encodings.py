@@ -1,4 +1,4 @@
-"""What the encoder makes of a split: posterior means, and the posteriors themselves."""
+"""Encodings of a split: posterior means and posteriors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxvae.models import Model, answers
 def encode_split(
     model: Any, params: Params, key: Array, examples: Any, *, batch_size: int = 500
 ) -> Any:
-    """Posterior means of a split: [N, D], or a pytree of [N, ...] where z is one.
+    """Posterior means of a split: [N, D], or a pytree of [N, ...] if z is a pytree.
 
     Args:
       model: a ``models.Model`` that answers ``encode``, or what ``models.answers`` takes.
@@ -33,9 +33,16 @@ def encode_split(
 def posteriors_of(
     model: Any, params: Params, key: Array, examples: Any, *, batch_size: int = 500
 ) -> Any:
-    """q(z|x) of every example of a split: one distribution whose leaves are stacked [N, ...].
+    """q(z|x) of every example of a split, stacked.
 
-    The arguments are those of ``encode_split``.
+    The result is one distribution whose leaves are [N, ...].
+
+    Args:
+      model: a ``models.Model`` that answers ``encode``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of the preprocessing.
+      examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
+      batch_size: examples computed at a time.
     """
     return over_split(_posteriors(answers(model)), params, key, examples_of(examples), batch_size)
 

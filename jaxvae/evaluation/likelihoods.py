@@ -1,7 +1,7 @@
-"""How good a model is: the ELBO and its terms, log-likelihoods and how far to trust them.
+"""The ELBO and its terms, and log-likelihoods with diagnostics.
 
-All values are in nats. ``log_likelihood`` is of one example. The other functions take a split, of
-any size, and compute it in bounded memory.
+All values are in nats. ``log_likelihood`` takes one example. The other functions take a split of
+any size and need bounded memory.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def log_likelihood(
       key: the key of the samples.
       x: one example, as the model takes it.
       num_samples: K.
-      chunk: samples drawn at a time. Only the 3 sqrt(K) largest weights are kept of those before,
-        so the memory is that of a chunk.
+      chunk: samples drawn at a time. Memory holds one chunk, and the 3 sqrt(K) largest weights of
+        the chunks before it.
     """
     model = answers(model)
     require(model, "a log-likelihood", "log_weights")
@@ -185,7 +185,7 @@ def _means(column: np.ndarray) -> np.ndarray:
 
 
 def _active_units(means: Any) -> int:
-    """Of posterior means, a pytree of [N, latents, ...]."""
+    """The number of active units of posterior means, a pytree of [N, latents, ...]."""
 
     def active(mean: np.ndarray) -> int:
         variance = mean.astype(np.float64).var(0)
@@ -221,8 +221,8 @@ def estimate_log_likelihood(
 ) -> Likelihoods:
     """The mean of ``log_likelihood`` over a split, with its diagnostics.
 
-    ``warning`` is a sentence where there are fewer than ten effective samples, or where the Pareto
-    shape exceeds 0.7 for most of the examples.
+    ``warning`` is a sentence if there are fewer than ten effective samples, or if the Pareto shape
+    exceeds 0.7 for most of the examples.
 
     Args:
       model: a ``models.Model`` that answers ``log_weights``, or what ``models.answers`` takes.
@@ -231,8 +231,8 @@ def estimate_log_likelihood(
       examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
       num_samples: K, for each example.
       chunk: samples drawn at a time, for each example.
-      batch_size: examples at a time. The memory is that of decoding ``batch_size * chunk`` latents,
-        whatever K is; on a CPU that of a thousand latents, or of one chunk.
+      batch_size: examples at a time. Whatever K is, memory holds ``batch_size * chunk`` decoded
+        latents; on a CPU it holds a thousand, or one chunk.
       progress: is called with the number of examples done.
 
     >>> import jax, jaxvae
@@ -286,9 +286,19 @@ def log_likelihoods(
     batch_size: int = 50,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """``log_likelihood`` of every example of a split, [N] in nats.
+    """An estimate of log p(x) for every example of a split, [N] in nats.
 
-    Their mean is that of ``estimate_log_likelihood``, whose arguments it takes.
+    ``estimate_log_likelihood`` returns the mean of these numbers.
+
+    Args:
+      model: a ``models.Model`` that answers ``log_weights``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of the samples of z, and of the preprocessing.
+      examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
+      num_samples: K, for each example.
+      chunk: samples drawn at a time, for each example.
+      batch_size: examples at a time.
+      progress: is called with the number of examples done.
     """
     columns = _log_likelihoods(
         model, params, key, examples, num_samples, chunk, batch_size, progress
@@ -326,9 +336,9 @@ def per_dimension(
 ) -> tuple[float, str]:
     """A log-likelihood as the code length of one dimension, and its unit.
 
-    The unit is "bits/dim" where x takes a known number of levels: under a discrete likelihood as it
-    is, and under a density over values scaled to [0, 1] with the offset log2(levels). Any other
-    density is of real numbers, whose code has no length. Then -nats / D is returned, in "nats/dim".
+    The unit is "bits/dim" if x takes a known number of levels. A discrete likelihood has no offset,
+    and a density over values scaled to [0, 1] has the offset log2(levels). Any other density is of
+    real numbers, whose code has no length. Then -nats / D is returned, in "nats/dim".
 
     Args:
       nats: the log-likelihood of an example.
@@ -383,5 +393,5 @@ def _likelihood_columns(model: Model, num_samples: int, chunk: int) -> Batched:
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of the mean over independent examples; 0 for a single one, whose spread is unknown."""
+    """The standard error of a mean over independent examples; 0 for a single example."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -1,7 +1,7 @@
-"""What is said of a model beyond its likelihood: of its latents, samples, factors and clusters.
+"""Metrics beside the likelihood: of latents, samples, factors and clusters.
 
 A new metric is a function and a row of ``METRICS``. Each takes ``(model, params, key, Data)`` and
-returns numbers by name; it says in a sentence what the model or the data lack.
+returns numbers by name. Its errors say what the model or the data lack.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def measure(
     """The numbers of some of ``METRICS``, by name.
 
     Args:
-      names: which ones.
+      names: the metrics to compute.
       model: a ``models.Model``, or what ``models.answers`` takes.
       params: its parameters.
-      key: the key of all that is drawn.
+      key: the key of all draws.
       data: the splits, and where z is drawn from.
 
-    Raises ValueError for what the model or the data do not have.
+    Raises ValueError if the model or the data lack something that a metric needs.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
@@ -69,10 +69,10 @@ def measure(
 
 
 def decompose(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
-    """E KL(q(z|x) || p(z)) over a split in three parts, nats.
+    """E KL(q(z|x) || p(z)) over a split in three parts, in nats.
 
-    Where the posterior or the prior has no density for each coordinate there are two parts: mutual
-    information, and the KL of the marginal.
+    If the posterior or the prior has no density for each coordinate, there are two parts: the
+    mutual information and the KL of the marginal.
     """
     require(model, "--decompose", "encode", "prior")
     q, p = posteriors_of(model, params, key, data.test), model.prior(params)  # type: ignore[misc]
@@ -86,7 +86,7 @@ def decompose(model: Model, params: Params, key: Array, data: Data) -> dict[str,
         except TypeError as error:  # a flow without an inverse
             raise ValueError(
                 "--decompose needs the density of q(z|x) at given latents, and the posterior, a "
-                f"{type(q).__name__}, has that of its own draws alone; choose another --posterior"
+                f"{type(q).__name__}, knows it at its own draws only; choose another --posterior"
             ) from error
     return {name: getattr(parts, name).value for name in names}
 
@@ -116,7 +116,15 @@ def sample_quality(model: Model, params: Params, key: Array, data: Data) -> dict
 
 
 def generate(model: Model, params: Params, key: Array, count: int, data: Data) -> np.ndarray:
-    """Samples of x, [count, ...], with z from the data's source."""
+    """Samples of x, [count, ...].
+
+    Args:
+      model: a ``models.Model`` that answers ``decode``.
+      params: its parameters.
+      key: the key of all draws.
+      count: how many samples to draw.
+      data: names the source of z, and holds the training examples that it may need.
+    """
     key_z, key_x = jax.random.split(key)
     z = source(data.source, model, params, key, data.train).sample(key_z, (count,))
     draw = lambda z, key: model.decode(params, z).sample(key)  # type: ignore[misc]
@@ -124,7 +132,7 @@ def generate(model: Model, params: Params, key: Array, count: int, data: Data) -
 
 
 def _classifier(key: Array, train: Split | None) -> tuple[samples.Classifier, np.ndarray]:
-    """A classifier of training examples, and those as the model takes them."""
+    """A classifier of training examples, and the examples as the model takes them."""
     labels = None if train is None else train.y
     if not isinstance(train, Split) or not _are_labels(labels):
         raise ValueError(

@@ -1,9 +1,8 @@
-"""How good samples are: precision and recall, density and coverage, the Fréchet distance, copies of
-training examples.
+"""The quality of samples: precision, recall, density, coverage, Fréchet distance, copies.
 
-All are functions of features ``[N, F]``, one row for each example; images ``[N, H, W, C]`` are
-flattened. They are computed in float64 on the host, in blocks of distances, so that tens of
-thousands of examples fit. ``classifier_features`` learns features from labelled images.
+All are functions of features ``[N, F]``, one row for each example. Images ``[N, H, W, C]`` are
+flattened. They are computed in float64 on the host, in blocks of distances, so tens of thousands of
+examples fit. ``classifier_features`` learns features from labelled images.
 """
 
 from __future__ import annotations
@@ -100,18 +99,17 @@ def density_coverage(real: Any, generated: Any, k: int = 5) -> DensityCoverage:
 
 
 def frechet(real: Any, generated: Any) -> float:
-    """|m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of means and covariances of features [N, F]
-    and [M, F].
+    """The Fréchet distance |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)).
 
-    The squared Wasserstein-2 distance of two Gaussians (Dowson & Landau 1982,
-    doi:10.1016/0047-259X(82)90077-X), as Heusel et al. 2017 (arXiv:1706.08500) use it. With S = R^T
-    R, R the triangle of the QR decomposition of the centred features, tr (S_1 S_2)^(1/2) is the sum
-    of the singular values of R_1 R_2^T: no square root of a matrix is taken, and singular
-    covariances do no harm.
+    m and S are the means and the covariances of features [N, F] and [M, F]. It is the squared
+    Wasserstein-2 distance of two Gaussians (Dowson & Landau 1982, doi:10.1016/0047-259X(82)90077-X;
+    Heusel et al. 2017, arXiv:1706.08500). S = R^T R, where R is the triangle of the QR
+    decomposition of the centred features. tr (S_1 S_2)^(1/2) is the sum of the singular values of
+    R_1 R_2^T. So no square root of a matrix is taken, and singular covariances do no harm.
 
-    Warns where a set has no more rows than features: its covariance is singular, and the distance
-    far too large. The bias falls with the sizes of the sets: compare at equal ones. Raises
-    ValueError for fewer than two rows.
+    Warns if a set has no more rows than features. Then its covariance is singular, and the distance
+    is far too large. The bias falls with the sizes of the sets, so only sets of equal sizes can be
+    compared. Raises ValueError for fewer than two rows.
     """
     real, generated = _pair(real, generated)
     fewest, width = min(len(real), len(generated)), real.shape[1]
@@ -146,15 +144,15 @@ class Copying(NamedTuple):
 
 
 def data_copying(generated: Any, held_out: Any, train: Any) -> Copying:
-    """Whether generated examples are copies: a Mann-Whitney test of distances to training examples.
+    """A Mann-Whitney test of whether generated examples are copies of training examples.
 
-    z = (U - M N / 2) / s, where U counts the pairs in which the generated example lies further from
-    its nearest training example than the held-out one does, ties one half, and s^2 = M N (M + N +
-    1) / 12, less what ties take (Meehan et al. 2020, arXiv:2004.05675: their Z_U, over the whole
-    space as one cell). Copies of a few training examples beside examples that fit badly may cancel
-    out: look at ``generated`` too.
+    z = (U - M N / 2) / s. U counts the pairs in which the generated example lies further from its
+    nearest training example than the held-out example does; ties count one half.
+    s^2 = M N (M + N + 1) / 12, less a correction for ties. It is Z_U of Meehan et al. 2020,
+    arXiv:2004.05675, with the whole space as one cell. Copies of a few training examples and
+    examples that fit badly may cancel out, which ``generated`` shows.
 
-    Distances need a space in which they mean something: features, or pixels of *samples* of x. A
+    Distances must mean something. They do between features, or between pixels of *samples* of x. A
     decoder's means are smoother than any real image, and lie nearer in pixels.
     """
     near, held = (nearest_neighbours(x, train).distances[:, 0] for x in (generated, held_out))
@@ -182,16 +180,14 @@ def classifier_features(
     learning_rate: float = 1e-3,
     held_out: float = 0.1,
 ) -> Classifier:
-    """Trains a small classifier of ``images [N, ...]``, whose last hidden layer [width] is the
-    feature.
+    """Trains a small classifier of images, whose last hidden layer gives the features.
 
-    Two 4x4 convolutions for images [H, W, C] of 8x8 and more, else a layer of 256; then a layer of
-    ``width``, rectified, and the classes; Adam with a learning rate that falls to 0. Features of a
-    bad classifier mean little: look at its accuracy.
+    It has two 4x4 convolutions for images [H, W, C] of 8x8 and more, and otherwise a layer of 256
+    units. A rectified layer of ``width`` units and the classes follow. It is trained by Adam with a
+    learning rate that falls to 0. Features of a classifier with a low accuracy mean little.
 
-    ``frechet`` in these features is a Fréchet distance of its own. It is not the FID, which is
-    defined by the weights of one Inception network (arXiv:1706.08500), and its values compare only
-    within one classifier.
+    ``frechet`` of these features is not the FID, which is defined by the weights of one Inception
+    network (arXiv:1706.08500). Its values can be compared only within one classifier.
 
     Args:
       images: [N, ...].
@@ -200,7 +196,7 @@ def classifier_features(
       width: the number of features.
       num_steps: steps of training.
       batch_size: images in a step.
-      learning_rate: the one that training begins with.
+      learning_rate: the learning rate at the start.
       held_out: the share of images that the accuracy is measured on.
     """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
@@ -273,8 +269,9 @@ def _check_k(k: int, rows: int) -> None:
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Squared distances of some rows of a [M, F] to all of b [N, F], with the first row's place;
-    to rounding.
+    """Squared distances of some rows of a [M, F] to all of b [N, F], with the first row's place.
+
+    They are exact up to rounding.
     """
     centre, size = b.mean(0), max(BLOCK // len(b), 1)
     b = b - centre
@@ -285,8 +282,9 @@ def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _distances(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """|a_i - b_j| of each pair, by subtraction: a distance of equal rows is 0, and |a - b| = |b
-    - a|.
+    """|a_i - b_j| of each pair, by subtraction.
+
+    So the distance of equal rows is 0, and |a - b| = |b - a|.
     """
     size = max(BLOCK // a.shape[1], 1)
     parts = (slice(start, start + size) for start in range(0, len(i), size))
@@ -304,8 +302,9 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 def _balls_around(
     points: np.ndarray, centres: np.ndarray, radii: np.ndarray, within: np.ufunc
 ) -> np.ndarray:
-    """How many of the balls each point is in, [M]; pairs too near to the border for a matrix
-    product are subtracted.
+    """How many of the balls each point is in, [M].
+
+    Pairs that are too near to the border for a matrix product are compared by subtraction.
     """
     counts = np.zeros(len(points))
     largest = max(((x - centres.mean(0)) ** 2).sum(1).max() for x in (points, centres))
@@ -326,8 +325,9 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mann_whitney(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """z-score of the number of pairs with a > b, and the share of pairs with a < b; ties one
-    half.
+    """The z-score of the number of pairs with a > b, and the share of pairs with a < b.
+
+    Ties count one half.
     """
     m, n, b = len(a), len(b), np.sort(b)
     above = (np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")).sum() / 2
@@ -359,8 +359,9 @@ def _body(shape: tuple[int, ...], width: int) -> Network:
 def _in_batches(
     apply: Callable[[Any, Array], Array], params: Any, size: int = 500
 ) -> Callable[[Any], np.ndarray]:
-    """``apply`` over images [N, ...], in float64; the last batch is filled up and cut, so that
-    one size is compiled.
+    """``apply`` over images [N, ...], in float64.
+
+    The last batch is filled up and cut, so one size is compiled.
     """
     batched = jax.jit(jax.vmap(apply, (None, 0)))
 

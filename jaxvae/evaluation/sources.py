@@ -1,4 +1,4 @@
-"""Where the z of samples comes from: the prior, the encodings, or a density fitted to them.
+"""Sources of z for samples: the prior, the encodings, or a density fitted to them.
 
 A source has ``sample(key, shape)``, like a distribution. A new one is a function and a row of
 ``SOURCES``.
@@ -33,7 +33,7 @@ def source(
     train: Split | None = None,
     encodings: int = ENCODINGS,
 ) -> Any:
-    """Where z is drawn from: an object with ``sample(key, shape)``.
+    """The source of z, an object with ``sample(key, shape)``.
 
     Args:
       name: one of ``SOURCES``.
@@ -43,7 +43,7 @@ def source(
       train: the training examples in memory, which every source but "model" encodes.
       encodings: how many of them are encoded, a fixed random subset.
 
-    Raises ValueError where there is no such source, or the model or the data do not allow it.
+    Raises ValueError if there is no such source, or if the model or the data do not allow it.
     """
     if name not in SOURCES:
         raise ValueError(f"there is no source {name!r} of z; there are {', '.join(SOURCES)}")
@@ -87,7 +87,7 @@ class Drawn(NamedTuple):
 
 
 def of_model(model: Model, params: Params, key: Array, train: Split | None) -> Any:
-    """The model's own prior."""
+    """The model's prior."""
     if model.prior is not None:
         return model.prior(params)
     require(model, "drawing samples", "draw")

@@ -1,8 +1,8 @@
 """Gradient estimators of E_q f(z): ``(key, q, f, num_samples) -> scalar``.
 
 The gradient of the scalar estimates the gradient of E_q f(z). ``f`` takes one z of q to a scalar.
-It may depend on parameters too, and is differentiated in them at the draws. ``ESTIMATORS`` holds
-for each estimator which latents it serves, whether it is unbiased and what it costs.
+It may depend on parameters, and then it is differentiated in them at the draws. Each member of
+``ESTIMATORS`` says which latents it serves, whether it is unbiased and what it costs.
 """
 
 from jaxvae.expectations.contract import (

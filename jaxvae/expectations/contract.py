@@ -1,8 +1,8 @@
-"""What a gradient estimator is made of: a function of noise, the draw of the noise, and facts.
+"""A gradient estimator is a function of noise, the draw of the noise, and facts about both.
 
-Because the estimate is a function of its noise, training samples the same code whose bias and
-variance ``measurements.exact`` computes exactly, if the law of the noise can be enumerated or
-integrated (``noises``).
+Because the estimate is a function of its noise, training and ``measurements.exact`` run the same
+code. Training draws the noise. ``measurements.exact`` computes bias and variance exactly if the law
+of the noise can be enumerated or integrated (``noises``).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def _unknown(q: Any, num_samples: int) -> tuple[Any, Any]:
 
 
 class Noise(NamedTuple):
-    """What is drawn."""
+    """The noise of an estimator."""
 
     draw: Callable[[Array, Any, int], Any]  # (key, q, num_samples) -> noise
-    # (q, num_samples) -> (noise [M, ...], probabilities [M]): the law of the noise in float64, by
-    # enumeration or by quadrature. ValueError where it is not known or too large.
+    # (q, num_samples) -> (noise [M, ...], probabilities [M]), the law of the noise in float64, by
+    # enumeration or by quadrature. It raises ValueError if the law is not known or too large.
     exact: Callable[[Any, int], tuple[Any, Any]] = _unknown
-    # The same with fewer nodes, or None where nothing is left to converge.
+    # The same law with fewer nodes, or None if the law has no nodes that could be fewer.
     exact_coarser: Callable[[Any, int], tuple[Any, Any] | None] = lambda q, num_samples: None
 
 
@@ -53,32 +53,34 @@ class Estimator:
 
     The value estimates E_q f(z), and its gradient estimates the gradient of E_q f(z) in the
     parameters of q and of f. ``f`` takes one z, which may be any pytree, to a scalar. An estimator
-    that uses its samples jointly is called once with all K draws; any other is averaged over K
-    independent draws. An estimator with a learned control variate (``init`` is not None) takes two
-    more arguments: ``control``, the parameters that ``init(key, q, context)`` returned, and
-    ``context [X]``, further inputs of the control variate, such as the flattened example.
+    that uses its samples jointly is called once with all K draws. Any other estimator is averaged
+    over K independent draws.
 
-    Raises ValueError for fewer samples than it needs, and when ``f`` returns no scalar.
+    An estimator with a learned control variate (``init`` is not None) takes two more arguments.
+    ``control`` holds the parameters that ``init(key, q, context)`` returned. ``context [X]`` is the
+    further input of the control variate, such as the flattened example.
+
+    Raises ValueError if there are fewer samples than it needs, or if ``f`` returns no scalar.
     """
 
     estimate: Callable  # (noise, q, f, **settings) -> scalar
     noise: Noise
     latents: frozenset[str]
     unbiased: bool
-    evaluations: Cost  # of f
-    gradient_evaluations: Cost  # gradients of f in z
+    evaluations: Cost  # how often f is evaluated
+    gradient_evaluations: Cost  # how often the gradient of f in z is evaluated
     uses_samples_jointly: bool = False
     min_samples: int = 1  # the fewest samples, which is also the default
     init: Callable[[Array, Any, Array], Any] | None = None
-    # The control's optimizer, made of a learning rate.
+    # learning rate -> the optimizer of the control
     optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam
-    # The usual learning rate of the control; None where its optimizer has a rate of its own.
+    # The usual learning rate of the control. None if the optimizer has a fixed rate.
     control_learning_rate: float | None = 1e-3
-    estimates: str = ""  # the bound that it estimates, for those of ``bounds``
+    estimates: str = ""  # the bound that a member of ``bounds`` estimates
     takes_prior: bool = False  # it is called with ``prior``, and log_joint has no gradient in it
     # (noise, q, f, control, context) -> scalar, which the control descends.
     learning: Callable | None = None
-    name: str = ""  # that of the table, where it is not the function's
+    name: str = ""  # its name in the table, if the function has another one
 
     def __call__(
         self, key: Array, q: Any, f: Function, num_samples: int | None = None, **settings: Any
@@ -88,9 +90,9 @@ class Estimator:
     def learn(
         self, key: Array, q: Any, f: Function, num_samples: int | None = None, **settings: Any
     ) -> Array:
-        """What the control descends, at the draws of the same key.
+        """The loss of the control, at the draws of the same key.
 
-        Its gradient in the parameters of q and f means nothing.
+        The gradient in the parameters of q and f means nothing.
         """
         if self.learning is None:
             raise ValueError(f"{self.__name__} has nothing to learn")
@@ -112,28 +114,29 @@ class Estimator:
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
-        """The keyword settings with their defaults, by name: those that ``configured`` takes."""
+        """The keyword settings that ``configured`` takes, with their defaults, by name."""
         parameters = inspect.signature(self.estimate, eval_str=True).parameters
-        found = {
+        settings = {
             name: parameter
             for name, parameter in parameters.items()
             if parameter.default is not parameter.empty and name not in GIVEN_BY_THE_MODEL
         }
         if self.init is None or self.control_learning_rate is None:
-            return found
+            return settings
         rate = inspect.Parameter(
             CONTROL_RATE,
             inspect.Parameter.KEYWORD_ONLY,
             default=self.control_learning_rate,
             annotation=float,
         )
-        return found | {CONTROL_RATE: rate}
+        return settings | {CONTROL_RATE: rate}
 
     def configured(self, **settings: Any) -> Estimator:
-        """The same estimator with some of its ``settings`` changed; its facts and name stay.
+        """The same estimator with some of its ``settings`` changed.
 
-        Raises ValueError for a name that is none of its settings.
+        Its facts and its name stay. Raises ValueError for a name that is none of its settings.
 
+        >>> from jaxvae import expectations
         >>> expectations.concrete.configured(temperature=0.3).settings["temperature"].default
         0.3
         """
@@ -168,14 +171,14 @@ CONTROL_RATE = "control_learning_rate"
 
 
 def of_scalars(f: Function, name: str = "f") -> Function:
-    """``f``, refused in a sentence if it does not return a scalar."""
+    """``f``, which raises ValueError if it does not return a scalar."""
     return lambda z: check_scalar(f(z), name)
 
 
 def as_estimator(function: Callable[..., Array]) -> Estimator:
     """A plain function ``(key, q, f, num_samples) -> scalar`` as an estimator.
 
-    It is taken for one that differentiates through continuous z. An ``Estimator`` stays as it is.
+    The function is assumed to differentiate through continuous z. An ``Estimator`` stays as it is.
     """
     if isinstance(function, Estimator):
         return function
@@ -212,7 +215,7 @@ def estimator(
     """Decorator that makes an estimator of a function and enters it in the table.
 
     Args:
-      noise: what is drawn.
+      noise: the noise that is drawn.
       latents: the kinds of latents that it serves.
       evaluations: how often it evaluates f, (K samples, D latents, C classes) -> count.
       gradient_evaluations: how often it evaluates the gradient of f in z.
@@ -242,10 +245,15 @@ def controlled(
     """Decorator that makes an estimator of a gradient with a learned control variate.
 
     Args:
-      noise, latents, evaluations, gradient_evaluations, more: as for ``estimator``.
+      noise: the noise that is drawn.
+      latents: the kinds of latents that it serves.
+      evaluations: how often it evaluates f, (K samples, D latents, C classes) -> count.
+      gradient_evaluations: how often it evaluates the gradient of f in z.
+      more: further arguments of ``estimator``.
 
-    The function is ``(noise, q, f, control, context) -> (f(z), gradient, a tree like q)``. The
-    control descends the squared norm of the gradient, which is the variance and a constant.
+    The function is ``(noise, q, f, control, context) -> (f(z), gradient)``, where the gradient is a
+    tree like q. The control descends the squared norm of the gradient, which is the variance plus a
+    constant.
     """
 
     def add(gradient: Callable) -> Estimator:

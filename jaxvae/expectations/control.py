@@ -27,11 +27,11 @@ Array = jax.Array
 _each = lambda k, d, c: k
 
 
-# Control variates of the first order, and Stein's
+# Control variates of the first order, and of Stein's operator
 
 
 def _at_samples(z: Array, f: Function) -> tuple[Array, Array, Array]:
-    """f(z_k) [K], the mean of the others' gradients and the gradients, [K, *event]."""
+    """f(z_k) [K], the mean of the other gradients, and the gradients, [K, *event]."""
     values, slopes = jax.vmap(jax.value_and_grad(f))(z)
     return values, (slopes.sum(0) - slopes) / (len(z) - 1), slopes
 
@@ -42,7 +42,7 @@ def _dots(a: Array, b: Array) -> Array:
 
 
 def _left_out(values: Array) -> Array:
-    """The mean of the others, [K]."""
+    """The mean of the other values, [K]."""
     return (values.sum(0) - values) / (len(values) - 1)
 
 
@@ -60,9 +60,12 @@ def double_cv(
 ) -> tuple[Array, Bernoulli]:
     """Leave-one-out baselines and first-order expansions at the other samples.
 
-    1/K sum_k (f_k + b_k - mean_{j != k} (f_j + b_j)) (z_k - s) - a mean_k(g_k) s' with b_k = a g_-k
-    (z_k - s(phi)), where g_-k is the mean of the other samples' f' and a is learned (Titsias & Shi
-    2021, arXiv:2111.05300).
+    1/K sum_k (f_k + b_k - mean_{j != k} (f_j + b_j)) (z_k - s) - a mean_k(g_k) s' with
+    b_k = a g_-k (z_k - s(phi)) (Titsias & Shi 2021, arXiv:2111.05300). g_-k is the mean of f' at
+    the other samples, and a is learned.
+
+    Args:
+      control_learning_rate: the learning rate of a.
     """
     z, mean = stop_gradient(noise), q.mean
     values, others, slopes = _at_samples(z, f)
@@ -93,10 +96,13 @@ def rodeo(
 ) -> tuple[Array, Bernoulli]:
     """Control variates of the Gibbs Stein operator.
 
-    1/K sum_k (f_k - mean_{j != k} (f_j + a A h_j(z_j))) (z_k - s) + b A h~_k(z_k), with A h(z) =
-    1/D sum_i q(flipped z_i) (h(z with z_i flipped) - h(z)). h_k(y) is the mean over j != k of a
-    learned H_1(f'(z_j) (y - z_j), f_j), and h~_k is the mean of H_2 times (y - s) (Shi et al. 2022,
-    arXiv:2202.09497).
+    1/K sum_k (f_k - mean_{j != k} (f_j + a A h_j(z_j))) (z_k - s) + b A h~_k(z_k), with
+    A h(z) = 1/D sum_i q(flipped z_i) (h(z with z_i flipped) - h(z)) (Shi et al. 2022,
+    arXiv:2202.09497). h_k(y) is the mean over j != k of a learned H_1(f'(z_j) (y - z_j), f_j), and
+    h~_k is the mean of a learned H_2 times (y - s).
+
+    Args:
+      control_learning_rate: the learning rate of a, b, H_1 and H_2.
     """
     z, mean = stop_gradient(noise), q.mean
     k = len(z)
@@ -104,21 +110,17 @@ def rodeo(
     flat, slope = z.reshape(k, -1), slopes.reshape(k, -1)
     flipped = jnp.where(flat > 0, 1 - mean.ravel(), mean.ravel())  # q of the other value, [K, D]
     others = (jnp.arange(k)[:, None] + jnp.arange(1, k)) % k  # j != k, [K, K - 1]
-    of, value = slope[others], values[others]
-    linear = (
-        jnp.einsum("kd,kjd->kj", flat, of, precision="float32") - jnp.sum(flat * slope, -1)[others]
-    )
-    of_flips = linear[..., None] + of * (
-        1 - 2 * flat[:, None]
-    )  # f'(z_j) (z_k flipped - z_j), [K, K - 1, D]
+    other_slopes, value = slope[others], values[others]
+    linear = jnp.einsum("kd,kjd->kj", flat, other_slopes, precision="float32")
+    linear -= jnp.sum(flat * slope, -1)[others]
+    # f'(z_j) (z_k flipped - z_j), [K, K - 1, D]
+    of_flips = linear[..., None] + other_slopes * (1 - 2 * flat[:, None])
     h = jnp.vectorize(
         lambda x, v: _STEIN.apply(control["network"], jnp.stack([x, v])), signature="(),()->(o)"
     )
-    at_flips, here = (
-        h(of_flips, value[..., None]).mean(1),
-        h(linear, value).mean(1),
-    )  # [K, D, 2], [K, 2]
-    stein = jnp.mean(flipped[..., None] * (at_flips - here[:, None]), 1)  # [K, 2]
+    at_flips = h(of_flips, value[..., None]).mean(1)  # [K, D, 2]
+    at_samples = h(linear, value).mean(1)  # [K, 2]
+    stein = jnp.mean(flipped[..., None] * (at_flips - at_samples[:, None]), 1)  # [K, 2]
     left = values - _left_out(values + control["baseline"] * stein[:, 0])
     centred = flat - mean.ravel()
     score = centred * (stein[:, 1:] - at_flips[..., 1] / flat.shape[1])
@@ -126,15 +128,16 @@ def rodeo(
     return values.mean(), Bernoulli(direction.reshape(mean.shape))
 
 
-# Relaxations as control variates: z = phi + noise, b its sample, z~ drawn given b; s and its kin
-# relax both.
+# Relaxations as control variates. z = phi + noise has the sample b, and z~ is drawn given b. The
+# logistic function or softmax, s, relaxes both.
 
 
 def conditional(q: Bernoulli | OneHotCategorical, b: Array, noise: Array) -> Array:
     """Perturbed logits given the sample b that they give, from fresh unconditional noise.
 
-    Bernoulli: +-softplus(l + softplus(+-phi)). One-hot: the largest is t = g_b + logsumexp(phi),
-    and the others are -log(e^-(phi_c + g_c) + e^-t) (Maddison et al. 2014, arXiv:1411.0030).
+    For a Bernoulli they are +-softplus(l + softplus(+-phi)). For a one-hot the largest one is
+    t = g_b + logsumexp(phi), and the others are -log(e^-(phi_c + g_c) + e^-t) (Maddison et al.
+    2014, arXiv:1411.0030).
     """
     if isinstance(q, Bernoulli):
         sign = 2 * b - 1
@@ -220,15 +223,22 @@ _three, _two = (lambda k, d, c: 3 * k), (lambda k, d, c: 2 * k)
 def rebar(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
     """The concrete relaxation as control variate, with learned scale and temperature.
 
-    c(z) = scale f(s(z / temperature)): (f(b) - c(z~)) grad log q(b) + grad c(z) - grad c(z~), z~ ~
-    p(z | b), with z and z~ independent given b (Tucker et al. 2017, arXiv:1703.07370).
+    (f(b) - c(z~)) grad log q(b) + grad c(z) - grad c(z~) with c(z) = scale f(s(z / temperature)),
+    where z~ ~ p(z | b) is independent of z given b (Tucker et al. 2017, arXiv:1703.07370).
+
+    Args:
+      control_learning_rate: the learning rate of the scale and the temperature.
     """
     return _independent(noise, q, f, control, context)
 
 
 @controlled(smooth_perturbation, DISCRETE, _three, _two, init=_rebar_init)
 def rebar_tied(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
-    """``rebar`` with z~ = z in value, as its authors' experiments have it."""
+    """``rebar`` with z~ = z in value, as in the authors' experiments.
+
+    Args:
+      control_learning_rate: the learning rate of the scale and the temperature.
+    """
     return _with_tied(noise, q, f, control, context)
 
 
@@ -236,12 +246,19 @@ def rebar_tied(noise: Any, q: Any, f: Function, control: dict, context: Array) -
 def relax(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
     """``rebar`` with a learned function r(z) added to the control variate.
 
-    c(z) = scale f(s(z / temperature)) + r(z). Grathwohl et al. 2017, arXiv:1711.00123.
+    c(z) = scale f(s(z / temperature)) + r(z) (Grathwohl et al. 2017, arXiv:1711.00123).
+
+    Args:
+      control_learning_rate: the learning rate of the scale, the temperature and r.
     """
     return _independent(noise, q, f, control, context)
 
 
 @controlled(smooth_perturbation, DISCRETE, _three, _two, init=_relax_init)
 def relax_tied(noise: Any, q: Any, f: Function, control: dict, context: Array) -> tuple[Array, Any]:
-    """``relax`` with z~ = z in value."""
+    """``relax`` with z~ = z in value.
+
+    Args:
+      control_learning_rate: the learning rate of the scale, the temperature and r.
+    """
     return _with_tied(noise, q, f, control, context)

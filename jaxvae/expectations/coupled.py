@@ -44,8 +44,8 @@ def _swapped(weights: Array, q: OneHotCategorical, i: Array, j: Array) -> Array:
 def ars(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array:
     """Augment-REINFORCE-swap with a reference category j.
 
-    (f_cj - mean_m f_mj) (1 - C w_j) for the logit of c, where f_mj is f with the weights of m and j
-    exchanged (Yin et al. 2019, arXiv:1905.01413).
+    (f_cj - mean_m f_mj) (1 - C w_j) for the logit of c (Yin et al. 2019, arXiv:1905.01413). f_mj is
+    f with the weights of m and j exchanged.
     """
     weights, j = noise
     classes = weights.shape[-1]
@@ -77,7 +77,7 @@ def arsm(noise: tuple[Array, Array], q: OneHotCategorical, f: Function) -> Array
 
 
 def _ascending(q: OneHotCategorical) -> Array:
-    """Log-odds of stopping at each category but the last, the least likely first: <= 0."""
+    """Log-odds <= 0 of stopping at each category but the last, the least likely first."""
     order = stop_gradient(q.logits).argsort(-1)
     logits = jnp.take_along_axis(q.logits, order, -1)
     rest = lax.cumlogsumexp(logits, axis=logits.ndim - 1, reverse=True)
@@ -96,7 +96,7 @@ def _stopped(bits: Array, q: OneHotCategorical) -> tuple[Array, Array]:
 
 
 def _pair_of(log_odds: Any, k: int | None = 2) -> Noise:
-    """Antithetic bits for every decision, K or two of them."""
+    """``k`` antithetic bits for every decision; with None there is one for each sample."""
     decisions = lambda q: Bernoulli(stop_gradient(log_odds(q)))
     return Noise(
         lambda key, q, num: antithetic_bits.draw(key, decisions(q), k or num),
@@ -108,9 +108,9 @@ def _pair_of(log_odds: Any, k: int | None = 2) -> Noise:
 def carms(noise: Array, q: OneHotCategorical, f: Function) -> Array:
     """K antithetic categories, coupled by sticks in ascending order.
 
-    1/(K(K-1)) sum_{j<k} r(z_j, z_k) (f_j - f_k) (z_j - z_k), where r = q(z_j) q(z_k) / P(z_j, z_k)
-    makes up for their correlation (Dimitriev & Zhou 2021, arXiv:2110.14002). With K = 2 it is
-    ``disarm_iw``.
+    1/(K(K-1)) sum_{j<k} r(z_j, z_k) (f_j - f_k) (z_j - z_k) (Dimitriev & Zhou 2021,
+    arXiv:2110.14002). r = q(z_j) q(z_k) / P(z_j, z_k) makes up for their correlation. With K = 2 it
+    is ``disarm_iw``.
     """
     k = len(noise)
     z = jax.vmap(lambda bits: _stopped(bits, q)[0])(noise)
@@ -122,9 +122,8 @@ def carms(noise: Array, q: OneHotCategorical, f: Function) -> Array:
     passed = jnp.cumprod(
         jnp.concatenate([jnp.ones_like(s[..., :1]), (none**2 / neither)[..., :-1]], -1), -1
     )
-    weights = passed * antithetic_weight(
-        decisions, k
-    )  # by the first place at which one of the two stops
+    # The weights are by the first place at which one of the two stops.
+    weights = passed * antithetic_weight(decisions, k)
     weights = jnp.concatenate([weights, jnp.zeros_like(s[..., :1])], -1)
     rank = stop_gradient(q.logits).argsort(-1).argsort(-1)
     place = jnp.sum(z * rank, -1).astype(int)  # [K, *event]
@@ -148,10 +147,10 @@ def disarm_iw(noise: Array, q: OneHotCategorical, f: Function) -> Array:
 
 
 def _of_decisions(psi: Array, bits: Array, z: Array, made: Array, f: Function) -> Array:
-    """DisARM where both members of a pair make a decision, else the score function.
+    """DisARM for the decisions that both members of a pair make, else the score function.
 
-    (f - f')/2 (a a' (b - b') s(|psi|) + a (1 - a') (b - s(psi)) - (1 - a) a' (b' - s(psi))), where
-    a says whether the decision is made.
+    (f - f')/2 (a a' (b - b') s(|psi|) + a (1 - a') (b - s(psi)) - (1 - a) a' (b' - s(psi))). a says
+    whether a member makes the decision.
     """
     values = f(z[0]), f(z[1])
     (b, other), (a, too), p = bits, made, jax.nn.sigmoid(psi)
@@ -177,7 +176,7 @@ def disarm_sb(noise: Array, q: OneHotCategorical, f: Function) -> Array:
 def _branches(classes: int) -> np.ndarray:
     """A balanced tree over the categories, [C-1, C].
 
-    -1 for those to the left of each decision, 1 for those to the right, 0 for others.
+    An entry is -1 if the category is to the left of the decision, 1 if it is to the right, else 0.
     """
     rows = []
 
@@ -200,8 +199,9 @@ def _branches(classes: int) -> np.ndarray:
 def _tree(q: OneHotCategorical) -> Array:
     """Log-odds of going right at each decision, [*event, C-1]."""
     branches = _branches(q.logits.shape[-1])
-    of = lambda side: logsumexp(jnp.where(branches == side, q.logits[..., None, :], -jnp.inf), -1)
-    return of(1) - of(-1)
+    logits = q.logits[..., None, :]
+    mass_on = lambda side: logsumexp(jnp.where(branches == side, logits, -jnp.inf), -1)
+    return mass_on(1) - mass_on(-1)
 
 
 @estimator(_pair_of(_tree), CATEGORICAL, _two)

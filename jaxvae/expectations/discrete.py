@@ -28,7 +28,7 @@ _two, _each = (lambda k, d, c: 2 * k), (lambda k, d, c: k)
 def enumeration(noise: Any, q: Bernoulli | Categorical | OneHotCategorical, f: Function) -> Array:
     """The exact sum over all states, sum_z q(z) f(z).
 
-    Raises ValueError above 2^16 states.
+    Raises ValueError for more than 2^16 states.
     """
     z = states(q)
     return jnp.sum(jnp.exp(jax.vmap(q.log_prob)(z)) * jax.vmap(f)(z))
@@ -36,7 +36,7 @@ def enumeration(noise: Any, q: Bernoulli | Categorical | OneHotCategorical, f: F
 
 @estimator(one_sample, DISCRETE, lambda k, d, c: k * (c * d + 1))
 def local_expectation(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """Each latent summed out while the others are drawn.
+    """An exact sum over each latent, while the others are drawn.
 
     sum_c grad q(z_i = c) f(z, z_i = c) (Titsias & Lazaro-Gredilla 2015, arXiv:1503.01494).
     """
@@ -47,7 +47,7 @@ def local_expectation(noise: Array, q: Bernoulli | OneHotCategorical, f: Functio
     return with_gradient(f(z), many(one_replaced(z)).reshape(z.shape), q.mean)
 
 
-# Binary latents: z = 1[phi + l > 0] with l logistic, whose tails are exact; s is the logistic
+# Binary latents: z = 1[phi + l > 0], where l is logistic noise with exact tails. s is the logistic
 # function.
 
 
@@ -71,7 +71,7 @@ def arm(noise: Array, q: Bernoulli, f: Function) -> Array:
     return with_gradient((one + other) / 2, (one - other) * jnp.tanh(noise / 2) / 2, q.logits)
 
 
-# Antithetic bits: K exchangeable Bernoulli variables of which as few as possible are equal.
+# Antithetic bits: K exchangeable Bernoulli variables that are as rarely equal as possible.
 
 
 def rare(q: Bernoulli) -> Array:
@@ -80,10 +80,10 @@ def rare(q: Bernoulli) -> Array:
 
 
 def _bits_draw(key: Array, q: Bernoulli, k: int) -> Array:
-    """Bits that are rarely the same: the rarer value is 1[d_k > t].
+    """Antithetic bits, whose rarer value is 1[d_k > t].
 
-    d ~ Dirichlet(1, ..., 1), and P(d_k > t) = (1 - t)^(K-1) = s(-|phi|). The event is that of
-    exponentials, e_k (1 - t) > t sum_{j != k} e_j, which keeps a small 1 - t.
+    d ~ Dirichlet(1, ..., 1), and P(d_k > t) = (1 - t)^(K-1) = s(-|phi|). With exponentials e the
+    event is e_k (1 - t) > t sum_{j != k} e_j, which is accurate for a small 1 - t.
     """
     e = -jnp.log1p(-uniform(key, (k, *q.event_shape), q.logits.dtype))  # exponential
     stays = jnp.exp(rare(q) / (k - 1))  # 1 - t
@@ -101,7 +101,7 @@ def _together(q: Bernoulli, k: int, m: int) -> np.ndarray:
 
 
 def _bits_law(q: Bernoulli, k: int) -> tuple[Any, Any]:
-    """Of all K bits of every latent, by inclusion and exclusion."""
+    """The law of all K bits of every latent, by inclusion and exclusion."""
     size = int(np.prod(q.event_shape))
     if 2.0 ** (k * size) > NODES:
         raise ValueError(f"an exact law would have 2^{k * size} nodes; the most is {NODES}")
@@ -130,8 +130,8 @@ antithetic_pair = Noise(lambda key, q, k: _bits_draw(key, q, 2), lambda q, k: _b
 def disarm(noise: Array, q: Bernoulli, f: Function) -> Array:
     """ARM without its noise, for an antithetic pair b and b'.
 
-    (f(b) - f(b')) (b - b') s(|phi|) / 2. Dong et al. 2020, arXiv:2006.10680; it is U2G of Yin et
-    al. 2020 too.
+    (f(b) - f(b')) (b - b') s(|phi|) / 2 (Dong et al. 2020, arXiv:2006.10680). Yin et al. 2020 call
+    it U2G.
     """
     b, other = noise
     one, two = f(b), f(other)
@@ -146,9 +146,9 @@ def disarm(noise: Array, q: Bernoulli, f: Function) -> Array:
 def arms(noise: Array, q: Bernoulli, f: Function) -> Array:
     """Leave-one-out baselines on K antithetic bits.
 
-    w 1/(K-1) sum_k (f(b_k) - mean f) b_k, where w = p (1 - p) / (p - P(b_1 = b_2 = 1)) makes up for
-    the correlation of the bits (Dimitriev & Zhou 2021, arXiv:2105.14141, with the Dirichlet
-    copula). w is formed without cancellation. With K = 2 it is ``disarm``.
+    w 1/(K-1) sum_k (f(b_k) - mean f) b_k (Dimitriev & Zhou 2021, arXiv:2105.14141, with the
+    Dirichlet copula). w = p (1 - p) / (p - P(b_1 = b_2 = 1)) makes up for the correlation of the
+    bits, and it is formed without cancellation. With K = 2 the estimator is ``disarm``.
     """
     k = len(noise)
     values = jax.vmap(f)(noise)

@@ -30,9 +30,12 @@ _each = lambda k, d, c: k
 
 @estimator(one_sample, ANY, _each)
 def score_function(noise: Array, q: Any, f: Function, baseline: float = 0.0) -> Array:
-    """REINFORCE, (f(z) - b) grad log q(z) with a constant ``baseline`` b.
+    """REINFORCE, (f(z) - b) grad log q(z) with a constant baseline b.
 
     Williams 1992; Mohamed et al. 2020, arXiv:1906.10652, eq. 14.
+
+    Args:
+      baseline: b, which f is compared with.
     """
     return _scored(noise, q, f, baseline)
 
@@ -48,7 +51,7 @@ def _scored(noise: Any, q: Any, f: Function, baseline: Array | float) -> Array:
 def rloo(noise: Array, q: Any, f: Function) -> Array:
     """REINFORCE with leave-one-out baselines.
 
-    1/(K-1) sum_k (f(z_k) - mean f) grad log q(z_k) (Kool et al. 2019). Of the ELBO it is the
+    1/(K-1) sum_k (f(z_k) - mean f) grad log q(z_k) (Kool et al. 2019). For the ELBO it is the
     gradient of VarGrad (Richter et al. 2020, arXiv:2010.10436).
     """
     z = stop_gradient(reparameterize(q, noise))
@@ -58,7 +61,7 @@ def rloo(noise: Array, q: Any, f: Function) -> Array:
 
 # Learned baselines
 
-DECAY = 0.1  # share of a moving average that a new value has
+DECAY = 0.1  # weight of a new value in a moving average
 _BASELINE = networks.with_precision(networks.mlp((100,), 1, jnp.tanh))
 
 
@@ -98,16 +101,19 @@ def _nvil_error(noise: Array, q: Any, f: Function, control: Any, context: Array)
 
 def _nvil_optimizer(learning_rate: float) -> optax.GradientTransformation:
     kinds = {"network": optax.adam(learning_rate), "constant": optax.sgd(DECAY)}
-    of = lambda path, leaf: "constant" if path[-1].key == "constant" else "network"
-    return optax.partition(kinds, lambda params: jax.tree_util.tree_map_with_path(of, params))
+    kind = lambda path, leaf: "constant" if path[-1].key == "constant" else "network"
+    return optax.partition(kinds, lambda params: jax.tree_util.tree_map_with_path(kind, params))
 
 
 @estimator(one_sample, ANY, _each, init=_nvil_init, learning=_nvil_error, optimizer=_nvil_optimizer)
 def nvil(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Array:
     """REINFORCE with a learned function of the example as baseline.
 
-    (f(z) - b(x) - c) grad log q(z) (Mnih & Gregor 2014, arXiv:1402.0030), without the division by a
-    running standard deviation, which scales the gradient.
+    (f(z) - b(x) - c) grad log q(z) (Mnih & Gregor 2014, arXiv:1402.0030). The paper also divides by
+    a running standard deviation, which scales the gradient.
+
+    Args:
+      control_learning_rate: the learning rate of b.
     """
     return _scored(noise, q, f, _of_context(control, context))
 
@@ -116,8 +122,8 @@ def nvil(noise: Array, q: Any, f: Function, control: Any, context: Array) -> Arr
 def muprop(noise: Array, q: Any, f: Function) -> Array:
     """REINFORCE with the first-order expansion of f at the mean as control variate.
 
-    (f(z) - f(m) - f'(m)(z - m)) grad log q(z) + f'(m) grad m, with m the mean of q (Gu et al. 2015,
-    arXiv:1511.05176).
+    (f(z) - f(m) - f'(m)(z - m)) grad log q(z) + f'(m) grad m, where m is the mean of q (Gu et al.
+    2015, arXiv:1511.05176).
     """
     z = stop_gradient(reparameterize(q, noise))
     value, mean = f(z), q.mean
@@ -131,10 +137,10 @@ def muprop(noise: Array, q: Any, f: Function) -> Array:
 
 @estimator(many_samples, CONTINUOUS, _each, _each, uses_samples_jointly=True)
 def pathwise(noise: Array, q: Any, f: Function) -> Array:
-    """1/K sum_k f(z_k), with z_k a differentiable function of the parameters.
+    """The gradient of 1/K sum_k f(z_k), where z_k is a function of the parameters.
 
-    Kingma & Welling 2013, arXiv:1312.6114. It is explicit where z is a function of noise. For
-    gamma, beta, Dirichlet and Student's t it is implicit, dz = -dF / q(z) (Figurnov et al. 2018,
+    Kingma & Welling 2013, arXiv:1312.6114. Most families have z as a function of noise. For gamma,
+    beta, Dirichlet and Student's t the gradient is implicit, dz = -dF / q(z) (Figurnov et al. 2018,
     arXiv:1805.08498).
     """
     z = reparameterize(q, noise)
@@ -146,10 +152,10 @@ def pathwise(noise: Array, q: Any, f: Function) -> Array:
 
 @estimator(one_sample, CONTINUOUS, _each, lambda k, d, c: 2 * k + 1 + d)
 def linearized_pathwise(noise: Array, q: Normal, f: Function) -> Array:
-    """The pathwise gradient of a Normal, less that of f's second-order expansion.
+    """The pathwise gradient of a Normal, with f's second-order expansion as control variate.
 
-    The mean of the expansion's gradient is known (Miller et al. 2017, arXiv:1705.07880). For a
-    diagonal Gaussian (m, s), z = m + s e and the Hessian H of f at m: f'(z) - H (z - m) in m, and
+    The mean of the expansion's gradient is known (Miller et al. 2017, arXiv:1705.07880). For
+    z = m + s e and the Hessian H of f at m, the gradient is f'(z) - H (z - m) in m, and
     (f'(z) - f'(m) - H (z - m)) e + diag(H) s in s. A Hessian-vector product counts as a gradient.
     """
     if not isinstance(q, Normal):
@@ -190,6 +196,9 @@ def lax_estimator(
 
     (f(z) - c(z)) grad log q(z) + grad c(z(phi)), where c is trained for the least variance
     (Grathwohl et al. 2017, arXiv:1711.00123). The gradient of f is not used.
+
+    Args:
+      control_learning_rate: the learning rate of c.
     """
     z = stop_gradient(reparameterize(q, noise))
     value = f(z)
@@ -207,7 +216,7 @@ def _measures_draw(coupled: bool) -> Any:
         if not isinstance(q, Normal | Bernoulli | OneHotCategorical):
             served = "Normal, Bernoulli and OneHotCategorical"
             raise ValueError(
-                f"measure-valued derivatives are those of {served}; q is a {type(q).__name__}"
+                f"measure-valued derivatives serve {served}; q is a {type(q).__name__}"
             )
         keys = jax.random.split(key, 6)
         if not isinstance(q, Normal):
@@ -276,7 +285,7 @@ def _measure_valued(noise: Any, q: Any, f: Function) -> Array:
 
 
 def replaced(base: Array, values: Array) -> Array:
-    """``base`` [*event] with one coordinate after the other replaced: [D, *event]."""
+    """``base`` [*event] with each coordinate in turn replaced: [D, *event]."""
     each = jnp.broadcast_to(base.reshape(-1), (base.size, base.size))
     return jnp.where(jnp.eye(base.size, dtype=bool), values.reshape(1, -1), each).reshape(
         base.size, *base.shape
@@ -284,10 +293,7 @@ def replaced(base: Array, values: Array) -> Array:
 
 
 def one_replaced(z: Array) -> Array:
-    """One-hot z [*event, C] with one latent after the other in one class after the other.
-
-    Returns [D C, *event, C].
-    """
+    """One-hot z [*event, C] with each latent in turn set to each class: [D C, *event, C]."""
     classes = z.shape[-1]
     flat = z.reshape(-1, classes)
     swap = lambda d, c: flat.at[d].set(jnp.eye(classes, dtype=z.dtype)[c]).reshape(z.shape)
@@ -302,9 +308,10 @@ def one_replaced(z: Array) -> Array:
 def measure_valued(noise: Any, q: Any, f: Function) -> Array:
     """Weak derivatives, c (f(z+) - f(z-)) for each parameter, with a coupled pair.
 
-    Mohamed et al. 2020, arXiv:1906.10652, sec. 6. Mean of a Gaussian: z+- = m +- s w, w Rayleigh, c
-    = 1 / (s sqrt(2 pi)). Its scale: double-sided Maxwell less normal, c = 1 / s. A Bernoulli's
-    probability: 1 less 0. A category's logit: the category less a draw, c its probability. The pair
+    Mohamed et al. 2020, arXiv:1906.10652, sec. 6. For the mean of a Gaussian z+- = m +- s w with w
+    Rayleigh and c = 1 / (s sqrt(2 pi)). For its scale z+ has a double-sided Maxwell distribution,
+    z- a normal one, and c = 1 / s. For a Bernoulli's probability z+ is 1 and z- is 0. For the logit
+    of a category z+ is the category, z- is a draw, and c is the category's probability. The pair
     shares w and the other latents, and its normal is the Maxwell times a uniform.
     """
     return _measure_valued(noise if isinstance(q, Normal) else (noise[0], noise[0]), q, f)
@@ -318,7 +325,7 @@ def measure_valued(noise: Any, q: Any, f: Function) -> Array:
 def measure_valued_independent(noise: Any, q: Any, f: Function) -> Array:
     """``measure_valued`` with an independent pair.
 
-    It is better only where f is steep: for (x - k)^2 in the mean m if ((m - k) / s)^2 > 2 / (4 -
-    pi).
+    It is better only if f is steep. For f(x) = (x - k)^2 and the mean m it is better if
+    ((m - k) / s)^2 > 2 / (4 - pi).
     """
     return _measure_valued(noise, q, f)

@@ -1,4 +1,4 @@
-"""Control variates that are learned beside a model: their parameters are the model's "control"."""
+"""Control variates that are learned beside a model, as its parameters "control"."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from jax import lax
 from jaxvae.contracts import Array, Params
 from jaxvae.expectations.contract import Estimator
 
-# params -> (q, f): what is estimated, as a function of the model's parameters.
+# params -> (q, f). It gives the expectation as a function of the model's parameters.
 Problem = Callable[[Params], tuple[Any, Callable[[Any], Array]]]
 
 
 class Controlled(NamedTuple):
     """An estimator at one example, with the parameters of its control variate if it has one."""
 
-    estimate: Callable[..., Array]  # (key, q, f, num_samples) -> scalar; the control stays still
-    # (key, problem, num_samples) -> a zero. Its gradient in the control is the gradient of what the
-    # control descends; its gradient in all other parameters is zero.
+    estimate: Callable[..., Array]  # (key, q, f, num_samples) -> scalar; the control is a constant
+    # (key, problem, num_samples) -> a zero. Its gradient in the control is the gradient of the
+    # control's loss, and its gradient in all other parameters is zero.
     learning: Callable[[Array, Problem, int], Array | float]
 
 
 def controlled_at(estimator: Estimator, params: Params, x: Any) -> Controlled:
-    """The estimator at example x, for a loss that moves model and control at once.
+    """The estimator at example x, for a loss that trains model and control at once.
 
-    Raises ValueError when the estimator learns and the parameters hold no ``control``.
+    Raises ValueError if the estimator learns and the parameters hold no ``control``.
     """
     if estimator.init is None:
         return Controlled(estimator, lambda key, problem, num_samples: 0.0)
@@ -51,5 +51,5 @@ def controlled_at(estimator: Estimator, params: Params, x: Any) -> Controlled:
 
 
 def context_of(x: Any) -> Array:
-    """What a control variate sees of an example, [X]."""
+    """The input of a control variate from an example, [X]."""
     return jnp.ravel(x) * 1.0

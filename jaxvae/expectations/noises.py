@@ -1,4 +1,4 @@
-"""What estimators draw, and the laws of the draws.
+"""The noises of estimators, and their exact laws.
 
 A law consists of all states, of Gauss-Hermite nodes, or of cells of uniform numbers.
 """
@@ -26,14 +26,14 @@ from jaxvae.distributions import (
 from jaxvae.expectations.contract import Noise
 
 Array = jax.Array
-STATES = 2**16  # the most that enumeration takes
-NODES = 2**22  # the most that a law has
+STATES = 2**16  # the most states that enumeration takes
+NODES = 2**22  # the most nodes that a law has
 
 
 def states(q: Any) -> Array:
     """All values of a Bernoulli, a Categorical or a OneHotCategorical: [C^D, *event].
 
-    Raises ValueError above 2^16 states and for other families.
+    Raises ValueError for more than 2^16 states, and for other families.
     """
     if not isinstance(q, Bernoulli | Categorical | OneHotCategorical):
         raise ValueError(f"the states of a {type(q).__name__} cannot be enumerated")
@@ -103,7 +103,7 @@ many_samples = Noise(lambda key, q, k: sample_noise(q, key, (k,)), _samples_law,
 one_sample = Noise(lambda key, q, k: sample_noise(q, key, (1,))[0], sample_law, _coarse_sample)
 
 
-# What is added to logits: the sign or the largest is a sample.
+# Noise that is added to logits. The sign of the sum, or its largest entry, gives a sample.
 
 
 def perturb(key: Array, q: Bernoulli | OneHotCategorical) -> Array:
@@ -123,7 +123,7 @@ def _legendre(edges: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 def _uniform_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
     """Two nodes of u = s(l) in each cell between s(-|phi|) and s(|phi|).
 
-    They are exact for what is cubic in u between them.
+    They are exact for functions that are cubic in u within the cells.
     """
     u, weights = _legendre(np.unique([0.0, 1 / (1 + np.exp(abs(logit))), 0.5]), 2)
     l = np.log(u) - np.log1p(-u)
@@ -131,7 +131,7 @@ def _uniform_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _logistic_cells(logit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Many nodes of l in each cell between -|phi| and |phi|, for what is smooth within."""
+    """Many nodes of l in each cell between -|phi| and |phi|, for smooth functions."""
     edge = abs(logit)
     l, weights = _legendre(np.unique([-edge - 40, -edge, edge, edge + 40]), 120)
     return l, weights / (2 + np.exp(l) + np.exp(-l))

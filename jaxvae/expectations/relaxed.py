@@ -34,7 +34,7 @@ def straight_through_value(value: Array, slope_of: Array) -> Array:
 
 
 def _perturbations(key: Array, q: Any, k: int) -> Any:
-    """The noise that ``_relaxed`` takes; of a Joint, one noise for each part."""
+    """The noise that ``_relaxed`` takes. A Joint has one noise for each part."""
     if isinstance(q, Joint):
         parts = zip(jax.random.split(key, len(q.parts)), q.parts, strict=True)
         return tuple(_perturbations(key, part, k) for key, part in parts)
@@ -44,7 +44,7 @@ def _perturbations(key: Array, q: Any, k: int) -> Any:
 def _relaxed(q: Any, noise: Any, temperature: float) -> Array:
     if isinstance(q, Joint):
         parts = zip(q.parts, noise, strict=True)
-        return jnp.concatenate([jnp.ravel(_relaxed(part, own, temperature)) for part, own in parts])
+        return jnp.concatenate([jnp.ravel(_relaxed(part, n, temperature)) for part, n in parts])
     return (
         relaxed_sample(q, q.logits + noise, temperature)
         if isinstance(q, Discrete)
@@ -59,15 +59,18 @@ def concrete(noise: Any, q: Any, f: Function, temperature: Positive = 0.5) -> Ar
     """The concrete (Gumbel-softmax) relaxation, f(s((phi + noise) / temperature)).
 
     s is the logistic function or softmax (Maddison et al. 2016, arXiv:1611.00712; Jang et al. 2016,
-    arXiv:1611.01144). Its value is that of the relaxed f too. The continuous parts of a Joint are
+    arXiv:1611.01144). The value is f at the relaxed z. The continuous parts of a Joint are
     reparameterized.
+
+    Args:
+      temperature: the temperature of the relaxation; a lower one is closer to discrete z.
     """
     return f(_relaxed(q, noise, temperature))
 
 
 @estimator(one_sample, DISCRETE, _each, _each, unbiased=False)
 def straight_through(noise: Array, q: Discrete, f: Function) -> Array:
-    """f'(z) grad s(phi) at a drawn z.
+    """The straight-through gradient f'(z) grad s(phi) at a drawn z.
 
     Bengio et al. 2013, arXiv:1308.3432.
     """
@@ -81,6 +84,9 @@ def straight_through_gumbel(
     """f'(z) times the gradient of the concrete relaxation of z.
 
     Jang et al. 2016, arXiv:1611.01144.
+
+    Args:
+      temperature: the temperature of the relaxation; a lower one is closer to discrete z.
     """
     perturbed = q.logits + noise
     return f(
@@ -99,10 +105,13 @@ def _conditionals(key: Array, q: Discrete, k: int) -> tuple[Array, Array]:
 def gumbel_rao(
     noise: tuple[Array, Array], q: Discrete, f: Function, temperature: Positive = 0.5
 ) -> Array:
-    """``straight_through_gumbel``, with its slope averaged over K noises given z.
+    """``straight_through_gumbel``, averaged over K noises given z.
 
     Paulus et al. 2020, arXiv:2010.04838. f is evaluated once. The noises given z are constants, to
     which the logits are added.
+
+    Args:
+      temperature: the temperature of the relaxation; a lower one is closer to discrete z.
     """
     z, noises = noise
     logits = stop_gradient(q.logits)
@@ -115,9 +124,9 @@ def gumbel_rao(
 def reinmax(noise: Array, q: Discrete, f: Function) -> Array:
     """The trapezoidal rule between z and its mean.
 
-    2 J((z + s(phi)) / 2) f'(z) - J(s(phi)) f'(z) / 2, where J is the Jacobian of s at a
-    probability, p (1 - p) or diag(p) - p p^T (Liu et al. 2023, arXiv:2304.08612). It has no bias
-    where f is quadratic in each latent.
+    2 J((z + s(phi)) / 2) f'(z) - J(s(phi)) f'(z) / 2 (Liu et al. 2023, arXiv:2304.08612). J(p) is
+    the Jacobian of s at a probability, p (1 - p) or diag(p) - p p^T. The gradient has no bias if f
+    is quadratic in each latent.
     """
     mean = q.mean
     value, slope = jax.value_and_grad(f)(stop_gradient(noise))

@@ -21,7 +21,7 @@ _each = lambda k, d, c: k
 
 
 def _log_probs(q: Bernoulli | OneHotCategorical) -> Array:
-    """log-probabilities of each latent's values, [D, C]."""
+    """The log-probabilities of each latent's values, [D, C]."""
     logits = stop_gradient(q.logits)
     if isinstance(q, Bernoulli):
         return jnp.stack(
@@ -31,10 +31,10 @@ def _log_probs(q: Bernoulli | OneHotCategorical) -> Array:
 
 
 def _likeliest(q: Bernoulli | OneHotCategorical, k: int, key: Array | None = None) -> Array:
-    """The k states of the largest log q(z), or log q(z) + Gumbel noise: [k, *event].
+    """The k states with the largest log q(z), or log q(z) + Gumbel noise, [k, *event].
 
-    A beam goes from latent to latent, and each parent hands its perturbed value down as the largest
-    of its children's (Kool et al. 2019, arXiv:1903.06059).
+    A beam goes from latent to latent. The largest perturbed value of a parent's children is the
+    parent's value (Kool et al. 2019, arXiv:1903.06059).
     """
     log_probs = _log_probs(q)
     size, classes = log_probs.shape
@@ -74,7 +74,7 @@ def _likeliest(q: Bernoulli | OneHotCategorical, k: int, key: Array | None = Non
 
 
 def _ordered_law(q: Any, k: int) -> tuple[Any, Any]:
-    """All k states one after the other, without replacement."""
+    """The law of k states that are drawn without replacement."""
     z = states(q)
     p = np.exp(np.asarray(jax.vmap(q.log_prob)(z), np.float64))
     if k > len(p):
@@ -92,12 +92,13 @@ without_replacement = Noise(lambda key, q, k: _likeliest(q, k, key), _ordered_la
 
 
 def _remaining(log_p: Array) -> Array:
-    """log W(T) for every part T of a set S, [2^K] by the bits of T, given log p of its members [K].
+    """log W(T) for every part T of a set S, [2^K] by the bits of T.
 
-    W(T) is the probability that, with T drawn already, the draws that follow are the rest of S, in
-    any order: W(S) = 1, W(T) = sum_{s not in T} p_s / (1 - p(T)) W(T + s). Then P(S) = W(), and
-    leave-one-out and leave-two-out probabilities are those of parts of one and two (Kool et al.
-    2020, arXiv:2002.06043).
+    ``log_p`` [K] holds log p of the members. If T has been drawn already, W(T) is the probability
+    that the next draws are the rest of S, in any order. W(S) = 1, and
+    W(T) = sum_{s not in T} p_s / (1 - p(T)) W(T + s). Then P(S) = W(). Parts with one and two
+    members have the leave-one-out and leave-two-out probabilities (Kool et al. 2020,
+    arXiv:2002.06043).
     """
     k = len(log_p)
     outside = jnp.maximum(-jnp.expm1(jnp.minimum(logsumexp(log_p), 0.0)), 0.0)
@@ -135,16 +136,16 @@ def _unordered(noise: Array, q: Any, f: Function, baseline: bool) -> Array:
 def unordered_set(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
     """K distinct states whose order is forgotten.
 
-    sum_s p(s) R(S, s) f(s) grad log p(s), where R(S, s) is the probability of the set S given that
-    s came first, over the probability of S (Kool et al. 2020, arXiv:2002.06043). With K = 1 it is
-    REINFORCE, with all states the exact sum. K is at most 10.
+    sum_s p(s) R(S, s) f(s) grad log p(s) (Kool et al. 2020, arXiv:2002.06043). R(S, s) is the
+    probability of the set S given that s came first, over the probability of S. With K = 1 it is
+    REINFORCE, and with all states it is the exact sum. K is at most 10.
     """
     return _unordered(noise, q, f, baseline=False)
 
 
 @estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def unordered_set_baseline(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """``unordered_set`` less the estimate of E f that the set gives without s.
+    """``unordered_set`` with the estimate of E f from the set without s as baseline.
 
     sum_t p(t) R(S - s, t) f(t) (Kool et al. 2020, arXiv:2002.06043).
     """
@@ -158,10 +159,10 @@ def _summed(q: Any, f: Function, z: Array, weights: Array) -> Array:
 
 @estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """The K - 1 likeliest states summed, and one of the others drawn for the rest.
+    """The sum over the K - 1 likeliest states, and one draw from the others.
 
-    Rao-Blackwellized (Liu et al. 2019, arXiv:1810.04777). Of K draws without replacement, the first
-    that is not summed is a draw from the others.
+    It is Rao-Blackwellized (Liu et al. 2019, arXiv:1810.04777). Of K draws without replacement, the
+    first one that is not in the sum is a draw from the others.
     """
     likely = _likeliest(q, len(noise) - 1)
     axes = tuple(range(2, noise.ndim + 1))
@@ -173,7 +174,7 @@ def sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) 
 
 @estimator(without_replacement, DISCRETE, _each, uses_samples_jointly=True, min_samples=2)
 def stochastic_sum_and_sample(noise: Array, q: Bernoulli | OneHotCategorical, f: Function) -> Array:
-    """K draws without replacement: K - 1 summed, the last weighted for the rest.
+    """A sum over K - 1 draws without replacement; one more draw stands for the rest.
 
     Its mean over the orders of the draws is ``unordered_set`` (Kool et al. 2020, arXiv:2002.06043).
     """

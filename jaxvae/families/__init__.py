@@ -1,8 +1,8 @@
-"""Families of models: one file each, with a configuration, presets and a function that builds it.
+"""Families of models, each with a configuration, presets and a function that builds it.
 
 A new family is a file and a row in ``FAMILIES``. A new member of a family, such as a posterior, is
-a function and a row in its table (``posteriors.CONTINUOUS``), and with that a flag of
-``jaxvae train``.
+a function and a row in its table, such as ``posteriors.CONTINUOUS``. ``jaxvae train`` then has it
+as a flag.
 
     >>> from jaxvae import families
     >>> config = families.preset("vampprior", components=20, latent=8)
@@ -33,14 +33,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def presets() -> dict[str, tuple[str, Any]]:
-    """All presets by name: what each is, and its configuration."""
+    """All presets by name, each with one sentence and a configuration."""
     return {name: row for family in FAMILIES.values() for name, row in family.presets.items()}
 
 
 def preset(name: str, **named: Any) -> Any:
-    """The configuration of a preset, with other values for the settings that are named.
+    """The configuration of a preset, with other values for the named settings.
 
-    Raises ValueError for a preset or a setting that is not there, with the nearest one.
+    Raises ValueError for an unknown preset or setting, and names the nearest one.
     """
     table = presets()
     if name not in table:
@@ -51,7 +51,7 @@ def preset(name: str, **named: Any) -> Any:
 
 
 def family_of(config: Config) -> str:
-    """The name of the family that a configuration is of."""
+    """The name of a configuration's family."""
     for name, family in FAMILIES.items():
         if type(config) is family.Config:
             return name

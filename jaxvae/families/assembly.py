@@ -1,4 +1,4 @@
-"""From a configuration's parts to a model and its training: what several families do alike."""
+"""Builds a model and its training from a configuration, as several families do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def networks_of(
       data: what is known of the data.
       posterior: says how many numbers the encoder gives.
       likelihood: says how many numbers the decoder gives for each channel.
-      shape: of x.
+      shape: the shape of x.
     """
     output = (*shape[:-1], shape[-1] * likelihood.size)
     pair = config.network(size=posterior.size, output=output)
@@ -38,7 +38,7 @@ def networks_of(
 
 
 def estimator_in(bound: Chosen) -> Any:
-    """The gradient estimator of an objective, or None where it has its own."""
+    """The gradient estimator of an objective, or None if the objective needs none."""
     chosen = bound.settings.get("estimator")
     return None if chosen is None else chosen()
 
@@ -50,7 +50,7 @@ def with_control(vae: Any, bound: Chosen) -> Any:
 
 
 def model_optimizer(config: Config, bound: Chosen | None) -> optax.GradientTransformation:
-    """The optimizer of a model; a learned control variate has one of its own."""
+    """The optimizer of a model, with another one for a learned control variate."""
     whole = optimizer_of(config)
     estimator = None if bound is None else estimator_in(bound)
     if estimator is None or estimator.init is None:
@@ -61,7 +61,7 @@ def model_optimizer(config: Config, bound: Chosen | None) -> optax.GradientTrans
 
 
 def corrupted(preprocess: Preprocess, corrupt: Any) -> Preprocess:
-    """Preprocessing that gives the clean example and what the encoder sees of it."""
+    """Preprocessing that gives the clean example and the corrupted one."""
 
     def pair(key: Array, raw: Any) -> models.Corrupted:
         key_x, key_noise = jax.random.split(key)
@@ -80,13 +80,13 @@ def trained_model(
     extra: dict[str, models.Penalty] | None = None,
     **more: Any,
 ) -> Built:
-    """A VAE and its training: objective, penalty or critic, corrupted inputs.
+    """A VAE and its training, with a penalty, a critic or corrupted inputs.
 
     Args:
       config: the family's configuration.
       data: what is known of the data.
       vae: the model, with the parameters of all that is learned.
-      objective: ``vae -> Objective``; it gets a denoising model where inputs are corrupted.
+      objective: ``vae -> Objective``; it gets a denoising model if inputs are corrupted.
       penalty: None, a penalty on the codes of a batch, or a ``Critic``.
       extra: more penalties by name.
       more: further fields of ``Built``.

@@ -1,4 +1,4 @@
-"""Autoencoders with point codes: plain, regularized, Wasserstein, denoising. They have no KL."""
+"""Autoencoders with point codes: plain, regularized, Wasserstein, denoising."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pair = Choice(networks.PAIRS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(contract.Config):
-    """An autoencoder: a deterministic encoder, and perhaps a distance of its codes to a prior."""
+    """An autoencoder: a deterministic encoder, and perhaps a penalty on its codes."""
 
     latent: Count = 10
     """Dimensions of z."""
@@ -29,13 +29,13 @@ class Config(contract.Config):
     likelihood: Chosen = Likelihood("bernoulli")
     """Family of p(x|z)."""
     network: Chosen = Pair("mlp")
-    """Encoder and decoder."""
+    """Networks of the encoder and the decoder."""
     divergence: Chosen = Distance("none")
     """Penalty between the codes of a batch and draws of the prior."""
     corruption: Chosen = Corruption("none")
-    """What is done to the examples that the encoder sees in training."""
+    """Corruption of the examples that the encoder sees in training."""
     code_penalty: Amount = 0.0
-    """Weight of |z|^2 / 2, of regularized autoencoders (Ghosh et al. 2019)."""
+    """Weight of |z|^2 / 2 in a regularized autoencoder (Ghosh et al. 2019)."""
     decoder_decay: Amount = 0.0
     """Weight of the squared norm of the decoder's parameters (Ghosh et al. 2019)."""
     decoder_gradient: Amount = 0.0

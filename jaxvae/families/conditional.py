@@ -1,4 +1,7 @@
-"""Conditional VAEs of p(x|y): labels, attributes or a part of the image are given (Sohn et al. 2015)."""
+"""Conditional VAEs of p(x|y) (Sohn et al. 2015).
+
+The condition y is a label, attributes, or a part of the image.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from jaxvae.settings import Choice, Chosen, changed
 class Condition(NamedTuple):
     """What a model is conditioned on."""
 
-    shape: tuple[int, ...]  # of x, which the model explains
+    shape: tuple[int, ...]  # the shape of x, which the model explains
     raw: Callable[[Any], Any]  # split -> raw examples
     preprocess: Preprocess  # (key, raw example) -> Conditioned(x, y)
     encoded: Callable[[Any], Array]  # raw condition -> y
@@ -44,7 +47,7 @@ def _one_hot(classes: int) -> Callable[[Array], Array]:
 
 
 def attributes(data: Data) -> Condition:
-    """Attributes of the example, several numbers."""
+    """The attributes of the example, which are several numbers."""
     if not data.num_attributes:
         raise ValueError(
             "condition=attributes needs a set in memory with several numbers for each image, such "
@@ -66,10 +69,11 @@ def _beside(
 
 
 def quadrants(data: Data, quadrants: Annotated[int, Range(1, 3)] = 1) -> Condition:
-    """Quadrants of the image, of which the model explains the rest (Sohn et al. 2015, sec. 5.1).
+    """Quadrants of the image; the model explains the others (Sohn et al. 2015, sec. 5.1).
 
     Args:
-      quadrants: 1 is the lower left one, 2 the left half, 3 all but the upper right one.
+      quadrants: how many are given: 1 is the lower left one, 2 the left half, 3 all but the upper
+        right one.
     """
     if len(data.shape) != 3:
         raise ValueError(
@@ -104,7 +108,7 @@ def given_quadrants(shape: tuple[int, ...], number: int) -> np.ndarray:
 
 
 def learned() -> None:
-    """A network of the condition, of the posterior's family (Sohn et al. 2015, eq. 4)."""
+    """A network of the condition gives p(z|y) (Sohn et al. 2015, eq. 4)."""
 
 
 class _Priors(dict):
@@ -140,12 +144,12 @@ class Config(contract.Config):
     activation: Literal[tuple(networks.ACTIVATIONS)] = "relu"  # type: ignore[valid-type]
     """Activation of the hidden layers."""
     bound: Chosen = Bound("elbo")
-    """Objective."""
+    """Objective of the training."""
     cvae_weight: Share = 1.0
-    """Weight of the conditional VAE's objective; the rest is that of its Gaussian stochastic
-    network, whose z is drawn from p(z|y) in training too (Sohn et al. 2015, eq. 8)."""
+    """Weight of the conditional VAE's objective; the rest of the weight goes to its Gaussian
+    stochastic network, which draws z from p(z|y) in training too (Sohn et al. 2015, eq. 8)."""
     divergence: Chosen = Penalty("none")
-    """Penalty on the codes of a batch, or what a critic learns of them."""
+    """Penalty on the codes of a batch."""
 
 
 def build(config: Config, data: Data) -> Built:
@@ -178,7 +182,7 @@ def conditional_model(
     posterior: posteriors.Posterior,
     likelihood: likelihoods.Likelihood,
 ) -> models.CVAE:
-    """The conditional VAE, of networks that take two arrays one behind the other.
+    """The conditional VAE, whose networks take two arrays as one.
 
     Args:
       config: the configuration.
@@ -201,7 +205,7 @@ def conditional_model(
 
 
 def hybrid(config: Any, model: models.CVAE) -> Objective:
-    """The objective of the CVAE, mixed with that of its Gaussian stochastic network (eq. 8)."""
+    """A weighted sum of the objectives of the CVAE and its Gaussian stochastic network (eq. 8)."""
     share = config.cvae_weight
     if share == 1:
         return config.bound(vae=model, latent=config.latent)
@@ -219,7 +223,7 @@ def hybrid(config: Any, model: models.CVAE) -> Objective:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictor(contract.Config):
-    """A network that predicts x from y alone: the condition is given, nothing is drawn."""
+    """A network that predicts x from y alone, without latents."""
 
     condition: Chosen = ConditionedOn("labels")
     """What the model is conditioned on."""

@@ -1,4 +1,7 @@
-"""What a family is: a configuration, presets, and a function that builds a model and its training."""
+"""What a family of models is made of.
+
+It has a configuration, presets, and a function that builds a model and its training.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +21,28 @@ from jaxvae.settings import Choice, Chosen, check_range, fields_of
 
 
 class Data(NamedTuple):
-    """All that a model must know of its data. It is kept in ``config.json`` of a run.
+    """All that a model must know of its data.
 
-    So a trained model can be opened without its data set.
+    A run keeps it in ``config.json``, so a trained model can be opened without its data set.
     """
 
     name: str
-    shape: tuple[int, ...]  # of one raw example
+    shape: tuple[int, ...]  # the shape of one raw example
     dtype: str
-    levels: int | None  # values that a pixel can take; None where they are real numbers
+    levels: int | None  # values that a pixel can take; None if they are real numbers
     pixels: str  # a member of ``datasets.PREPROCESSING``
     size: int  # training examples
-    classes: tuple[str, ...] = ()  # names of the classes that labels stand for
+    classes: tuple[str, ...] = ()  # names of the classes, by label
     num_classes: int = 0
     num_attributes: int = 0
-    raw_levels: int | None = None  # before ``static`` binarization, which leaves two
+    raw_levels: int | None = None  # levels before ``static`` binarization, which leaves two
     pixel_max: float = 1.0  # the value of x that pictures show as white
-    # count -> so many raw training examples; zeros where the set is not there
+    # count -> so many raw training examples; None if the set is not there
     examples: Callable[[int], Any] | None = None
 
     @property
     def preprocess(self) -> Preprocess:
-        """``(key, raw x) -> x``."""
+        """The preprocessing of x, ``(key, raw x) -> x``."""
         return datasets.preprocessing(self.pixels, self.levels)
 
     @property
@@ -52,7 +55,7 @@ class Data(NamedTuple):
         return jax.ShapeDtypeStruct(self.shape, np.dtype(self.dtype))
 
     def first_examples(self, count: int) -> Any:
-        """``count`` raw training examples, or zeros where the set is not there."""
+        """``count`` raw training examples, or zeros if the set is not there."""
         if self.examples is None:
             return np.zeros((count, *self.shape), self.dtype)
         return self.examples(count)
@@ -67,14 +70,14 @@ def _plain(split: Any) -> Any:
 
 
 class Built(NamedTuple):
-    """What a family builds: what can be asked of the model, and how it is trained."""
+    """What a family builds: the model, and how it is trained."""
 
     model: Model
     algorithm: training.Algorithm
     preprocess: Preprocess  # (key, raw example) -> what the model takes
-    source: Any = None  # the family's own record, such as a ``models.VAE``
+    source: Any = None  # the family's record, such as a ``models.VAE``
     parameters: Callable[[Any], Any] = training.trained  # state -> params of the model
-    training_preprocess: Preprocess | None = None  # where training sees something else
+    training_preprocess: Preprocess | None = None  # if training sees other examples
     raw: Callable[[Any], Any] = _plain  # split -> raw examples
     pairs: bool = False  # whether raw examples are pairs of x and a condition
     condition: Callable[[Any], Any] | None = None  # raw condition -> as the model takes it
@@ -82,15 +85,15 @@ class Built(NamedTuple):
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
 
     def split(self, split: Any) -> Any:
-        """A split whose examples are what the model takes, to evaluate on."""
+        """A split to evaluate on, whose examples are what the model takes."""
         return split.replace(x=self.raw(split), preprocess=self.preprocess)
 
     def pictures_of(self, x: Any, examples: Any) -> Any:
-        """Images of what the model says of examples."""
+        """Images of what the model gives for examples."""
         return self.pictures(x, self.model.parts(examples)[1])
 
     def training_split(self, split: Any) -> Any:
-        """A split or a stream, to train on."""
+        """A split or a stream to train on."""
         preprocess = self.training_preprocess or self.preprocess
         if isinstance(split, datasets.Stream):
             return dataclasses.replace(split, preprocess=preprocess)
@@ -104,14 +107,19 @@ class Family(NamedTuple):
     build: Callable[[Any, Data], Built]
     presets: Mapping[str, tuple[str, Any]]  # name -> (what it is, its configuration)
     support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
-    members: tuple[str, ...] = ()  # what else people call it, such as the posterior it always has
+    members: tuple[str, ...] = ()  # other names of it, such as the posterior that it always has
 
 
 # Optimizers
 
 
 def adamw(learning_rate: Any, weight_decay: Amount = 1e-4) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (arXiv:1711.05101)."""
+    """Adam with decoupled weight decay (arXiv:1711.05101).
+
+    Args:
+      learning_rate: the learning rate, or its schedule.
+      weight_decay: weight of the decay, which the learning rate multiplies.
+    """
     return optax.adamw(learning_rate, weight_decay=weight_decay)
 
 
@@ -121,14 +129,25 @@ def adamax(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def sgd(learning_rate: Any, momentum: Amount = 0.0) -> optax.GradientTransformation:
-    """Stochastic gradient descent, with momentum if it is not 0."""
+    """Stochastic gradient descent.
+
+    Args:
+      learning_rate: the learning rate, or its schedule.
+      momentum: decay of the moving sum of gradients; 0 is off.
+    """
     return optax.sgd(learning_rate, momentum=momentum or None)
 
 
 def adam(
     learning_rate: Any, b1: Fraction = 0.9, b2: Fraction = 0.999
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980)."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980).
+
+    Args:
+      learning_rate: the learning rate, or its schedule.
+      b1: decay of the moving mean of gradients.
+      b2: decay of the moving mean of squared gradients.
+    """
     return training.adam(learning_rate, b1, b2)
 
 
@@ -138,73 +157,74 @@ Optimizer = Choice(OPTIMIZERS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every family can be told of its data and its training."""
+    """The settings of data and training, which every family has."""
 
     dataset: str = "digits"
     """Name of a tensorflow-datasets set, or a .npy or .npz file, or a folder of images."""
     train_split: str = "train"
-    """Split to train on; parts are written as train[:80%]."""
+    """Split to train on; a part of it is written as train[:80%]."""
     test_split: str = "test"
     """Split that the result is reported on."""
     validation_split: str | None = None
-    """Split that checkpoints are judged on; None is the set's own, else the test split."""
+    """Split that checkpoints are judged on; None is the set's validation split, else its test
+    split."""
     pixels: Literal[("auto", *datasets.PREPROCESSING)] = "auto"  # type: ignore[valid-type]
     """Preprocessing: dynamic or static binarization, uniform dequantization, scaling to [0, 1],
-    integer counts, or none for real values; auto is the first one that the likelihood takes."""
+    integer counts, or none for real values; auto takes the default of the likelihood."""
     levels: Count | None = None
-    """Values that a pixel can take; None infers them from integers. Floats are real numbers."""
+    """Values that a pixel can take; None infers them from integers and takes floats as real
+    numbers."""
     image_size: Count | None = None
-    """Height and width that a folder's images are resized to: the shorter side is scaled, the
+    """Height and width that a folder's images are resized to; the shorter side is scaled, and the
     centre is cropped."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do with a folder's files that cannot be read."""
     precision: Literal[tuple(networks.PRECISIONS)] = "float32"  # type: ignore[valid-type]
-    """How encoder, decoder and a conditional prior compute: true float32, TF32 (three bfloat16
-    passes on TPU), or bfloat16; parameters and densities are float32 always."""
+    """Precision of encoder, decoder and a conditional prior: float32, TF32 (three bfloat16 passes
+    on TPU), or bfloat16; parameters and densities are always float32."""
 
     steps: Whole = 5000
     """Training steps."""
     batch_size: Count = 128
     """Examples in a global batch."""
     optimizer: Chosen = Optimizer("adam")
-    """Optimizer."""
+    """Optimizer of the model."""
     learning_rate: Amount = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """Course of the learning rate after its warm-up: constant, or down to 0 at the last step."""
+    """Course of the learning rate after its warm-up; cosine and linear end at 0."""
     warmup_steps: Whole = 0
-    """Steps of linear learning-rate warm-up."""
+    """Steps in which the learning rate rises from 0 in a straight line."""
     clip_norm: Amount = 0.0
     """Global norm that gradients are clipped to; 0 is off."""
     ema_decay: Fraction = 0.0
-    """Decay of the parameters' moving average, which is then what is evaluated; 0 is off."""
+    """Decay of a moving average of the parameters, which is then evaluated; 0 is off."""
     accumulate: Count = 1
-    """Parts that a batch is cut into to save memory; the gradient is that of the whole batch."""
+    """Parts that a batch is cut into to save memory; the gradient stays the same."""
     virtual_shards: Whole = 0
-    """Parts that every batch is computed in and summed in a fixed order, so that the result is the
-    same bit for bit on any number of devices that divides it; slow, 0 is off."""
+    """Parts that a batch is computed in, whose sum has a fixed order. The result is then the same
+    bit for bit on any number of devices that divides the parts; it is slow, and 0 is off."""
     seed: Whole = 0
     """Seed of parameters, batches and noise."""
 
     report_every: Count = 100
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: Count = 1000
-    """Steps between checkpoints, each judged on the validation split; the newest two and the best
-    are kept."""
+    """Steps between checkpoints, which are judged on the validation split; the newest two and the
+    best one are kept."""
     early_stopping: Whole = 0
-    """Checkpoints in a row without a better validation score after which training ends; 0 is off."""
+    """Checkpoints without a better validation score after which training ends; 0 is off."""
     test_samples: Count = 1000
-    """Importance samples of the final test log-likelihood, K."""
+    """Importance samples K of the final test log-likelihood."""
     test_examples: Count | None = None
-    """Examples of the test split that the final log-likelihood uses, a fixed random subset; None
-    is all."""
+    """Test examples of the final log-likelihood, a fixed random subset; None takes all."""
 
     def __post_init__(self) -> None:
         for name, setting in fields_of(self).items():
             check_range(name, setting.annotation, setting.value)
 
 
-# A run stays the same one when these change; what else changes makes a new run.
+# Settings that may change when a run is resumed. Any other change makes a new run.
 RESUMABLE = (
     *("steps", "report_every", "checkpoint_every", "early_stopping"),
     *("test_split", "test_samples", "test_examples", "dataset"),
@@ -212,7 +232,10 @@ RESUMABLE = (
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
-    """The optimizer with its schedule, warm-up and clipping. ValueError for a warm-up that is too long."""
+    """The optimizer with its schedule, warm-up and clipping.
+
+    Raises ValueError if the warm-up is not shorter than the training.
+    """
     if config.warmup_steps >= config.steps and config.warmup_steps:
         raise ValueError(
             f"warmup_steps={config.warmup_steps} must be fewer than steps={config.steps}"
@@ -230,5 +253,5 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
     if not config.clip_norm:
         return last
     whole = optax.chain(optax.clip_by_global_norm(config.clip_norm), last)
-    # Clipping has no state, so that the chain skips updates that are not finite as its last does.
+    # Clipping has no state, so the chain skips updates that are not finite as ``last`` does.
     return training.SkipsNonFinite(*whole) if isinstance(last, training.SkipsNonFinite) else whole

@@ -28,18 +28,18 @@ JointBound = bound_choice("mixed", "concrete", JointKLCost)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Discrete(contract.Config):
-    """What the three have in common."""
+    """The settings that all models with discrete latents have."""
 
     latent: Count = 10
-    """Latents: bits, or classes, or the Gaussian ones beside a class."""
+    """Latents: how many bits, classes, or Gaussian latents beside a class."""
     likelihood: Chosen = Likelihood("bernoulli")
     """Family of p(x|z)."""
     network: Chosen = Pair("mlp")
-    """Encoder and decoder."""
+    """Networks of the encoder and the decoder."""
     divergence: Chosen = Distance("none")
     """Penalty between q(z) and p(z) of a batch."""
     corruption: Chosen = Corruption("none")
-    """What is done to the examples that the encoder sees in training."""
+    """Corruption of the examples that the encoder sees in training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,17 +47,17 @@ class Bits(Discrete):
     """A VAE whose latents are independent bits."""
 
     bound: Chosen = BitsBound("elbo")
-    """Objective."""
+    """Objective of the training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classes(Discrete):
-    """A VAE whose latents are one of some classes each."""
+    """A VAE whose latents are classes."""
 
     classes: Count = 10
     """Classes of each latent."""
     bound: Chosen = ClassesBound("elbo")
-    """Objective."""
+    """Objective of the training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,13 @@ class Joint(Discrete):
     """A VAE with Gaussian latents and one class beside them (Dupont 2018, arXiv:1804.00104)."""
 
     classes: Count = 10
-    """Classes."""
+    """How many classes there are."""
     bound: Chosen = JointBound("elbo")
-    """Objective."""
+    """Objective of the training."""
 
 
 def builder(posterior_of: Callable[[Any], posteriors.Posterior]) -> Callable[[Any, Data], Built]:
-    """The function that builds the family with these posteriors."""
+    """The function that builds a family from its posterior."""
 
     def build(config: Any, data: Data) -> Built:
         """The model of a configuration, and its training."""

@@ -1,4 +1,7 @@
-"""Flat VAEs: one encoder, one decoder, continuous latents (Kingma & Welling 2013, arXiv:1312.6114)."""
+"""Flat VAEs: one encoder, one decoder, continuous latents.
+
+Kingma & Welling 2013, arXiv:1312.6114.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,19 @@ def natural() -> None:
 
 
 def vampprior(components: Count = 10) -> PseudoInputs:
-    """A mixture of posteriors at learned inputs, from noise (Tomczak & Welling 2017).
+    """A mixture of posteriors at learned inputs that start as noise (Tomczak & Welling 2017).
 
     Args:
-      components: pseudo-inputs.
+      components: how many pseudo-inputs the mixture has.
     """
     return PseudoInputs(components, from_data=False)
 
 
 def vampprior_data(components: Count = 10) -> PseudoInputs:
-    """A mixture of posteriors at learned inputs, from examples (Tomczak & Welling 2017).
+    """A mixture of posteriors at learned inputs that start as examples (Tomczak & Welling 2017).
 
     Args:
-      components: pseudo-inputs.
+      components: how many pseudo-inputs the mixture has.
     """
     return PseudoInputs(components, from_data=True)
 
@@ -75,13 +78,13 @@ class Config(contract.Config):
     likelihood: Chosen = Likelihood("bernoulli")
     """Family of p(x|z)."""
     network: Chosen = Pair("mlp")
-    """Encoder and decoder."""
+    """Networks of the encoder and the decoder."""
     bound: Chosen = Bound("elbo")
-    """Objective."""
+    """Objective of the training."""
     divergence: Chosen = Penalty("none")
-    """Penalty on the codes of a batch, or what a critic learns of them."""
+    """Penalty on the codes of a batch."""
     corruption: Chosen = Corruption("none")
-    """What is done to the examples that the encoder sees in training."""
+    """Corruption of the examples that the encoder sees in training."""
 
 
 def support(config: Any) -> tuple[str, ...]:
@@ -111,7 +114,10 @@ def build(config: Config, data: Data) -> Built:
 
 
 def likelihood_of(config: Any, data: Data) -> likelihoods.Likelihood:
-    """The likelihood. ValueError where it needs the number of levels and pixels are real numbers."""
+    """The likelihood of a configuration.
+
+    Raises ValueError if it needs the number of levels and the pixels are real numbers.
+    """
     needs_levels = "levels" in config.likelihood.required
     if needs_levels and data.levels is None:
         raise ValueError(
@@ -122,12 +128,12 @@ def likelihood_of(config: Any, data: Data) -> likelihoods.Likelihood:
 
 
 def natural_prior(posterior: posteriors.Posterior, latent: int) -> priors.Prior:
-    """The prior without parameters that goes with a posterior."""
+    """The natural prior of a posterior, which has no parameters."""
     return posterior.prior(latent)
 
 
 def check_density(config: Any, posterior: posteriors.Posterior) -> None:
-    """Raises ValueError where prior or bound need more of the posterior than there is."""
+    """Raises ValueError if the prior or the bound does not go with the posterior."""
     prior, name = config.prior.name, config.posterior.name
     if posterior.prior is not priors.standard_normal and prior not in ("natural", *VAMPPRIORS):
         raise ValueError(
@@ -149,7 +155,7 @@ def _a_posterior(posterior: posteriors.Posterior) -> Any:
 
 
 def _check_given_density(config: Any, posterior: posteriors.Posterior) -> None:
-    """A flow without an inverse has the density of its own draws alone."""
+    """Raises ValueError if the bound needs a density that a flow without an inverse lacks."""
     if config.posterior.name not in posteriors.FLOWS:
         return
     key, bound = jax.random.key(0), config.bound.name
@@ -175,7 +181,7 @@ def _check_given_density(config: Any, posterior: posteriors.Posterior) -> None:
 
 
 def with_pseudo_inputs(vae: models.VAE, inputs: PseudoInputs, data: Data) -> models.VAE:
-    """The model with a VampPrior. Its pseudo-inputs lie in [0, 1]."""
+    """The model with a VampPrior, whose pseudo-inputs lie in [0, 1]."""
     if inputs.from_data and data.size < inputs.count:
         raise ValueError(
             f"components={inputs.count} pseudo-inputs need as many examples; there are {data.size}"

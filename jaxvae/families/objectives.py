@@ -1,4 +1,4 @@
-"""What a VAE descends, as choices: bounds, gradient estimators, costs of KL, penalties, corruption."""
+"""The choices of an objective: bounds, estimators, costs of KL, penalties, corruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jaxvae.settings import Choice, Chosen
 Warmup = Choice(schedules.WARMUPS)
 
 
-# Cost of KL in the ELBO
+# What KL costs in the ELBO
 
 
 class Weight(NamedTuple):
@@ -42,8 +42,8 @@ def weighted(kl_weight: Amount = 1.0, kl_warmup: Chosen = Warmup("none")) -> Wei
     """KL times a weight, beta of a beta-VAE (Higgins et al. 2017).
 
     Args:
-      kl_weight: the weight, or the end of its warm-up.
-      kl_warmup: schedule of the weight.
+      kl_weight: the weight of KL, or the last weight of its warm-up.
+      kl_warmup: the schedule of the weight.
     """
     return Weight(kl_warmup(end=kl_weight), kl_weight == 0)
 
@@ -57,10 +57,10 @@ def free_bits(
     """KL that is free below some nats (Kingma et al. 2016, arXiv:1606.04934).
 
     Args:
-      free_bits: nats that each group of latents may use for free.
-      free_bits_groups: groups of latents.
-      kl_weight: weight of KL, or the end of its warm-up.
-      kl_warmup: schedule of the weight.
+      free_bits: nats of KL that each group of latents has for free.
+      free_bits_groups: how many groups the latents are divided into.
+      kl_weight: the weight of KL, or the last weight of its warm-up.
+      kl_warmup: the schedule of the weight.
     """
     return kl_costs.free_bits(free_bits, free_bits_groups, kl_warmup(end=kl_weight))
 
@@ -71,8 +71,8 @@ def capacity(
     """KL held at a capacity that rises (Burgess et al. 2018, arXiv:1804.03599).
 
     Args:
-      kl_weight: weight of |KL - C|.
-      kl_capacity: nats C that KL is held at.
+      kl_weight: the weight of |KL - C|.
+      kl_capacity: the last capacity C, in nats.
       capacity_steps: steps in which the capacity rises from 0.
     """
     return kl_costs.capacity(kl_weight, schedules.linear_warmup(capacity_steps, kl_capacity))
@@ -85,13 +85,15 @@ def capacities(
     class_capacity: Amount = 2.3,
     capacity_steps: Count = 1000,
 ) -> kl_costs.KLCost:
-    """KL of Gaussian latents and of a class, each held at its own (Dupont 2018, arXiv:1804.00104).
+    """KL of Gaussian latents and of a class, each held at a capacity that rises.
+
+    Dupont 2018, arXiv:1804.00104.
 
     Args:
-      latent: Gaussian latents.
-      kl_weight: weight of both |KL - C|.
-      kl_capacity: nats that KL of the Gaussian latents is held at.
-      class_capacity: nats that KL of the class is held at.
+      latent: how many Gaussian latents there are.
+      kl_weight: the weight of both |KL - C|.
+      kl_capacity: the last capacity C of the Gaussian latents, in nats.
+      class_capacity: the last capacity C of the class, in nats.
       capacity_steps: steps in which the capacities rise from 0.
     """
     held = [capacity(kl_weight, nats, capacity_steps) for nats in (kl_capacity, class_capacity)]
@@ -108,7 +110,7 @@ JointKLCost = Choice(KL_COSTS | {"capacities": capacities})
 
 @functools.lru_cache(maxsize=128)
 def _configured(estimator: expectations.Estimator) -> Callable:
-    """The function whose keyword arguments are the settings of an estimator."""
+    """A function of an estimator's settings that returns the estimator with them."""
 
     defaults = {name: parameter.default for name, parameter in estimator.settings.items()}
 
@@ -127,14 +129,14 @@ def estimator_choice(latents: str) -> Choice:
 
 
 class Objective(NamedTuple):
-    """The loss of a batch, and that of an example where it is a mean over examples."""
+    """The loss of a batch."""
 
     batch: BatchLoss
-    example: Loss | None = None
+    example: Loss | None = None  # the loss of one example, if ``batch`` is its mean
 
     @classmethod
     def of_example(cls, loss: Loss) -> Objective:
-        """The mean over examples."""
+        """The objective that is the mean of a loss over examples."""
         return cls(training.batch_mean(loss), loss)
 
 
@@ -164,9 +166,18 @@ def _sampled_elbo(vae: Any, num_samples: Any, estimator: Chosen) -> Objective:
     return Objective.of_example(loss)
 
 
+NUM_SAMPLES = "samples of z for each example, K; None is the fewest that are needed"
+
+
+def _with_num_samples(text: str) -> str:
+    """A bound's docstring, which explains ``num_samples`` too."""
+    summary, _, arguments = inspect.cleandoc(text).partition("Args:\n")
+    return f"{summary.rstrip()}\n\nArgs:\n  num_samples: {NUM_SAMPLES}.\n{arguments}"
+
+
 @functools.lru_cache(maxsize=128)
 def _bound(bound: expectations.Estimator) -> Callable:
-    """The function that makes an objective of a bound; its settings are the bound's."""
+    """A function of a model and a bound's settings that returns the objective."""
 
     def make(vae: Any, num_samples: int | None = None, **settings: Any) -> Objective:
         samples = _num_samples(num_samples, bound)
@@ -176,12 +187,12 @@ def _bound(bound: expectations.Estimator) -> Callable:
     annotated = [first[0], first[1].replace(annotation=Count | None)]
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in bound.settings.values()]
     make.__signature__ = inspect.Signature([*annotated, *keywords])  # type: ignore[attr-defined]
-    make.__doc__ = bound.__doc__
+    make.__doc__ = _with_num_samples(bound.__doc__ or "")
     return make
 
 
 class _Bounds(dict):
-    """The two ELBOs, and every member of ``bounds.BOUNDS`` that serves a kind of latents."""
+    """The two ELBOs, and every bound of ``bounds.BOUNDS`` that serves a kind of latents."""
 
     def __init__(self, latents: str, elbos: dict[str, Callable]):
         super().__init__(elbos)
@@ -197,10 +208,10 @@ class _Bounds(dict):
 
 
 def bound_choice(latents: str, estimator: str, kl_cost: Choice = KLCost) -> Choice:
-    """The objectives for a kind of latents, with their natural gradient estimator.
+    """The objectives for a kind of latents, with their usual gradient estimator.
 
-    ``elbo`` has KL in closed form, ``sampled_elbo`` KL from draws; the others are members of
-    ``jaxvae.bounds``.
+    ``elbo`` has KL in closed form, and ``sampled_elbo`` estimates KL from draws. The others are
+    members of ``jaxvae.bounds``.
     """
     estimators = estimator_choice(latents)
 
@@ -211,13 +222,13 @@ def bound_choice(latents: str, estimator: str, kl_cost: Choice = KLCost) -> Choi
         estimator: Chosen = estimators(estimator),
         kl_cost: Chosen = kl_cost("weighted"),
     ) -> Objective:
-        """The ELBO with KL in closed form where there is one (arXiv:1312.6114, eq. 7).
+        """The ELBO with KL in closed form, if it has one (arXiv:1312.6114, eq. 7).
 
         Args:
           vae: the model.
           latent: dimensions of z.
           num_samples: samples of z for each example, K; None is the fewest that are needed.
-          estimator: gradient estimator of E_q log p(x|z).
+          estimator: the gradient estimator of E_q log p(x|z).
           kl_cost: what KL costs.
         """
         return _elbo(vae, latent, num_samples, estimator, kl_cost)
@@ -230,7 +241,7 @@ def bound_choice(latents: str, estimator: str, kl_cost: Choice = KLCost) -> Choi
         Args:
           vae: the model.
           num_samples: samples of z for each example, K; None is the fewest that are needed.
-          estimator: gradient estimator of the whole expectation.
+          estimator: the gradient estimator of the whole expectation.
         """
         return _sampled_elbo(vae, num_samples, estimator)
 
@@ -241,7 +252,7 @@ def bound_choice(latents: str, estimator: str, kl_cost: Choice = KLCost) -> Choi
 
 
 class Critic(NamedTuple):
-    """A penalty that a critic learns, and the optimizer of the critic."""
+    """A penalty that a critic estimates, and the optimizer of the critic."""
 
     adversary: models.Adversary
     optimizer: optax.GradientTransformation
@@ -255,27 +266,50 @@ def _of_divergence(name: str) -> Callable:
     def penalty(divergence_weight: Amount = 1.0) -> models.Penalty:
         return models.divergence(divergence_weight, divergences.DIVERGENCES[name])
 
-    penalty.__doc__ = f"The divergence {name} between q(z) and p(z), by samples."
+    penalty.__doc__ = f"""The divergence {name} between samples of q(z) and p(z).
+
+    Args:
+      divergence_weight: the weight of the divergence.
+    """
     return penalty
 
 
 def total_correlation(size: int, divergence_weight: Amount = 1.0) -> models.Penalty:
-    """Total correlation of q(z) by weighted sampling (Chen et al. 2018, arXiv:1802.04942)."""
+    """Total correlation of q(z) by weighted sampling (Chen et al. 2018, arXiv:1802.04942).
+
+    Args:
+      size: how many training examples there are.
+      divergence_weight: the weight of the total correlation, beside its weight of 1 in KL.
+    """
     return models.total_correlation(divergence_weight, size)
 
 
 def stratified_total_correlation(size: int, divergence_weight: Amount = 1.0) -> models.Penalty:
-    """Total correlation of q(z) by stratified sampling (arXiv:1802.04942, app. C)."""
+    """Total correlation of q(z) by stratified sampling (arXiv:1802.04942, app. C).
+
+    Args:
+      size: how many training examples there are.
+      divergence_weight: the weight of the total correlation, beside its weight of 1 in KL.
+    """
     return models.total_correlation(divergence_weight, size, divergences.stratified_decomposition)
 
 
 def dip_i(divergence_weight: Amount = 1.0) -> models.Penalty:
-    """Covariance of the posterior means, of DIP-VAE-I (Kumar et al. 2017)."""
+    """The covariance of the posterior means, of DIP-VAE-I (Kumar et al. 2017).
+
+    Args:
+      divergence_weight: the weight of its squared entries off the diagonal; the diagonal has ten
+        times the weight.
+    """
     return models.dip_i(divergence_weight, 10 * divergence_weight)
 
 
 def dip_ii(divergence_weight: Amount = 1.0) -> models.Penalty:
-    """Covariance of q(z), of DIP-VAE-II (Kumar et al. 2017)."""
+    """The covariance of q(z), of DIP-VAE-II (Kumar et al. 2017).
+
+    Args:
+      divergence_weight: the weight of the squared distance to the unit matrix.
+    """
     return models.dip_ii(divergence_weight, divergence_weight)
 
 
@@ -294,9 +328,9 @@ def _of_critic(adversary: Callable, text: str) -> Callable:
     critic.__doc__ = f"""{text}
 
     Args:
-      divergence_weight: weight of the penalty.
+      divergence_weight: the weight of the penalty.
       critic_hidden: widths of the critic's hidden layers.
-      critic_learning_rate: learning rate of the critic's Adam (betas 0.5 and 0.9).
+      critic_learning_rate: the learning rate of the critic's Adam (betas 0.5 and 0.9).
     """
     return critic
 
@@ -325,22 +359,38 @@ Penalty = Choice(DISTANCES | STATISTICS)
 
 
 def _clean() -> None:
-    """The encoder sees the example."""
+    """The encoder sees x."""
 
 
-def _of_corruption(name: str, text: str) -> Callable:
+def _of_corruption(name: str, text: str, level: str) -> Callable:
     def corruption(corruption_level: Amount = 0.3) -> Callable[[Array, Array], Array]:
         corrupt = datasets.CORRUPTIONS[name]
         return lambda key, x: corrupt(key, x, corruption_level)
 
-    corruption.__doc__ = text
+    corruption.__doc__ = f"""{text}
+
+    Args:
+      corruption_level: {level}.
+    """
     return corruption
 
 
 CORRUPTIONS: dict[str, Callable] = {
     "none": _clean,
-    "gaussian": _of_corruption("gaussian", "The encoder sees x with Gaussian noise."),
-    "masking": _of_corruption("masking", "The encoder sees x with a share of it masked."),
-    "salt_and_pepper": _of_corruption("salt_and_pepper", "The encoder sees salt and pepper."),
+    "gaussian": _of_corruption(
+        "gaussian",
+        "The encoder sees x with Gaussian noise.",
+        "the standard deviation of the noise",
+    ),
+    "masking": _of_corruption(
+        "masking",
+        "The encoder sees x with some values set to 0.",
+        "the probability that a value is set to 0",
+    ),
+    "salt_and_pepper": _of_corruption(
+        "salt_and_pepper",
+        "The encoder sees x with some values set to 0 or 1.",
+        "the probability that a value is set to 0 or 1",
+    ),
 }
 Corruption = Choice(CORRUPTIONS)

@@ -1,4 +1,4 @@
-"""Normalizing flows: invertible maps of z [D] with log-determinants, for posteriors and for priors.
+"""Normalizing flows: invertible maps of z [D] with log-determinants.
 
 Some flows take their parameters from ``raw``, the numbers that an encoder gives for one example.
 The others learn parameters that all examples share. ``chain`` composes both kinds.

@@ -78,7 +78,16 @@ def checked_flow(
     size: int = 0,
     init: Callable = lambda key: {},
 ) -> Flow:
-    """The flow whose maps check the shapes of their input."""
+    """A flow whose maps check the shapes of their input.
+
+    Args:
+      name: what an error calls the flow.
+      latent: D, the dimensions of z.
+      forward: the map, as ``Flow.forward``.
+      inverse: its inverse, or None.
+      size: how many numbers the encoder gives.
+      init: ``key -> params`` that all examples share.
+    """
 
     def checked(function: Callable) -> Callable:
         def apply(params: Any, raw: Array, z: Array) -> Pair:

@@ -1,7 +1,7 @@
-"""Convolutions and matrix products that are compiled as faster programs than XLA's own.
+"""Convolutions and matrix products that are compiled as faster programs than XLA's.
 
-They take, return and differentiate what those of ``jax.lax`` do. ``networks`` uses them, and no
-other room needs to know them.
+They take, return and differentiate the same arrays as the functions of ``jax.lax``. Only
+``networks`` uses them.
 """
 
 from jaxvae.kernels.convolutions import conv_general_dilated, conv_transpose

@@ -109,8 +109,7 @@ def _for_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
     x = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
     kernel = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     of_kernel, of_image = lhs_spec[1] < lhs_spec[0], rhs_spec[0] < rhs_spec[1]
-    # The gradient in a layer's kernel transforms that of its result too, if it is not the wider
-    # one.
+    # The gradient in a layer's kernel transforms the result's gradient too, if that is not wider.
     layer = functools.partial(_layer, shared=of_image and x.shape[-1] <= kernel.shape[-1])
     makers = (
         (layer, _gradient_of_layer)
@@ -160,7 +159,7 @@ def _layer(
 
 
 def _gradient_of_layer(x: Array, kernel: Array, geometry: _Geometry, how: dict[str, Any]) -> Array:
-    """The gradient in a layer's kernel, from its input ``x`` and its output's gradient ``kernel``.
+    """The gradient in a layer's kernel, from the input ``x`` and the output's gradient.
 
     Both hold the examples in the place of C. Without strides the narrower of them counts as the
     image, which is faster. If they are equally wide the second does, and minimal filtering then

@@ -1,16 +1,17 @@
 """Convolutions by minimal filtering, which needs fewer products than there are taps.
 
-F(m, r) gives m neighbouring results of a filter w of r taps from m + r - 1 products in place of m
-r:
+F(m, r) gives m neighbouring results of a filter w of r taps. It takes m + r - 1 products in place
+of m r:
 
     y = A [(G w) * (B x)],  y [m], w [r], x [m + r - 1]
 
-(Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). Nested over the spatial dimensions,
-with products of matrices over channels in place of *, a 3x3 layer takes 16 products for 36 and a
-2x2 layer 9 for 16 with m = 2. With m = 4 along the first dimension alone a 3x3 layer takes 18 for
-36. A layer with strides s is a layer of stride 1 with s times as many channels, and a transposed
-layer is one with s times as many features. With m = 2 entries are 0, 1, -1 and 1/2 and float32
-loses less than a digit. With m = 4 it loses less than one more. Other types gain nothing.
+(Winograd 1980; Lavin & Gray 2016, arXiv:1509.09308, sec. 4.1). The filters are nested over the
+spatial dimensions, and products of matrices over channels replace *. With m = 2 a 3x3 layer then
+takes 16 products in place of 36, and a 2x2 layer takes 9 in place of 16. With m = 4 along the first
+dimension only, a 3x3 layer takes 18 in place of 36. A layer with strides s is a layer of stride 1
+with s times as many channels, and a transposed layer is one with s times as many features. With
+m = 2 the entries are 0, 1, -1 and 1/2, and float32 loses less than a digit. With m = 4 it loses
+less than two digits. Other types gain nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Matrix = Sequence[Sequence[float]]
 Parts = dict[tuple[int, ...], Array]
 FEWEST = 32  # channels of input and output for which it pays
 NARROW = 64  # channels up to which 3x3 layers are filtered along their first dimension alone
-# Multiplications of a layer. Below it is not worth the time that its many kernels take to compile.
+# Multiplications of a layer. Smaller layers are not worth the time that compilation takes.
 LEAST = 2**25
 
 
@@ -51,8 +52,7 @@ F23 = _Filter(
     ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
     ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
 )
-# By interpolation at 0, 1, -1, 2, -1/2 and infinity, with which it loses less than with -2 in place
-# of -1/2.
+# It interpolates at 0, 1, -1, 2, -1/2 and infinity. With -2 in place of -1/2 it would lose more.
 F43 = _Filter(
     (
         (1, 1, 1, 1, 1, 0),
@@ -84,7 +84,15 @@ PLAIN = _Filter(((1,),), ((1,),), ((1,),))  # of a dimension that is not filtere
 def fits(
     x: Array, features: int, taps: Sequence[int], strides: Sequence[int], places: Sequence[int]
 ) -> bool:
-    """Whether a layer of ``x [N, H, C]`` is faster this way."""
+    """Whether minimal filtering makes a layer faster.
+
+    Args:
+      x: the layer's input, [N, H, C].
+      features: channels of the output.
+      taps: size of the kernel along each spatial dimension.
+      strides: stride along each spatial dimension.
+      places: size of the output along each spatial dimension.
+    """
     return (
         all(-(-t // s) in SMALL for t, s in zip(taps, strides, strict=True))
         and min(x.shape[-1] * math.prod(strides), features) >= FEWEST
@@ -103,11 +111,20 @@ def layer(
     how: dict[str, Any],
     shared: bool = False,
 ) -> Array:
-    """y[p] = sum over taps t of x[s p + t - low] kernel[t]; [N, H, C], [T, C, O] -> [N, P, O].
+    """y[p] = sum over taps t of x[s p + t - low] kernel[t].
 
-    If only the first dimension is filtered, one convolution of XLA's applies the taps of the last,
-    over all rows laid end to end. With ``shared`` a product over sliding windows does, because the
-    kernel's gradient uses the same windows.
+    The shapes are [N, H, C], [T, C, O] -> [N, P, O]. If only the first dimension is filtered, one
+    convolution of XLA applies the taps of the last dimension, over all rows laid end to end.
+
+    Args:
+      x: the input, [N, H, C].
+      kernel: [T, C, O].
+      strides: s, the stride along each spatial dimension.
+      low: the padding before each spatial dimension.
+      places: P, the size of the output along each spatial dimension.
+      how: keyword arguments of XLA's products, such as their precision.
+      shared: whether a product over sliding windows applies the last dimension's taps, because the
+        kernel's gradient uses the same windows.
     """
     n, blocks = len(places), _blocks(kernel.shape[:-2], strides)
     kernel = window(
@@ -141,8 +158,9 @@ def _product(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
 
 
 def _convolution(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
-    """The same as one long row, which XLA shares among cores; the last T - 1 places of each row
-    are of two rows.
+    """``_product`` as a convolution of one long row, which XLA shares among cores.
+
+    The last T - 1 places of each row mix two rows.
     """
     numbers = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     row, pads = x.reshape(1, 1, -1, x.shape[-1]), ((0, 0), (0, len(kernel) - 1))
@@ -160,7 +178,15 @@ def gradient_of_kernel(
 ) -> Array:
     """The sum over examples and places of image[s p + t - low] result[p] for every tap.
 
-    The result is [T, C, O].
+    It is [T, C, O].
+
+    Args:
+      image: the layer's input, [N, H, C].
+      result: the gradient of the layer's output, [N, P, O].
+      strides: s, the stride along each spatial dimension.
+      low: the padding before each spatial dimension.
+      taps: T, the size of the kernel along each spatial dimension.
+      how: keyword arguments of XLA's products, such as their precision.
     """
     n, blocks, places = len(taps), _blocks(taps, strides), result.shape[1:-1]
     channels, features = image.shape[-1], result.shape[-1]
@@ -195,7 +221,10 @@ def gradient_of_kernel(
 
 
 def sum_over_rows(left: Array, right: Array, how: dict[str, Any]) -> Array:
-    """[N, H, C], [N, H, O] -> [C, O]; of one dimension to sum over XLA makes no copy."""
+    """The product summed over all rows, [N, H, C], [N, H, O] -> [C, O].
+
+    XLA makes no copy when there is one dimension to sum over.
+    """
     left, right = (a.reshape(-1, a.shape[-1]) for a in (left, right))
     return lax.dot_general(left, right, (((0,), (0,)), ((), ())), **how)
 
@@ -203,10 +232,14 @@ def sum_over_rows(left: Array, right: Array, how: dict[str, Any]) -> Array:
 def window(
     x: Array, start: Sequence[int], strides: Sequence[int], counts: Sequence[int], trailing: int = 1
 ) -> Array:
-    """x[:, start + stride * i, :] for i below count, with zeros outside of x; [N, H, C] -> [N,
-    count, C].
+    """x[:, start + stride * i, :] for i below count, with zeros outside of x.
 
-    ``trailing`` dimensions come after those that are cut.
+    Args:
+      x: [N, H, C].
+      start: the first place along each spatial dimension; it may be negative.
+      strides: the steps between places.
+      counts: how many places are taken; the result is [N, counts, C].
+      trailing: how many dimensions come after the spatial ones.
     """
     last = [a + s * (c - 1) for a, s, c in zip(start, strides, counts, strict=True)]
     size, rest = x.shape[1:-trailing], x.shape[-trailing:]
@@ -221,10 +254,10 @@ def window(
 
 
 def _side_by_side(x: Array, taps: int) -> Array:
-    """Windows of the last dimension as channels; [N, H, C] -> [N, H - T + 1, T C].
+    """Windows of the last dimension as channels, [N, H, C] -> [N, H - T + 1, T C].
 
-    They lie one after the other in memory. With what XLA fuses with it this gather takes half the
-    time of a concatenation. Its indices are a constant, because others would be made anew for each.
+    They lie one after the other in memory. This gather takes half the time of a concatenation. Its
+    indices are a constant, because XLA would compute other indices again for each window.
     """
     if taps == 1:
         return x
@@ -301,10 +334,10 @@ def _points(
     blocks: Sequence[int],
     filters: Sequence[_Filter],
 ) -> Parts:
-    """The transformed tiles of x, with the places within a stride as channels; at each point [N,
-    tiles, C].
+    """The transformed tiles of x at each point, [N, tiles, C].
 
-    The last dimension has as many places more as taps are left but one.
+    The places within a stride become channels. If T taps of the last dimension are left, it has
+    T - 1 more places.
     """
     steps, tiles = _steps(filters), _tiles(places, filters)
     x = deep(x, strides, low, [m * t + b - 1 for m, t, b in zip(steps, tiles, blocks, strict=True)])
@@ -316,7 +349,10 @@ def _points(
 
 
 def deep(x: Array, strides: Sequence[int], low: Sequence[int], size: Sequence[int]) -> Array:
-    """x from -low on, with the places within a stride as channels; [N, H, C] -> [N, size, s C]."""
+    """x from -low on, with the places within a stride as channels.
+
+    The shapes are [N, H, C] -> [N, size, s C].
+    """
     framed = window(
         x, [-a for a in low], [1] * len(low), [s * m for s, m in zip(strides, size, strict=True)]
     )
@@ -332,8 +368,9 @@ def apart(x: Array, strides: Sequence[int], trailing: int = 1) -> Array:
 
 
 def beside(y: Array, n: int) -> Array:
-    """Taps by block and then by place within a stride, [blocks, s, C, O], in their order: [T, C,
-    O].
+    """Taps in their order, [T, C, O], from [blocks, s, C, O].
+
+    The input has them by block and then by place within a stride.
     """
     sizes = [b * s for b, s in zip(y.shape[:n], y.shape[n : 2 * n], strict=True)]
     y = y.transpose(*(axis for i in range(n) for axis in (i, n + i)), 2 * n, 2 * n + 1)
@@ -341,8 +378,9 @@ def beside(y: Array, n: int) -> Array:
 
 
 def _together(parts: Parts, strides: Sequence[int]) -> Array:
-    """[N, H, C] for each place within a stride -> [N, s H, C]; XLA is faster at one dimension
-    after the other.
+    """One array [N, s H, C] from the arrays [N, H, C] of the places within a stride.
+
+    XLA is faster at one dimension after the other.
     """
     for axis in reversed(range(len(strides))):
         rows: dict[tuple[int, ...], list[Array]] = {}

@@ -18,7 +18,7 @@ CONVERGED = 1e-8  # what fewer nodes may change, of the largest moment or of one
 
 
 class Moments(NamedTuple):
-    """Of an estimator's gradient, trees like the parameters."""
+    """The moments of an estimator's gradient, trees like the parameters."""
 
     mean: Any
     variance: Any  # of one estimate, coordinate by coordinate; its sum is the covariance's trace
@@ -41,9 +41,9 @@ def exact(
       batch: nodes that are evaluated at a time.
       settings: the estimator's.
 
-    Continuous noise is integrated by quadrature, which is compared with one of fewer nodes. Needs
-    64-bit numbers (``jax.enable_x64``). Raises ValueError where the distribution is not known, has
-    too many nodes, or too few to converge.
+    Continuous noise is integrated by quadrature, which is compared with a rule of fewer nodes. It
+    needs 64-bit numbers (``jax.enable_x64``). Raises ValueError if the distribution is not known,
+    has too many nodes, or has too few to converge.
     """
     if not jax.config.read("jax_enable_x64"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What an estimator must not depend on, looked at draw by draw."""
+"""Invariances of an estimator, measured draw by draw."""
 
 from __future__ import annotations
 
@@ -26,18 +26,28 @@ def invariances(
     num_draws: int = 256,
     **settings: Any,
 ) -> dict[str, float | None]:
-    """Numbers that are zero, up to rounding, where an estimator has the invariance; None where it
-    cannot be looked at.
+    """Numbers that are zero, up to rounding, if an estimator has the invariance.
+
+    A number is None if the invariance cannot be measured.
 
     * ``constant``: the largest change of a gradient when 8 is added to f, over the root mean square
-      of the gradients. The mean must not change; that no draw does is what leave-one-out baselines
-      and antithetic pairs are for.
-    * ``relabeled``: the change of the variance when values are renamed, z -> 1 - z or classes moved
-      on by one, in q and f alike, over the variance (by the exact law, where there is one).
-    * ``saturated``: the largest gradient at logits of +-30, where the true one is below 1e-12 times
+      of the gradients. No mean may change. With leave-one-out baselines and antithetic pairs no
+      draw changes either.
+    * ``relabeled``: the change of the variance when values are renamed in q and f alike, over the
+      variance. Bits become 1 - z, and classes move on by one. It needs an exact law.
+    * ``saturated``: the largest gradient at logits of +-30. The true gradient is below 1e-12 times
       the range of f.
     * ``float32``: the largest difference of float32 from float64 gradients of the same noise, over
       their root mean square.
+
+    Args:
+      key: the key of the draws.
+      estimator: the estimator.
+      q: the distribution.
+      f: the function of z.
+      num_samples: K; None is the fewest that the estimator needs.
+      num_draws: how many gradients are drawn.
+      settings: the estimator's settings.
     """
     keys = jax.random.split(key, num_draws)
     k = estimator.min_samples if num_samples is None else num_samples

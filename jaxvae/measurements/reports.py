@@ -1,4 +1,4 @@
-"""What moments say of an estimator: biases, variances, tails, directions, budgets.
+"""Reports on the moments of an estimator: biases, variances, tails, directions, budgets.
 
 Each number comes with a 95 % interval. Each bias comes with the smallest one that the draws could
 have detected.
@@ -40,7 +40,7 @@ def _normal_interval(value: float, error: float) -> Interval:
 
 
 def _log_interval(value: float, relative_error: float) -> Interval:
-    """Of a positive number whose logarithm is estimated with that error."""
+    """The interval of a positive number whose logarithm is estimated with this error."""
     factor = math.exp(min(WIDTH * relative_error, 700.0))
     return Interval(float(value), float(value) / factor, float(value) * factor)
 
@@ -50,8 +50,9 @@ def _block(sampled: Sampled, block: str) -> int:
 
 
 def trace(sampled: Sampled, block: str = "all") -> Interval:
-    """Trace of the covariance of one draw, its interval from the spread of |g - mean|^2: no
-    shape is assumed.
+    """The trace of the covariance of one draw.
+
+    The interval comes from the spread of |g - mean|^2, so no shape is assumed.
     """
     i = _block(sampled, block)
     value = float(sampled.variance[sampled.spans[i]].sum())
@@ -62,10 +63,10 @@ def trace(sampled: Sampled, block: str = "all") -> Interval:
 
 
 def variance_intervals(sampled: Sampled) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the intervals of every coordinate's variance, [P] each, from the measured kurtosis.
+    """The ends of the intervals of every coordinate's variance, [P] each.
 
-    The relative standard error of a variance of N draws with kurtosis k is sqrt((k - (N - 3) / (N -
-    1)) / N).
+    They come from the measured kurtosis k. The relative standard error of a variance of N draws is
+    sqrt((k - (N - 3) / (N - 1)) / N).
     """
     n = sampled.num_draws
     error = np.sqrt(np.maximum(np.nan_to_num(sampled.kurtosis, nan=3.0) - (n - 3) / (n - 1), 0) / n)
@@ -74,8 +75,9 @@ def variance_intervals(sampled: Sampled) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ratio(sampled: Sampled, other: Sampled, block: str = "all") -> Interval:
-    """tr Cov of one over that of another, of draws with the same keys: their correlation is made
-    use of.
+    """The ratio of tr Cov of two measurements.
+
+    Their draws have the same keys, and the interval makes use of the draws' correlation.
     """
     i, j = _block(sampled, block), _block(other, block)
     a, b = (float(s.variance[s.spans[k]].sum()) for s, k in ((sampled, i), (other, j)))
@@ -86,7 +88,7 @@ def ratio(sampled: Sampled, other: Sampled, block: str = "all") -> Interval:
 
 
 class Bias(NamedTuple):
-    """How far a mean is from the truth, in the light of what could be seen."""
+    """The bias of a mean, and the bias that the draws could have shown."""
 
     largest_z: float  # over coordinates, of the mean
     bound: float  # what it exceeds once in 10,000 runs without a bias (Sidak)
@@ -100,12 +102,12 @@ class Bias(NamedTuple):
 
 
 def bias(sampled: Sampled, truth: np.ndarray | Sampled, block: str = "all") -> Bias:
-    """Of a mean against the true gradient [P], or against an unbiased estimate that was sampled
-    with the same keys.
+    """The bias of a mean.
 
-    Coordinates that never moved, or of which a few draws make up the variance (a kurtosis above a
-    thirtieth of the number of draws), are left out: nothing is known of rare events that did not
-    happen.
+    ``truth`` is the true gradient [P], or an unbiased estimate that was sampled with the same keys.
+    Coordinates that never moved are left out. So are coordinates whose variance comes from a few
+    draws, which have a kurtosis above a thirtieth of the number of draws. Nothing is known of rare
+    events that did not happen.
     """
     span = sampled.spans[_block(sampled, block)]
     sure = truth.mean if isinstance(truth, Sampled) else truth
@@ -147,7 +149,7 @@ def _squared(groups: np.ndarray) -> Interval:
 
 
 class Signal(NamedTuple):
-    """How good the draws are as directions of descent."""
+    """How good draws are as directions of descent."""
 
     snr: float  # |mean| / sd, averaged over the coordinates that have noise
     # E |along| / |across| the true gradient (Rainforth et al. 2018, arXiv:1802.04537), for several
@@ -160,7 +162,7 @@ class Signal(NamedTuple):
 
 
 def signal(sampled: Sampled, block: str = "all") -> Signal:
-    """Signal-to-noise ratios; the directional ones where a direction was given."""
+    """Signal-to-noise ratios. The directional ones need a direction."""
     i = _block(sampled, block)
     span = sampled.spans[i]
     noisy = sampled.variance[span] > 0
@@ -181,12 +183,12 @@ def signal(sampled: Sampled, block: str = "all") -> Signal:
 
 
 def tail(sampled: Sampled) -> float:
-    """Pareto shape of the tail of |g|^2: from 1 on the variance does not exist, above 0.7 it cannot
-    be trusted.
+    """The Pareto shape of the tail of |g|^2.
 
-    The smaller one of those of a tail and of its last quarter. A heavy tail is heavy from wherever
-    it is seen; a bump in the density, such as a cosine makes, looks like one from a threshold near
-    it.
+    From 1 on the variance does not exist, and above 0.7 a measured variance cannot be trusted. The
+    shape is fitted to a tail and to its last quarter, and the smaller shape is returned. A heavy
+    tail is heavy above any threshold. A bump in the density, such as a cosine makes, looks heavy
+    only above a threshold near it.
     """
     norms = sampled.norms[0]
     count = tail_length(len(norms))
@@ -215,11 +217,17 @@ def warnings(sampled: Sampled, found: Bias | None = None) -> list[str]:
 def break_even(
     biased_variance: float, biased_cost: float, squared_bias: float, variance: float, cost: float
 ) -> float | None:
-    """The budget from which an unbiased estimator has less mean squared error, (V_u c_u - V_b c_b)
-    / |bias|^2.
+    """The budget above which an unbiased estimator has less mean squared error.
 
-    In the units of the costs of a draw. 0 where it is better from the first draw on; None where
-    there is no bias.
+    It is (V_u c_u - V_b c_b) / |bias|^2, in the units of the costs. It is 0 if the unbiased
+    estimator is better from the first draw on, and None if there is no bias.
+
+    Args:
+      biased_variance: V_b, the variance of one draw of the biased estimator.
+      biased_cost: c_b, the cost of such a draw.
+      squared_bias: |bias|^2.
+      variance: V_u, the variance of one draw of the unbiased estimator.
+      cost: c_u, the cost of such a draw.
     """
     if squared_bias <= 0:
         return None
@@ -227,8 +235,9 @@ def break_even(
 
 
 def batch_variance(sampled: Sampled, batch: int, replicates: int = 1) -> tuple[float, float]:
-    """tr Cov of the mean over a batch of units with some draws each: the noise's part and the
-    minibatch's.
+    """tr Cov of the mean over a batch: the part of the noise and the part of the minibatch.
+
+    The batch holds ``batch`` units with ``replicates`` draws each.
     """
     if sampled.between is None:
         raise ValueError("minibatch noise needs more than one unit of examples")
@@ -238,8 +247,9 @@ def batch_variance(sampled: Sampled, batch: int, replicates: int = 1) -> tuple[f
 
 
 def slope(sizes: Sequence[float], values: Sequence[float], errors: Sequence[float]) -> Interval:
-    """Exponent b of values ~ sizes^b, by least squares on logarithms weighted with their
-    standard errors.
+    """The exponent b of values ~ sizes^b.
+
+    It is fitted by least squares on logarithms, which are weighted with their standard errors.
     """
     x, y, w = np.log(sizes), np.log(values), 1 / np.asarray(errors, float) ** 2
     centre = np.average(x, weights=w)

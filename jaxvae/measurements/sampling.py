@@ -16,25 +16,22 @@ GROUPS = 8  # parts of the draws, from whose means the error of a squared bias i
 
 
 class Sampled(NamedTuple):
-    """Moments of a gradient, raveled to [P], and of every draw, in draws [N] of all units one after
-    the other.
+    """Moments of a gradient, raveled to [P], and numbers of every draw, [N].
 
-    Variance, kurtosis and the columns of draws are those that noise makes where the examples are
-    given.
+    The draws of all units follow one after the other. Variance, kurtosis and the numbers of the
+    draws come from the noise, given the examples.
     """
 
     mean: np.ndarray  # [P]
-    variance: np.ndarray  # [P] of one draw
+    variance: np.ndarray  # [P], of one draw
     kurtosis: np.ndarray  # [P]
-    groups: np.ndarray  # [G, P] means of parts of the draws
-    between: np.ndarray | None  # [P] variance over units of their true gradients; None for one unit
-    squares: (
-        np.ndarray
-    )  # [blocks, N] |g - mean|^2 of a draw, up to zero-mean terms, by block of parameters
-    norms: np.ndarray  # [blocks, N] |g|^2
-    along: np.ndarray | None  # [blocks, N] g times the direction of unit length
+    groups: np.ndarray  # [G, P], the means of parts of the draws
+    between: np.ndarray | None  # [P], variance over units of true gradients; None for one unit
+    squares: np.ndarray  # [blocks, N], |g - mean|^2 by block, up to terms of mean zero
+    norms: np.ndarray  # [blocks, N], |g|^2
+    along: np.ndarray | None  # [blocks, N], g times the direction of unit length
     blocks: tuple[str, ...]
-    spans: tuple[slice, ...]  # of the blocks in [P]
+    spans: tuple[slice, ...]  # the places of the blocks in [P]
     units: int
 
     @property
@@ -48,8 +45,9 @@ class Sampled(NamedTuple):
 
 
 def blocks_of(params: Any) -> dict[str, slice]:
-    """``all``, and consecutive parts of the raveled parameters by the first two names of their
-    paths.
+    """The places of ``all``, and of parts of the raveled parameters.
+
+    A part has the parameters whose paths share their first two names.
     """
     found: dict[str, slice] = {}
     start = 0
@@ -62,7 +60,7 @@ def blocks_of(params: Any) -> dict[str, slice]:
 
 
 def ravel(tree: Any) -> Array:
-    """The leaves one after the other, [P]."""
+    """The leaves of a tree, one after the other, [P]."""
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
@@ -75,10 +73,10 @@ def measure(
     direction: np.ndarray | None = None,
     chunk: int = 1024,
 ) -> Sampled:
-    """Moments of the gradient in ``params`` of ``objective(key, params, x) -> scalar``, over keys.
+    """The moments over keys of the gradient of an objective in its parameters.
 
     Args:
-      objective: of one example.
+      objective: ``(key, params, x) -> scalar`` for one example.
       params: where it is differentiated.
       key: draw r of unit u has the key fold_in(fold_in(key, u), r) whatever the objective, so that
         objectives which are measured with one key can be compared draw by draw.
@@ -86,7 +84,7 @@ def measure(
       examples: units of examples, a tree of [U, B, ...]. A draw is the mean gradient over a unit's
         B examples; without them there is one unit, whose x is None.
       direction: [P], such as the true gradient, for ``along``.
-      chunk: draws at a time, at most; memory is that of as many gradients.
+      chunk: the most draws at a time; memory holds as many gradients.
 
     Raises ValueError for fewer than 2 draws.
     """
@@ -148,7 +146,7 @@ def _size(examples: Any) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _gradients(objective: Objective) -> Callable:
-    """Compiled once for an objective that is measured several times."""
+    """The gradients, compiled once for an objective that is measured several times."""
     return jax.jit(
         jax.vmap(lambda params, key, unit: _gradient(objective, params, key, unit), (None, 0, None))
     )
@@ -170,8 +168,9 @@ def _unit_vectors(direction: np.ndarray, spans: Sequence[slice]) -> tuple[np.nda
 
 
 class _Part(NamedTuple):
-    """Some draws of a unit: their number, mean and sums of powers of deviations from it [P], and
-    columns of draws.
+    """Some draws of a unit: their number, mean, sums of powers and numbers of each draw.
+
+    The sums [P] are over powers of the deviations from the mean.
     """
 
     size: int
@@ -188,7 +187,7 @@ class _Part(NamedTuple):
 def _moments(
     g: Array, about: Array, aims: Any, ends: tuple[tuple[int, int], ...]
 ) -> tuple[Array, ...]:
-    """In float64, of gradients [n, P]; squares are of the distances from ``about``."""
+    """The moments of gradients [n, P] in float64; squares are distances from ``about``."""
     g = g.astype(jnp.float64)
     mean = g.mean(0)
     powers = [((g - mean) ** n).sum(0) for n in (2, 3, 4)]
@@ -202,7 +201,7 @@ def _moments(
 
 
 def _merged(a: _Part, b: _Part) -> _Part:
-    """Moments of both (Pébay 2008, SAND2008-6212), columns one after the other."""
+    """The moments of two parts together (Pébay 2008, SAND2008-6212)."""
     n, na, nb, d = a.size + b.size, a.size, b.size, b.mean - a.mean
     second = a.second + b.second + d**2 * na * nb / n
     third = (

@@ -24,10 +24,13 @@ def mlp_pair(
     hidden: Widths = (200, 200),
     activation: ActivationName = "relu",
 ) -> Pair:
-    """Fully connected encoder and decoder with layers of ``hidden`` widths.
+    """Fully connected encoder and decoder.
 
-    The encoder gives ``size`` numbers, and the decoder an array of shape ``output``. The decoder
-    mirrors the widths, here as in every pair.
+    Args:
+      size: how many numbers the encoder gives.
+      output: the shape that the decoder gives.
+      hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
+      activation: the activation of the hidden layers.
     """
     function = ACTIVATIONS[activation]
     return mlp(hidden, size, function), mlp(hidden[::-1], output, function)
@@ -39,7 +42,15 @@ def convolutional_pair(
     hidden: Widths = (32, 64),
     activation: ActivationName = "relu",
 ) -> Pair:
-    """Convolutional encoder and decoder of images, with ``hidden`` channels."""
+    """Convolutional encoder and decoder of images.
+
+    Args:
+      size: how many numbers the encoder gives.
+      output: the shape [H, W, C] that the decoder gives.
+      hidden: channels of the encoder's layers, each of which halves height and width; the decoder
+        has them in reverse order.
+      activation: the activation of the hidden layers.
+    """
     _check_images("conv", output, hidden)
     function = ACTIVATIONS[activation]
     return (
@@ -56,10 +67,15 @@ def residual_pair(
     blocks: Count = 2,
     remat: bool = False,
 ) -> Pair:
-    """Residual encoder and decoder of images, one stage for each of ``hidden``.
+    """Residual encoder and decoder of images, in stages.
 
-    ``hidden`` are the channels. Each stage has ``blocks`` residual blocks. With ``remat`` the
-    backward pass computes their insides again, which saves memory.
+    Args:
+      size: how many numbers the encoder gives.
+      output: the shape [H, W, C] that the decoder gives.
+      hidden: channels of the encoder's stages; the decoder has them in reverse order.
+      activation: the activation inside the blocks.
+      blocks: residual blocks in each stage.
+      remat: compute the inside of the blocks again in the backward pass, which saves memory.
     """
     _check_images("residual", output, hidden)
     function = ACTIVATIONS[activation]

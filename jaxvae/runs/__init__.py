@@ -1,4 +1,4 @@
-"""Runs: from a configuration to a folder with a trained model, and from the folder to the model."""
+"""Runs: trains a model in a folder, and opens it from the folder again."""
 
 from jaxvae.runs.loading import Trained, load
 from jaxvae.runs.training import Job, Run, prepare, train

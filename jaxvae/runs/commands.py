@@ -1,4 +1,4 @@
-"""The commands ``evaluate`` and ``sample``: functions of a run folder that print and write."""
+"""The commands ``evaluate`` and ``sample``, which read a run folder and write to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxvae.families import Built, Data
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import load, restore
 
-KEY = 1  # folded into the seed: the key of all that is drawn after training
+KEY = 1  # folded into the seed, it gives the key of all draws after training
 
 
 class Opened(NamedTuple):
@@ -35,7 +35,7 @@ class Opened(NamedTuple):
 
     @property
     def key(self) -> Array:
-        """The key of all that is drawn."""
+        """The key of all draws."""
         return jax.random.fold_in(jax.random.key(self.record.config.seed), KEY)
 
     def split(self, name: str, num_examples: int | None = None) -> Any:
@@ -47,7 +47,7 @@ class Opened(NamedTuple):
 def opened(
     workdir: Path, checkpoint: str, dataset: str | None = None, data_dir: str | None = None
 ) -> Opened:
-    """A run folder with its data set. ValueError where the set is not one that the model takes."""
+    """A run folder with its data set. Raises ValueError if the model does not take the set."""
     record = folders.read(workdir)
     source = dataset or record.place["dataset"]
     assert source is not None
@@ -92,19 +92,18 @@ def evaluate(
     Args:
       workdir: the run folder.
       num_samples: importance samples per example, K.
-      split: split to evaluate on, parts as train[:1000]; None is the run's test split.
+      split: split to evaluate on, or a part such as train[:1000]; None is the run's test split.
       num_examples: examples to evaluate on, a fixed random subset; None is all.
       checkpoint: latest, best, or a step.
-      dataset: data set, where it is another one, or has moved since the training.
-      data_dir: folder of prepared sets, where it has moved since the training.
-      batch_size: examples at once in the log-likelihood; memory is that of batch_size times 500
-        decoded latents.
-      decompose: KL in three parts: index-code mutual information, total correlation,
-        dimension-wise KL. A posterior without a density for each coordinate has two.
-      samples: precision, recall, density, coverage, Frechet distance and copies of samples of x, in
-        the features of a classifier that is trained on the labels.
-      factors: disentanglement, of a set whose factors are known (shapes).
-      clustering: accuracy of the prior's components, each matched to a class.
+      dataset: data set, if it is another one or has moved since the training.
+      data_dir: folder of prepared sets, if it has moved since the training.
+      batch_size: examples at once in the log-likelihood; memory holds 500 decoded latents for each.
+      decompose: write KL in three parts: index-code mutual information, total correlation,
+        dimension-wise KL. A posterior without a density for each coordinate has two parts.
+      samples: write precision, recall, density, coverage, Frechet distance and copies of samples of
+        x, in the features of a classifier that is trained on the labels.
+      factors: write scores of disentanglement, for a set whose factors are known (shapes).
+      clustering: write the accuracy of the prior's components, each matched to a class.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
@@ -159,14 +158,15 @@ def sample(
     Args:
       workdir: the run folder.
       num: images to draw; a model of labels draws its classes in turn.
-      seed: of the draws.
+      seed: the seed of the draws.
       checkpoint: latest, best, or a step.
-      dataset: data set, where it has moved since the training.
-      data_dir: folder of prepared sets, where it has moved since the training.
-      prior: what z is drawn from: the model's prior, the aggregated posterior, or what is fitted to
-        encodings now, a Gaussian mixture, a coupling flow or a second VAE.
-      temperature: factor of the standard deviations of p(z); a second VAE has none.
-      encodings: training examples that the last four are made of, a fixed random subset.
+      dataset: data set, if it has moved since the training.
+      data_dir: folder of prepared sets, if it has moved since the training.
+      prior: what z is drawn from: the model's prior, the aggregated posterior, or a density that is
+        fitted to encodings now: a Gaussian mixture, a coupling flow or a second VAE.
+      temperature: factor of the standard deviations of p(z); a second VAE takes 1 only.
+      encodings: training examples that every prior but the model's is made of, a fixed random
+        subset.
     """
     if num < 1 or encodings < 1:
         raise ValueError("--num and --encodings must be at least 1")
@@ -205,7 +205,10 @@ def _conditions(
     data_dir: str | None,
     checkpoint: str,
 ) -> Any:
-    """The conditions to draw at, as the model takes them: classes in turn, or those of the set."""
+    """The conditions to draw at, as the model takes them.
+
+    They are the classes in turn, or the conditions of test examples.
+    """
     if built.condition is None:
         return None
     if built.pairs and data.num_classes:
@@ -234,7 +237,7 @@ def _from_prior(
 
 
 def _decoded(built: Built, params: Any, key: Array, z: Any, conditions: Any) -> tuple[Array, Array]:
-    """Means of p(x|z), and draws of it."""
+    """The means of p(x|z), and draws from it."""
     keys = jax.random.split(jax.random.split(key)[1], len(jax.tree.leaves(z)[0]))
 
     decode: Any = built.model.decode
@@ -247,7 +250,7 @@ def _decoded(built: Built, params: Any, key: Array, z: Any, conditions: Any) -> 
 
 
 def _sheet(images: np.ndarray) -> np.ndarray:
-    """Images [N, ...] in rows and columns, filled up with white ones."""
+    """Images [N, ...] in rows and columns, filled up with white images."""
     columns = min(math.ceil(math.sqrt(len(images))), 16)
     blank = np.ones((-len(images) % columns, *images.shape[1:]), images.dtype)
     return np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])

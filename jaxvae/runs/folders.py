@@ -16,7 +16,7 @@ from jaxvae import families
 from jaxvae.families import FAMILIES, RESUMABLE, Config, Data
 from jaxvae.settings import from_json, to_json
 
-FORMAT = 2  # of config.json; folders of 0.1.0 had none
+FORMAT = 2  # the version of config.json; folders of 0.1.0 had none
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -27,7 +27,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. ValueError where it is damaged."""
+    """Reads a JSON file that holds an object. Raises ValueError if it is damaged."""
     try:
         values = json.loads(file.read_text())
         if not isinstance(values, dict):
@@ -42,7 +42,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def lock(workdir: Path) -> IO[str]:
     """Makes the folder and takes its lock, which lasts as long as the process.
 
-    Keep what it returns. Raises ValueError where another run that is alive has it.
+    Keep what it returns. Raises ValueError if another run holds the lock.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     file = (workdir / "lock").open("a+")
@@ -64,7 +64,7 @@ def lock(workdir: Path) -> IO[str]:
 
 
 class Record(NamedTuple):
-    """What ``config.json`` holds: all that it takes to build the model of a run again."""
+    """The content of ``config.json``, from which the model of a run can be built again."""
 
     family: str
     config: Any
@@ -72,7 +72,7 @@ class Record(NamedTuple):
     place: dict[str, str | None]  # where the data set was: dataset, data_dir
 
     def json(self) -> dict[str, Any]:
-        """As the file holds it."""
+        """The record as the file holds it."""
         data = self.data._replace(examples=None)._asdict()
         del data["examples"]
         return {
@@ -117,7 +117,7 @@ def read(workdir: Path) -> Record:
 
 
 def save(workdir: Path, record: Record) -> None:
-    """Writes config.json, or checks that the run of the folder is the same one."""
+    """Writes config.json, after a check that the folder holds no other run."""
     if has_checkpoints(workdir):
         different = differences(read(workdir), record)
         if different:
@@ -130,12 +130,12 @@ def save(workdir: Path, record: Record) -> None:
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether something was trained there."""
+    """Whether a run has left checkpoints in the folder."""
     return (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*"))
 
 
 def differences(before: Record, now: Record) -> list[str]:
-    """The settings that make these two different runs: ``name was 1, is 2``."""
+    """The settings in which two runs differ, as ``name was 1, is 2``."""
     if before.family != now.family:
         return [f"family was {before.family}, is {now.family}"]
     then, here = _flat(to_json(before.config)), _flat(to_json(now.config))
@@ -157,7 +157,7 @@ def _shown(values: dict[str, Any], name: str) -> str:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of members beside the fields, since their names are unique."""
+    """The settings of members beside the fields. Their names are unique."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -169,7 +169,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def free_folder(name: str, record: Record, parent: Path = Path("runs")) -> Path:
-    """``runs/NAME`` if it is free or holds this run already, else ``runs/NAME-2`` and so on."""
+    """``runs/NAME`` if it is free or holds this run, else ``runs/NAME-2`` and so on."""
     number = 1
     while True:
         folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -184,12 +184,12 @@ def free_folder(name: str, record: Record, parent: Path = Path("runs")) -> Path:
 
 
 def warn(message: str) -> None:
-    """Says on stderr what is wrong and does not end the run."""
+    """Prints a warning on stderr."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def place_of(config: Config, data_dir: str | None) -> dict[str, str | None]:
-    """Where the data set is, whatever folder a later command is run in."""
+    """The absolute place of the data set, for commands that run in another folder."""
     from jaxvae import datasets
 
     absolute = datasets.looks_like_path(config.dataset)
@@ -199,5 +199,5 @@ def place_of(config: Config, data_dir: str | None) -> dict[str, str | None]:
 
 
 def moved(config: Any, place: dict[str, str | None]) -> Any:
-    """The configuration with the data set where it was found."""
+    """The configuration with the recorded place of its data set."""
     return dataclasses.replace(config, dataset=place["dataset"])

@@ -1,4 +1,4 @@
-"""A trained model, opened from its run folder in one line, without its data set."""
+"""Opens a trained model from its run folder, without its data set."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from jaxvae.runs import folders
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model. Methods take batches of NumPy or JAX arrays, as the data set holds them.
+    """A trained model, whose methods take batches of NumPy or JAX arrays.
 
-    Preprocessing is inside: images of uint8 go in as they are. A model of p(x|y) also takes
-    ``condition``, such as labels [N]. ``model`` holds the pure functions of one example, which take
-    ``params``; ``source`` is the family's own record, such as a ``models.VAE``.
+    Arrays are as the data set holds them, such as images of uint8, and the methods preprocess them.
+    A model of p(x|y) also takes ``condition``, such as labels [N]. ``model`` holds the pure
+    functions of one example, which take ``params``. ``source`` is the family's record, such as a
+    ``models.VAE``.
     """
 
     built: Built
@@ -33,7 +34,7 @@ class Trained:
     params: Params
     step: int
     workdir: Path | None = None
-    result: dict[str, Any] | None = None  # of ``result.json``, where training has ended
+    result: dict[str, Any] | None = None  # what ``result.json`` holds, if training has ended
 
     @property
     def model(self) -> models.Model:
@@ -42,7 +43,7 @@ class Trained:
 
     @property
     def source(self) -> Any:
-        """The family's own record, such as a ``models.VAE``."""
+        """The family's record, such as a ``models.VAE``."""
         return self.built.source
 
     def encode(self, x: Any, condition: Any = None) -> Any:
@@ -67,7 +68,10 @@ class Trained:
         return self._mapped("draw", _latent)(self.params, keys, self._condition(condition, keys))
 
     def sample(self, key: Array, num: int, condition: Any = None) -> Array:
-        """``num`` draws of x: z from the prior, then x from p(x|z). ``decode`` gives means."""
+        """``num`` draws of x: z from the prior, then x from p(x|z).
+
+        ``decode`` gives the means of p(x|z) instead.
+        """
         key_z, key_x = jax.random.split(key)
         z = self.sample_latents(key_z, num, condition)
         keys = jax.random.split(key_x, num)
@@ -76,20 +80,20 @@ class Trained:
         )
 
     def elbo(self, key: Array, x: Any, condition: Any = None) -> Array:
-        """The ELBO of each example, [N], nats, from one draw of z."""
+        """The ELBO of each example, [N] in nats, from one draw of z."""
         return self._mapped("terms", _elbo)(self.params, *self._keyed(x, condition, key))
 
     def log_likelihood(
         self, key: Array, x: Any, num_samples: int = 1000, condition: Any = None
     ) -> np.ndarray:
-        """log p(x) of each example, [N], nats, from so many importance samples."""
+        """An estimate of log p(x) for each example, [N] in nats, from importance samples."""
         self._answer("log_weights")
         split = datasets.Split(self._raw(x, condition), preprocess=self.built.preprocess)
         return evaluation.log_likelihoods(
             self.model, self.params, key, split, num_samples=num_samples
         )
 
-    # How methods of batches are made of the pure functions of one example
+    # Methods of batches are made of the pure functions of one example.
 
     def _answer(self, name: str) -> Any:
         answer = getattr(self.model, name)
@@ -103,7 +107,7 @@ class Trained:
         return _compiled(function, self.built.model, self.built.preprocess)
 
     def _raw(self, x: Any, condition: Any) -> Any:
-        """Raw examples: x, and the condition beside it where the model takes pairs."""
+        """Raw examples: x, with the condition if the model takes pairs."""
         raw = self._checked(x)
         if not self.built.pairs:
             return raw
@@ -112,7 +116,7 @@ class Trained:
         return models.Conditioned(raw, jnp.asarray(condition))
 
     def _checked(self, x: Any) -> Any:
-        """x as the data set holds it: shape and type must be those of the training examples."""
+        """x as the data set holds it, with the shape and the type of the training examples."""
         array = jnp.asarray(x)
         if array.shape[1:] != self.data.shape:
             raise ValueError(
@@ -203,15 +207,28 @@ def of_run(
     workdir: Path | None,
     result: dict[str, Any] | None,
 ) -> Trained:
-    """The trained model of a run that has just ended."""
+    """The trained model of a run that has just ended.
+
+    Args:
+      built: what the family built.
+      data: what is known of the data.
+      params: the parameters after the last step.
+      step: the last step.
+      workdir: the run folder, or None.
+      result: the content of ``result.json``, or None if training has not ended.
+    """
     return Trained(built, data._replace(examples=None), params, step, workdir, result)
 
 
 def load(workdir: str | Path, checkpoint: str | int = "latest") -> Trained:
-    """Opens the trained model of a run folder. The data set is not needed.
+    """Opens the trained model of a run folder.
 
-    ``checkpoint`` is ``"latest"``, ``"best"`` or a step. Raises ValueError where the folder is no
-    run, or has no such checkpoint.
+    The data set is not needed. ``checkpoint`` is ``"latest"``, ``"best"`` or a step. Raises
+    ValueError if the folder is no run, or has no such checkpoint.
+
+    >>> model = jaxvae.load("runs/digits-digits-0", "best")  # doctest: +SKIP
+    >>> images = model.sample(jax.random.key(0), 16)  # doctest: +SKIP
+    >>> codes = model.encode(x)  # doctest: +SKIP
     """
     folder = Path(workdir)
     record = folders.read(folder)
@@ -230,7 +247,7 @@ def restore(
 ) -> tuple[int, Params]:
     """The step and the parameters of a run's checkpoint.
 
-    ``latest`` is the newest one that is whole; a newer one that is not is named on stderr.
+    ``latest`` is the newest checkpoint that is not damaged. Damaged ones are named on stderr.
     """
     raw = built.raw(_shapes(data))
     first = datasets.Examples(raw, built.training_preprocess or built.preprocess)
@@ -249,7 +266,7 @@ def restore(
 
 
 def _steps(saved: checkpoints.Checkpoints, which: str) -> list[int]:
-    """The steps to try, the first one first."""
+    """The steps to try, in this order."""
     if which == "latest":
         return saved.steps[::-1]
     step = saved.best if which == "best" else int(which) if which.isdigit() else None
@@ -257,7 +274,7 @@ def _steps(saved: checkpoints.Checkpoints, which: str) -> list[int]:
 
 
 def _parameters(saved: checkpoints.Checkpoints, step: int, state: Any) -> Any:
-    """A state whose parameters are those of a checkpoint; the optimizer's state is not read."""
+    """A state with the parameters of a checkpoint; the optimizer's state is not read."""
     if not isinstance(state, training.State):
         return saved.restore(step, state)[0]
     part: dict[str, Any] = {"params": state.params}

@@ -1,4 +1,4 @@
-"""What a run leaves behind: lines of metrics, the result of the final parameters, tables."""
+"""Reports of a run: lines of metrics, the result of the final parameters, tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxvae import evaluation, processes
 from jaxvae.contracts import Array, Params
 from jaxvae.families import Built, Data
 
-SPEEDS: dict[str, Callable[[float], str]] = {  # of metrics.jsonl, and how they are printed
+SPEEDS: dict[str, Callable[[float], str]] = {  # name in metrics.jsonl -> how it is printed
     "images_per_second": lambda value: f"{value:,.0f} images/s",
     "flops_per_second": lambda value: f"{value / 1e9:,.1f} GFLOP/s",
     "share_of_peak": lambda value: f"{value:.1%} of the devices' peak",
@@ -23,7 +23,7 @@ SPEEDS: dict[str, Callable[[float], str]] = {  # of metrics.jsonl, and how they 
 
 
 def say(sentence: str) -> None:
-    """Prints a sentence, in a job of several processes once."""
+    """Prints a sentence, once in a job of several processes."""
     if processes.is_first():
         print(sentence, flush=True)
 
@@ -31,7 +31,7 @@ def say(sentence: str) -> None:
 class Metrics:
     """The lines of ``metrics.jsonl`` and ``validation.jsonl``, TensorBoard, and a progress bar.
 
-    Lines of steps after ``start`` are dropped: a run that was killed has left them, and their steps
+    Lines of steps after ``start`` are dropped. A run that was killed has left them, and their steps
     are run again. In a job of several processes only the first one writes.
     """
 
@@ -41,7 +41,7 @@ class Metrics:
         Args:
           workdir: the run folder.
           start: the step at which training begins.
-          steps: the step at which it ends.
+          steps: the step at which training ends.
           progress: whether to show a bar.
           cost: images per second -> further figures.
         """
@@ -62,7 +62,7 @@ class Metrics:
         return SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start + 1)
 
     def report(self, step: int, report: dict[str, Any]) -> None:
-        """The means of all terms since the last report."""
+        """Writes the means of all terms since the last report."""
         report |= self.cost(report["images_per_second"])
         if self.bar is not None:
             names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
@@ -73,7 +73,7 @@ class Metrics:
         self._write("metrics.jsonl", step, report)
 
     def validate(self, step: int, score: float) -> None:
-        """The score that a checkpoint is judged by."""
+        """Writes the score of a checkpoint."""
         self._write("validation.jsonl", step, {"validation_elbo": score})
 
     def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def _bar(steps: int, start: int, shown: bool) -> Any:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, without a last one that was cut off by a kill."""
+    """The lines of a JSON-lines file, without a last line that a kill has cut off."""
     lines = file.read_text().splitlines() if file.exists() else []
     whole = []
     for number, line in enumerate(lines):
@@ -122,7 +122,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def speeds(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Medians of what the lines of ``metrics.jsonl`` say of speed."""
+    """The median speeds in the lines of ``metrics.jsonl``."""
     values = {name: [line[name] for line in reports if name in line] for name in SPEEDS}
     return {name: statistics.median(each) for name, each in values.items() if each}
 
@@ -136,9 +136,9 @@ def results(
     num_samples: int,
     batch_size: int = 50,
 ) -> dict[str, Any]:
-    """ELBO and its terms, log-likelihood with its error and diagnostics, and bits/dim of a split.
+    """ELBO, log-likelihood and bits/dim of a split, with their terms and errors.
 
-    Those that a model has no answer for are None, such as the ELBO of a deterministic encoder.
+    A number is None if the model has no answer for it, as the ELBO of a deterministic encoder.
 
     Args:
       built: the model.
@@ -208,7 +208,7 @@ def _likelihood(
 
 
 def _example_shape(built: Built, data: Data, key: Array, split: Any) -> tuple[int, ...]:
-    """The shape of the x that the likelihood is of."""
+    """The shape of the x that the likelihood explains."""
     first = jax.tree.map(lambda a: a[0], split.x)
     shape = jax.eval_shape(lambda: built.model.parts(built.preprocess(key, first))[0])
     return tuple(jax.tree.leaves(shape)[0].shape)
@@ -241,7 +241,7 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def result_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines that ``train`` and ``evaluate`` print of a result."""
+    """The rows of a result that ``train`` and ``evaluate`` print."""
     rows = []
     if found["elbo"] is not None:
         rows = [

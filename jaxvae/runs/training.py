@@ -1,4 +1,4 @@
-"""From a configuration to a trained model in a run folder: data, training, checkpoints, result."""
+"""Trains the model of a configuration in a run folder, with checkpoints and a result."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from jaxvae.runs.loading import Trained, of_run
 from jaxvae.settings import changed
 from jaxvae.stopping import Stop
 
-HELD_FOR_EVALUATION = 10_000  # examples of a stream's test and validation splits, kept in memory
+HELD_FOR_EVALUATION = 10_000  # the most examples of a stream that are kept in memory to evaluate on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Where and how a run is computed. The numbers do not depend on it."""
+    """Where and how a run is computed. Its numbers do not depend on this."""
 
     data_dir: str | None = None
     """Folder of prepared tensorflow-datasets; None is ~/tensorflow_datasets or $TFDS_DATA_DIR."""
     stream: bool = False
-    """Read training examples as they are needed, for sets larger than memory (needs Grain)."""
+    """Read training examples when they are needed, for sets larger than memory (needs Grain)."""
     devices: Count | None = None
-    """Devices to train on, in all processes together; None is one, or all with --distributed."""
+    """Devices to train on, in all processes together; None is one device, or all devices with
+    --distributed."""
     mapping: Literal[training.MAPPINGS] = "pmap"  # type: ignore[valid-type]
-    """How several devices are used."""
+    """The JAX transformation that maps a step over several devices."""
     distributed: bool = False
-    """Join a job of several processes. What the next three leave open comes from SLURM,
-    Kubernetes or Cloud TPU."""
+    """Join a job of several processes. SLURM, Kubernetes or Cloud TPU tell what the next three
+    flags do not say."""
     coordinator: str | None = None
     """Address HOST:PORT of process 0."""
     num_processes: Count | None = None
@@ -61,7 +62,7 @@ class Job:
             )
 
     def device_list(self) -> list[jax.Device]:
-        """The devices to train on, equally many of each process."""
+        """The devices to train on, equally many in each process."""
         count = self.devices or (jax.device_count() if self.distributed else 1)
         every = [
             [d for d in jax.devices() if d.process_index == process]
@@ -77,7 +78,7 @@ class Job:
 
 
 class Run(NamedTuple):
-    """A configuration with its data and its model: all that it takes to train."""
+    """A configuration with its data and its model, ready to train."""
 
     record: folders.Record
     built: Built
@@ -103,7 +104,7 @@ class Run(NamedTuple):
         return jax.jit(self.built.algorithm.init)(jax.random.key(self.config.seed), first)
 
     def fit(self, devices: list[jax.Device] | None = None, **settings: Any) -> Any:
-        """``training.fit`` of this run, to ``num_steps``."""
+        """Calls ``training.fit`` for this run."""
         config = self.config
         return training.fit(
             self.built.algorithm,
@@ -124,10 +125,10 @@ def _first_rows(split: Any) -> Any:
 
 
 def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
-    """Loads the data of a configuration and builds its model. Nothing is written.
+    """Loads the data of a configuration and builds its model.
 
-    ``data`` is a data set to use in place of ``config.dataset``: a ``datasets.Dataset``, or what
-    ``datasets.load`` takes. Raises ValueError for what does not go together.
+    Nothing is written. ``data`` replaces ``config.dataset``: it is a ``datasets.Dataset``, or a
+    source for ``datasets.load``. Raises ValueError if settings do not go together.
     """
     name = family_of(config)
     family = FAMILIES[name]
@@ -180,7 +181,7 @@ def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
 
 
 def _held(split: Any) -> datasets.Split:
-    """A split in memory; of a stream a fixed random subset."""
+    """A split in memory. A stream gives a fixed random subset."""
     if isinstance(split, datasets.Stream):
         return datasets.held(split, HELD_FOR_EVALUATION)
     return split
@@ -193,7 +194,10 @@ def _validation(config: Config, dataset: datasets.Dataset) -> Any:
 
 
 def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels: str) -> Data:
-    """What a model must know of its data: a prepared set, its training and test examples."""
+    """What a model must know of its data.
+
+    The data are a prepared set, its training examples and its test examples.
+    """
     streamed = isinstance(train, datasets.Stream)
     labels = None if streamed else train.y
     num_classes = len(dataset.classes)
@@ -224,7 +228,7 @@ def _largest(split: datasets.Split) -> float:
 
 
 def _trace(run: Run) -> None:
-    """Traces one step, so that what does not fit together is said before a folder is made."""
+    """Traces one step, so that a mistake is found before a folder is made."""
     batch = batch_shapes(run)
     jax.eval_shape(run.built.algorithm.step, jax.eval_shape(run.init_state), batch)
 
@@ -250,8 +254,8 @@ def train(
     """Trains a model in a run folder, or goes on where the folder's run stopped.
 
     The folder gets checkpoints, metrics, figures and ``result.json``. The same call resumes a run
-    that was stopped, bit for bit. ``steps`` and the reports may differ; other settings make a new
-    run, which ``start_from`` begins with the parameters of another one.
+    that was stopped, bit for bit. ``steps`` and the reports may differ. Other settings make a new
+    run, which may start from the parameters of another run.
 
     Args:
       config: a configuration, or the name of a preset.
@@ -261,7 +265,7 @@ def train(
       progress: whether to show a progress bar.
       settings: other values for settings of the configuration, and fields of ``Job``.
 
-    Returns the trained model. Raises ValueError for what does not go together.
+    Returns the trained model. Raises ValueError if settings do not go together.
 
     >>> import tempfile, jaxvae
     >>> folder = tempfile.mkdtemp()
@@ -290,9 +294,9 @@ def train_in(
     """What ``train`` does, once preset, configuration and job are told apart.
 
     Args:
-      name: of the preset, for the default folder.
+      name: the name of the preset, for the default folder.
       config: the configuration.
-      job: where and how it is computed.
+      job: where and how the run is computed.
       workdir: the run folder, or None.
       data: a data set in place of ``config.dataset``, or None.
       start_from: run folder whose parameters a new run starts from, or None.
@@ -331,9 +335,17 @@ def _folder(name: str, run: Run) -> Path:
 def fit_in(
     run: Run, workdir: Path, stop: Stop, start_from: str | Path | None, progress: bool
 ) -> tuple[Any, bool]:
-    """The state at the last step, or when it was stopped, and whether it was stopped early.
+    """Trains a run to its last step, or until it is stopped.
 
-    Training begins at the newest good checkpoint where there is one.
+    Training begins at the newest good checkpoint, if there is one. Returns the state, and whether
+    early stopping ended the training.
+
+    Args:
+      run: the run.
+      workdir: the run folder.
+      stop: hears the signals that ask to stop.
+      start_from: run folder whose parameters a new run starts from, or None.
+      progress: whether to show a progress bar.
     """
     config, devices = run.config, run.job.device_list()
     state, totals = training.replicate(run.init_state(), devices), None
@@ -368,7 +380,7 @@ def fit_in(
 
 
 class _Judge:
-    """Saves a checkpoint with its validation score, and asks to stop where it no longer rises."""
+    """Saves checkpoints with a validation score, and asks to stop when it no longer rises."""
 
     def __init__(self, run: Run, workdir: Path, saved: checkpoints.Checkpoints, metrics: Any):
         self.run, self.saved, self.metrics = run, saved, metrics
@@ -397,7 +409,7 @@ class _Judge:
         return self.early
 
     def _score(self, now: training.HookState) -> float:
-        """The ELBO, or the reconstruction of a model that has none."""
+        """The ELBO, or the reconstruction if the model has no ELBO."""
         built = self.run.built
         params = processes.local(built.parameters(now.state))
         model, key = built.model, self.run.key
@@ -406,7 +418,7 @@ class _Judge:
 
 
 def _warm(run: Run, state: Any, start_from: Path) -> Any:
-    """A fresh state with the parameters of another run, its moving average where it has one."""
+    """A fresh state with the parameters of another run, or their moving average if it has one."""
     folders.read(start_from)
     state = processes.local(state)
     with checkpoints.Checkpoints(start_from / "checkpoints") as saved:
@@ -435,7 +447,7 @@ def _profile(run: Run, devices: list[jax.Device], workdir: Path) -> None:
 
 
 def _cost(run: Run, devices: list[jax.Device]) -> Callable[[float], dict[str, float]]:
-    """From images per second to operations per second, and their share of the devices' peak."""
+    """A function from images per second to operations per second and their share of the peak."""
     config = run.config
     state = jax.eval_shape(run.init_state)
     flops = costs.step_flops(run.built.algorithm, state, batch_shapes(run))
@@ -452,7 +464,7 @@ def _cost(run: Run, devices: list[jax.Device]) -> Callable[[float], dict[str, fl
 
 
 def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
-    """Evaluates the parameters on the test split, draws the figures, prints the closing table."""
+    """Evaluates the parameters on the test split, draws the figures and prints a table."""
     config, data = run.config, run.record.data
     test = datasets.random_subset(run.test, config.test_examples)
     found = reports.results(run.built, data, params, run.key, test, config.test_samples)
@@ -479,7 +491,7 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
 
 
 def draw(run: Run, params: Any, workdir: Path, lines: list[dict[str, Any]]) -> list[str]:
-    """Draws all figures of a run, where matplotlib is installed, and returns their names."""
+    """Draws all figures of a run, if matplotlib is installed, and returns their names."""
     validation = reports.read_lines(workdir / "validation.jsonl")
     data = run.record.data
     return figures.draw_all(

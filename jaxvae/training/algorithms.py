@@ -1,9 +1,9 @@
 """Algorithms, ``init`` and ``step``: gradient descent of one or several players.
 
-A step is written once for any number of devices. Losses are reduced over the devices inside the
-loss, and gradients are averaged after it, which is right under ``jit``, ``pmap`` and ``shard_map``
-alike. The noise of example i at step t has the key ``fold_in(fold_in(key, t), i)``, with i its
-place in the global batch.
+A step is written once for any number of devices. Losses are summed over the devices inside the
+loss, and gradients are averaged after it. This is right under ``jit``, ``pmap`` and ``shard_map``.
+The noise of example i at step t has the key ``fold_in(fold_in(key, t), i)``, where i is the place
+in the global batch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jaxvae.training.parts import gradient_of, loss_of_params
 class Batch(NamedTuple):
     """A batch, or one device's part of it."""
 
-    x: Any  # pytree of [B, ...], or Examples
-    place: Array  # [B] place in the global batch, which the noise depends on
-    weight: Array  # [B] sums to one over the global batch; zero for padding
-    row: Array | None = None  # [B] row in the data set; None in a batch that was made by hand
+    x: Any  # a pytree of [B, ...], or Examples
+    place: Array  # [B], the place in the global batch, which the noise depends on
+    weight: Array  # [B], whose sum over the global batch is one; zero for padding
+    row: Array | None = None  # [B], the row in the data set; None in a batch made by hand
 
 
 class Algorithm(NamedTuple):
@@ -37,8 +37,8 @@ class Algorithm(NamedTuple):
 
     ``init(key, x) -> state`` takes one example. ``step(state, batch, axis_name) -> (state,
     metrics)`` is pure, and ``axis_name`` is the mapped axis of devices or None. The state has a
-    field ``step``. The metrics are scalars that include ``loss`` and ``skipped``, the number of
-    updates in a row that were not finite and so not made.
+    field ``step``. The metrics are scalars. They include ``loss``, and ``skipped``, the number of
+    updates in a row that were skipped because they were not finite.
     """
 
     init: Callable[[Array, Any], Any]
@@ -58,10 +58,10 @@ class Player(NamedTuple):
 
 
 class State(NamedTuple):
-    """State of ``players``: everything that a run needs to go on."""
+    """The state of ``players``, from which a run can go on."""
 
     step: Array  # steps taken
-    key: Array  # never advanced; step and place are folded in
+    key: Array  # it stays the same; step and place are folded in
     params: dict[str, Params]
     average: dict[str, Params] | None  # exponential moving average of params
     opt_state: dict[str, Any]
@@ -69,7 +69,7 @@ class State(NamedTuple):
 
 
 def batch_mean(loss: Loss) -> BatchLoss:
-    """The weighted mean over the global batch of a loss of one example."""
+    """The loss of a batch that is the weighted mean of a loss of one example."""
 
     def mean(
         params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
@@ -91,14 +91,15 @@ def players(
 ) -> Algorithm:
     """Gradient descent of several players at once, each in its own parameters.
 
-    One player is plain training, a VAE with a critic is two. State without a gradient is a player,
-    too, because a moving average is gradient descent: SGD with step 1 - gamma on (N - n)^2 / 2
-    gives N <- gamma N + (1 - gamma) n. So the codebook of a VQ-VAE that follows its codes (van den
-    Oord et al. 2017, arXiv:1711.00937, app. A.1) is a player with that loss, in which n is behind a
-    ``stop_gradient``; ``expectations.moving_average`` learns its baseline in the same way.
+    Plain training has one player, and a VAE with a critic has two. State without a gradient can be
+    a player too, because a moving average is gradient descent: SGD with step 1 - gamma on
+    (N - n)^2 / 2 gives N <- gamma N + (1 - gamma) n. So the codebook of a VQ-VAE that follows its
+    codes (van den Oord et al. 2017, arXiv:1711.00937, app. A.1) is a player with this loss, in
+    which n is behind a ``stop_gradient``. ``expectations.moving_average`` learns its baseline in
+    the same way.
 
-    Where the examples are ``datasets.Examples``, init and losses get them preprocessed. Each
-    example's key is split in two for it, so that preprocessing and latent noise are independent.
+    If the examples are ``datasets.Examples``, init and losses get them preprocessed. The key of
+    each example is split in two, so preprocessing and latent noise are independent.
 
     Args:
       init: ``(key, x) -> {name: params}`` with one entry for each player.
@@ -106,14 +107,14 @@ def players(
         the parameters of its own player.
       ema_decay: decay of the moving average of the parameters, average <- d average + (1 - d)
         params with d = min(ema_decay, (1 + t) / (10 + t)); 0 keeps none.
-      gradient_norm: report the gradient's norm and look whether it is finite. Without it a step
-        looks at the loss alone and reads the gradients once less, which saves a tenth of a step
-        with small batches on a CPU.
+      gradient_norm: whether to report the gradient's norm and to check that it is finite. Without
+        it a step checks the loss only and reads the gradients once less, which saves a tenth of a
+        step with small batches on a CPU.
 
     A step whose loss or gradient is not finite leaves parameters, optimizer and average as they
     were. An optimizer that takes more than gradients (``optax.lbfgs``,
-    ``optax.contrib.reduce_on_plateau``) gets ``value``, ``grad`` and ``value_fn``, its player's
-    loss as a function of the parameters at the same batch and the same noise.
+    ``optax.contrib.reduce_on_plateau``) gets ``value``, ``grad`` and ``value_fn``. The last one is
+    its player's loss as a function of the parameters, at the same batch and the same noise.
     """
 
     def initial(key: Array, x: Any) -> State:
@@ -173,7 +174,7 @@ def gradient_descent(
     ema_decay: float = 0.0,
     gradient_norm: bool = True,
 ) -> Algorithm:
-    """Descends one loss in all parameters: ``players`` with one player, named ``model``.
+    """Descends one loss in all parameters, as ``players`` with one player named ``model``.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from jaxvae import training
@@ -188,15 +189,15 @@ def gradient_descent(
     Args:
       init: ``(key, x) -> params`` of one example.
       loss: a loss of the batch; ``batch_mean`` makes one of a loss of an example.
-      optimizer: of Optax, or ``training.adam``, which is faster.
+      optimizer: an optimizer of Optax, or ``training.adam``, which is faster.
       accumulate: parts that a device's batch is cut into, one after the other, to save memory.
-      virtual_shards: parts that the global batch is cut into, whose sum is the same bit for bit on
-        any number of devices that divides them; 0 does without.
+      virtual_shards: parts that the global batch is cut into. Their sum is the same bit for bit on
+        any number of devices that divides them; 0 is off.
       ema_decay: decay of the moving average of the parameters, as in ``players``; 0 keeps none.
-      gradient_norm: report the gradient's norm and look whether it is finite.
+      gradient_norm: whether to report the gradient's norm and to check that it is finite.
 
-    ``accumulate`` and ``virtual_shards`` need a loss that is a weighted sum over examples, as a
-    ``batch_mean`` is.
+    ``accumulate`` and ``virtual_shards`` need a loss that is a weighted sum over examples, such as
+    a ``batch_mean``.
     """
     of_model = lambda params, *args: loss(params["model"], *args)
     player = Player(of_model, optimizer, accumulate, virtual_shards)
@@ -206,7 +207,7 @@ def gradient_descent(
 
 
 def _loss_of_player(loss: BatchLoss, name: str, params: dict[str, Params]) -> BatchLoss:
-    """The loss as a function of one player's parameters, of examples as they are stored."""
+    """The loss as a function of one player's parameters and of raw examples."""
 
     def of_raw(
         of_player: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
@@ -220,7 +221,7 @@ def _loss_of_player(loss: BatchLoss, name: str, params: dict[str, Params]) -> Ba
 
 
 def _finite(reports: dict[str, Terms]) -> Array:
-    """Whether losses and gradients' norms, where they are reported, are finite."""
+    """Whether the losses, and the gradients' norms if they are reported, are finite."""
     finite = jnp.bool_(True)
     for report in reports.values():
         for term in ("loss", "gradient_norm"):
@@ -229,7 +230,7 @@ def _finite(reports: dict[str, Terms]) -> Array:
 
 
 def _metrics(reports: dict[str, Terms]) -> Terms:
-    """The terms of one player by their names, those of several by ``player/term``."""
+    """The metrics: the terms of one player, or ``player/term`` if there are several players."""
     if len(reports) == 1:
         return next(iter(reports.values()))
     metrics = {

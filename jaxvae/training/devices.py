@@ -1,4 +1,4 @@
-"""Many steps in one dispatch, on one device or mapped over many, in one process or several."""
+"""Many steps in one dispatch, on one device or many, in one process or several."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MAPPINGS = ("pmap", "shard_map")
 
 
 class Placement:
-    """The devices of a job, and those of them that are this process's own.
+    """The devices of a job, and the part of them that belongs to this process.
 
-    A global batch is cut into equal parts in the order of ``devices``; ``pmap`` sees this process's
-    parts only, ``shard_map`` global arrays.
+    A global batch is cut into equal parts in the order of ``devices``. ``pmap`` sees this process's
+    parts only, and ``shard_map`` sees global arrays.
     """
 
     def __init__(self, devices: Sequence[jax.Device], mapping: str = "pmap"):
@@ -51,8 +51,9 @@ class Placement:
         return self.devices[0].platform == "cpu"
 
     def replicated(self, tree: Any) -> Any:
-        """Copies of a tree on the devices: local arrays under ``pmap``, global ones under
-        ``shard_map``.
+        """Copies of a tree on the devices.
+
+        They are local arrays under ``pmap``, and global arrays under ``shard_map``.
         """
         if self.count == 1:
             return jax.device_put(processes.local(tree), self.own[0])
@@ -76,7 +77,7 @@ class Placement:
         return jax.tree.map(join, tree)
 
     def split(self, a: np.ndarray) -> np.ndarray:
-        """[..., B] -> this process's parts [P, ..., B / devices]; as it is for one device."""
+        """This process's parts [P, ..., B / devices] of [..., B]; one device takes it as it is."""
         if self.count == 1:
             return a
         return np.moveaxis(a.reshape(*a.shape[:-1], self.count, -1), -2, 0)[self.places]
@@ -99,8 +100,9 @@ class Placement:
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A tree of arrays copied to all devices of the job, as global arrays; all processes must
-    hold the same.
+    """Copies a tree of arrays to all devices of the job, as global arrays.
+
+    All processes must hold the same arrays.
     """
     layout = Placement(devices)
     return layout.as_global(layout.replicated(tree))
@@ -110,19 +112,18 @@ def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -
     """Many steps in one dispatch.
 
     ``run(state, examples, count, rows [P, S, B], weight [P, S, B], votes [V]) -> (state, metrics
-    [S], votes [V])``, with a leading axis for this process's P devices where there are several in
-    all. ``rows`` are the examples of each batch in the data set. ``examples`` is the data set, on
-    every device, or with ``streamed`` each device's own batches [P, S, B, ...].
+    [S], votes [V])``. The axis of this process's P devices is there only if the job has several
+    devices. ``rows`` are the examples of each batch in the data set. ``examples`` is the data set on
+    every device. With ``streamed`` it holds each device's batches [P, S, B, ...].
 
-    The first ``count`` of the S steps are taken. It is no constant of the compiled program, so that
-    one program serves dispatches of every length. But all S have a program of their own, except on
-    a CPU: other devices would wait for the host to see whether a loop of unknown length goes on.
-    ``votes`` are integers whose largest over all devices comes back, the same in every process. The
+    The first ``count`` of the S steps are taken. ``count`` is no constant of the compiled program,
+    so one program serves dispatches of every length. A second program takes all S steps, except on
+    a CPU. Without it other devices would wait for the host to see whether the loop goes on.
+    ``votes`` are integers. The largest of each over all devices comes back in every process. The
     state is donated.
 
-    It is ``jax.jit`` for one device; for several ``jax.pmap`` or ``jit(shard_map)``, with
-    ``check_vma=False`` because models may start loops from constants, and because gradients are
-    averaged by hand.
+    One device uses ``jax.jit``, and several use ``jax.pmap`` or ``jit(shard_map)``. ``check_vma`` is
+    False because models may start loops from constants, and because gradients are averaged by hand.
     """
 
     compiled = functools.partial(
@@ -159,9 +160,9 @@ def _compiled(
     *,
     whole: bool,
 ) -> Callable:
-    """The mapped function, of ``whole`` dispatches alone or of any.
+    """The mapped function, for ``whole`` dispatches or for dispatches of any length.
 
-    It is kept, so that the next training of the same algorithm does not compile it again.
+    It is cached, so the next training of the same algorithm does not compile it again.
     """
     run = functools.partial(_run, algorithm, streamed, whole)
     if len(devices) == 1:
@@ -205,7 +206,7 @@ def _run(
     votes: Array,
 ) -> Any:
     """The steps of one device, as ``run_steps`` says; rows and weight are [S, B]."""
-    # Where JAX runs this function without compiling it, they are the host's.
+    # They are arrays of the host if JAX runs this function without compiling it.
     rows, weight = jnp.asarray(rows), jnp.asarray(weight)
 
     def take(state: Any, s: Array) -> tuple[Any, Terms]:
@@ -219,25 +220,25 @@ def _run(
 
     _, shapes = jax.eval_shape(take, state, jnp.int32(0))
     none, named = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    # One array, which is one kernel a step; of some KB, since XLA on a CPU places a step's arrays
+    # One array takes one kernel a step. It has some KB, because XLA on a CPU places a step's arrays
     # by their sizes.
     kept = jnp.zeros((max(len(rows), 384), *none.shape), none.dtype)
     state, kept = _loop(len(rows) if whole else count, body, (state, kept))
     columns = jax.vmap(named)(kept[: len(rows)])
     if axis_name is not None:
-        # With a number from the loop, or nothing would order this collective and the loop's:
-        # devices of a CPU that run a program from the compilation cache began with either, and
-        # waited for each other for ever.
+        # A number from the loop orders this collective after the loop's. Without it devices of a
+        # CPU that ran a program from the compilation cache began with either collective, and waited
+        # for each other for ever.
         votes = lax.pmax(jnp.append(votes, columns["skipped"][0]), axis_name)[:-1]
     return state, columns, votes
 
 
 def _loop(count: Any, body: Callable, carry: Any) -> Any:
-    """``fori_loop`` from 0 to ``count``; one of Python's where nothing is compiled.
+    """``fori_loop`` from 0 to ``count``, or a loop of Python if nothing is compiled.
 
-    So it is under ``jax.disable_jit``, and under ``jax.debug_nans`` when JAX goes through a program
-    again to find what was not finite: it names what it finds, which within a loop of its own is the
-    loop.
+    Nothing is compiled under ``jax.disable_jit``. Nor is it under ``jax.debug_nans`` when JAX goes
+    through a program again to name the operation that was not finite. In a ``fori_loop`` it would
+    name the loop.
     """
     if isinstance(carry[1], jax.core.Tracer):
         return lax.fori_loop(0, count, body, carry)
@@ -247,8 +248,8 @@ def _loop(count: Any, body: Callable, carry: Any) -> Any:
 
 
 def _rows(a: Array, rows: Array) -> Array:
-    """``a[rows]``, from rows that are flat.
+    """``a[rows]``, computed with flat rows.
 
-    For each entry XLA on a CPU computes its indices along all axes.
+    Otherwise XLA on a CPU would compute indices along all axes for each entry.
     """
     return a.reshape(len(a), math.prod(a.shape[1:]))[rows].reshape(*rows.shape, *a.shape[1:])

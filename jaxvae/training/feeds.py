@@ -1,4 +1,4 @@
-"""Where the examples of a dispatch come from: a set on the devices, or one read as it is used."""
+"""Gives a dispatch its examples: from a set on the devices, or from a stream."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 from jaxvae.datasets import DataError, Examples, Stream, batch_rows, examples_of, num_examples
 from jaxvae.training.devices import Placement
 
-BLOCK_BYTES = 2**26  # of streamed examples in one dispatch and one process
+BLOCK_BYTES = 2**26  # the most bytes of streamed examples in one dispatch of a process
 
 
 def examples_for(source: Any) -> Any:
-    """The examples of what ``fit`` was given, at least one; else a DataError says what it takes."""
+    """The examples of what ``fit`` was given.
+
+    Raises DataError if it is no source of examples, or holds none.
+    """
     examples = examples_of(source)
     leaves = jax.tree.leaves(examples)
     if isinstance(examples, Stream) or (leaves and all(map(_is_array, leaves))):
@@ -28,7 +31,7 @@ def examples_for(source: Any) -> Any:
 
 
 def _is_array(leaf: Any) -> bool:
-    """Whether it has a shape and holds numbers, no text and no objects."""
+    """Whether a leaf is an array of numbers, not of text or objects."""
     kind = getattr(getattr(leaf, "dtype", None), "kind", "O")
     return hasattr(leaf, "shape") and kind not in "OSU"
 
@@ -59,12 +62,16 @@ class Batches(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The batches of one dispatch; P, S, B are this process's devices, steps, examples of each."""
+    """The batches of one dispatch.
 
-    examples: Any  # the data set, or what of it this dispatch takes, [P, S, B, ...]
-    rows: np.ndarray  # [P, S, B] in the data set
+    P is the number of this process's devices, S the number of steps, and B the number of examples
+    that a device has in a batch.
+    """
+
+    examples: Any  # the data set, or the examples of this dispatch, [P, S, B, ...]
+    rows: np.ndarray  # rows in the data set, [P, S, B]
     weight: np.ndarray  # [P, S, B]
-    num_examples: int  # in all, padding not counted
+    num_examples: int  # all examples of the dispatch, without padding
 
 
 class InMemory:
@@ -87,8 +94,8 @@ class InMemory:
 class Streamed:
     """Examples that are read ahead of their use.
 
-    A process reads its own part of every batch and nothing else. A dispatch takes fewer steps where
-    its examples would take more than ``BLOCK_BYTES``.
+    A process reads its own part of every batch and nothing else. A dispatch takes fewer steps if
+    its examples would need more than ``BLOCK_BYTES``.
     """
 
     streamed = True
@@ -105,7 +112,7 @@ class Streamed:
         self.read = stream.batches(rows, steps.start, steps.stop)
 
     def take(self, step: int, count: int) -> Block:
-        """The next ``count`` batches, which must be taken in order."""
+        """The next ``count`` batches. Batches must be taken in order."""
         shape = self.stream.shape
         block = np.zeros(
             (self.most, len(self.layout.places) * self.each, *shape), self.stream.dtype
@@ -134,7 +141,16 @@ def _block(feed: InMemory | Streamed, step: int, count: int, examples: Any) -> B
 def feed_of(
     examples: Any, layout: Placement, *, seed: int, batch_size: int, steps: range, most: int
 ) -> InMemory | Streamed:
-    """The feed of a data set; ``most`` is how many steps a dispatch takes at most."""
+    """The feed of a data set.
+
+    Args:
+      examples: the examples in memory, or a stream.
+      layout: how the batch lies on the devices.
+      seed: the seed of the order of the examples.
+      batch_size: examples in a global batch.
+      steps: the steps that will be taken.
+      most: the most steps that one dispatch takes.
+    """
     padded = -(-batch_size // layout.count) * layout.count
     batches = Batches(seed, num_examples(examples), batch_size, padded)
     if isinstance(examples, Stream):

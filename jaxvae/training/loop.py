@@ -1,4 +1,4 @@
-"""The loop: dispatches, reports, hooks, stopping."""
+"""The loop of a training, with dispatches, reports, hooks and stopping."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from jaxvae.training.feeds import InMemory, Streamed, examples_for, feed_of, fir
 
 
 class Totals:
-    """Sums of the metrics since the last report, as JSON can hold them.
+    """Sums of the metrics since the last report, which JSON can hold.
 
-    A run that goes on with the sums that were saved reports as if it had not stopped.
+    A run that goes on with saved sums reports as if it had not stopped.
     """
 
     def __init__(self, totals: dict[str, Any] | None = None):
@@ -34,7 +34,7 @@ class Totals:
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         """Adds the metrics of some steps, one by one.
 
-        So the sums do not depend on how steps were dispatched.
+        Therefore the sums do not depend on how steps were dispatched.
         """
         self.skipped += int((metrics["skipped"] > 0).sum())
         for term, values in metrics.items():
@@ -45,39 +45,38 @@ class Totals:
                 self.sums[term] = [summed, count + len(finite)]
 
     def report(self) -> dict[str, float | None]:
-        """The means."""
+        """The means of the metrics."""
         means = {
             term: total / count if count else None for term, (total, count) in self.sums.items()
         }
         return means | {"skipped": self.skipped}
 
     def json(self) -> dict[str, Any]:
-        """What the constructor takes."""
+        """The sums as the constructor takes them."""
         sums = {term: list(pair) for term, pair in self.sums.items()}
         return {"sums": sums, "skipped": self.skipped}
 
 
 class HookState(NamedTuple):
-    """What a hook sees.
+    """The state of the training when a hook is called.
 
-    The state's buffers are donated to the next step: copy what must outlive the call.
+    The buffers are donated to the next step, so a hook must copy what it keeps.
     """
 
     step: int
     state: Any  # global arrays, the same on all devices
-    totals: dict[str, Any]  # of Totals.json
-    # Why the loop ends here before its last step: "asked" by ``stop``, to go on another time, or
-    # "finished" because a hook has seen enough. Empty where it does not.
+    totals: dict[str, Any]  # what ``Totals.json`` returns
+    # Why the loop ends before its last step: "asked" by ``stop``, to go on another time, or
+    # "finished" because a hook has returned True. It is empty if the loop does not end.
     stopping: Literal["", "asked", "finished"] = ""
 
 
 class Hook(NamedTuple):
     """Calls ``call(hook_state)`` after every ``every`` steps, after the last one, and at a stop.
 
-    A call that returns True ends the training after this step, as early stopping does: the hooks
-    that have not been called at this step are called, and ``fit`` returns the state. In a job of
-    several processes all of them call the hooks, at the same steps, and one that says True is
-    enough.
+    A call that returns True ends the training after this step, as early stopping does. The hooks
+    that have not been called at this step are then called, and ``fit`` returns the state. In a job
+    of several processes all of them call the hooks at the same steps, and one True is enough.
     """
 
     every: int
@@ -87,7 +86,7 @@ class Hook(NamedTuple):
 class NotFiniteError(FloatingPointError):
     """Losses or gradients were not finite for too many steps in a row.
 
-    The parameters are those from before these steps.
+    These steps have not changed the parameters.
     """
 
 
@@ -120,39 +119,37 @@ def fit(
     >>> float(training.trained(state))
     3.0
 
-    Batches are a function of (seed, step). Each epoch has every example once, in an order of its
-    own, and the mean of its ragged last batch is exact. A run that starts from a saved state goes
-    on bit for bit as if it had not stopped. In a job of several processes
-    (``processes.initialize``) all call ``fit`` with the same arguments.
+    Batches are a function of (seed, step). Each epoch has every example once, in another order, and
+    the mean of its ragged last batch is exact. A run that starts from a saved state goes on bit for
+    bit as if it had not stopped. In a job of several processes (``processes.initialize``) all call
+    ``fit`` with the same arguments.
 
     Args:
       algorithm: what ``gradient_descent`` or ``players`` makes, or any pair of init and step.
       examples: a ``datasets.Split``, ``datasets.Examples`` or a pytree of arrays ``[N, ...]``,
         which stay on the devices as they are, uint8 pixels as uint8. Or a ``datasets.Stream``, of
-        which each process reads its own part of every batch. Their preprocessing, where they have
-        one, is the losses' affair and happens within the step.
-      num_steps: steps in all, those that ``state`` has behind it included.
-      batch_size: examples in a global batch; with several devices each takes an equal part.
-      seed: of parameters, batches and noise.
-      state: where to start; None asks ``algorithm.init``. It is copied, not consumed.
-      totals: sums of an unfinished report, as ``HookState.totals`` gave them with that state.
-      report: called with the step and the means of all metrics since the last report, with
-        ``images_per_second``.
+        which each process reads its part of every batch. The step preprocesses ``Examples``.
+      num_steps: the step to train to; the steps that ``state`` has taken count.
+      batch_size: examples in a global batch; each of several devices takes an equal part.
+      seed: the seed of parameters, batches and noise.
+      state: the state to start from, which is copied; None asks ``algorithm.init``.
+      totals: sums of an unfinished report, as ``HookState.totals`` gave them with the state.
+      report: is called with the step and the means of all metrics since the last report, among
+        them ``images_per_second``.
       report_every: steps between reports.
-      hooks: called between dispatches with the state; at their steps the loop waits for the device.
-        A hook that returns True ends the training.
-      stop: asked at every dispatch; when it is true in any process, all stop after the same step,
-        call every hook and return the state as it is.
-      devices: devices of the job to use; None is the first one alone, or all in a job of several
+      hooks: are called between dispatches with the state. At their steps the loop waits for the
+        device. A hook that returns True ends the training.
+      stop: is asked at every dispatch. When it is true in any process, all stop after the same
+        step, call every hook and return the state.
+      devices: devices of the job to use. None is the first one, or all in a job of several
         processes.
       mapping: how several devices are used, ``pmap`` or ``shard_map``; the numbers are the same.
-      steps_per_call: most steps in one dispatch.
-      seconds_per_call: about the longest that a dispatch should take, and so how long a request to
-        stop can wait.
-      max_skipped: updates in a row that may be skipped for not being finite.
+      steps_per_call: the most steps in one dispatch.
+      seconds_per_call: about the longest time of a dispatch. A request to stop may wait so long.
+      max_skipped: the most updates in a row that may be skipped because they are not finite.
 
-    Raises NotFiniteError naming the step and the term; ValueError for an empty set, something that
-    is no set, or settings that cannot work.
+    Raises NotFiniteError, which names the step and the term. Raises ValueError for an empty set,
+    for something that is no set, or for settings that cannot work.
     """
     examples = examples_for(examples)
     periods = [report_every, *(hook.every for hook in hooks)]
@@ -195,7 +192,7 @@ def _check_settings(batch_size: int, steps_per_call: int, shortest: int) -> None
 
 
 def _call_hooks(hooks: Sequence[Hook], seen: HookState, last: int, asked: bool) -> bool:
-    """Calls the hooks that are due, or all at a stop, and returns whether the loop ends here."""
+    """Calls the hooks that are due, or all at a stop, and returns whether the loop ends."""
     early = seen.step < last
     due = [hook for hook in hooks if asked or not early or seen.step % hook.every == 0]
     reason: Any = "asked" if asked and early else ""
@@ -209,25 +206,25 @@ def _call_hooks(hooks: Sequence[Hook], seen: HookState, last: int, asked: bool) 
 
 
 def _says_true(answer: Any) -> bool:
-    """Whether it is True; a number that a call happens to return says nothing."""
+    """Whether an answer is True. Numbers that a call returns do not count."""
     return isinstance(answer, bool | np.bool_) and bool(answer)
 
 
 class _Dispatch(NamedTuple):
-    """Some steps on their way."""
+    """Some steps that the devices are taking."""
 
     end: int  # the step after which it ends
     num_steps: int
     num_examples: int
-    metrics: dict[str, Any]  # of the device, {term: [S]}
-    votes: Any  # of the device
+    metrics: dict[str, Any]  # arrays on the device, {term: [S]}
+    votes: Any  # an array on the device
 
 
 class _Dispatcher:
     """Starts dispatches, waits for them and reads their metrics.
 
-    At most two are in flight. XLA's simulated devices hang when some tens of collectives are
-    queued, and a queue makes the answer to a request to stop late.
+    At most two are in flight. XLA's simulated devices hang if some tens of collectives are queued,
+    and a request to stop would wait for the whole queue.
     """
 
     def __init__(
@@ -240,19 +237,19 @@ class _Dispatcher:
     ):
         self.run, self.feed, self.stop, self.pace, self.reports = run, feed, stop, pace, reports
         self.asked = False  # whether any process was asked to stop
-        self.newest: _Dispatch | None = None  # which has not been waited for
-        self.unread: _Dispatch | None = None  # which has, and whose metrics have not been read
+        self.newest: _Dispatch | None = None  # it may not have ended
+        self.unread: _Dispatch | None = None  # it has ended, and its metrics have not been read
 
     def start(self, state: Any, step: int, most: int) -> tuple[Any, int]:
-        """Starts the next steps, at most so many, and returns the state and the step after them."""
+        """Starts at most ``most`` steps, and returns the state and the step after them."""
         count = min(self.pace.agreed, most)
         block = self.feed.take(step, count)
         if self.feed.layout.on_cpu:
-            # With one dispatch queued behind another, IWAE and conv nets trained about 5 % slower.
-            # The metrics are read while the next one runs.
+            # If one dispatch is queued behind another, IWAE and convolutional networks train about
+            # 5 % slower. The metrics are read while the next dispatch runs.
             self.wait()
-        # Votes of all processes, the largest of which comes back: to stop, and the longest next
-        # dispatch.
+        # Each process votes on whether to stop, and on the length of the next dispatch. The largest
+        # votes come back.
         votes = [int(self.stop()), -self.pace.wish]
         state, metrics, votes = self.run(
             state, block.examples, count, block.rows, block.weight, votes
@@ -272,7 +269,7 @@ class _Dispatcher:
         self.newest, self.unread = None, self.newest
 
     def read(self) -> None:
-        """Waits for it and reads its metrics."""
+        """Waits for the last dispatch and reads its metrics."""
         self.wait()
         if self.unread is not None:
             done, self.unread = self.unread, None
@@ -296,7 +293,7 @@ class _Reports:
         self.first_bad: Any = None  # step and terms of the first skipped update in a row
 
     def add(self, metrics: dict[str, np.ndarray], end: int, examples: int) -> None:
-        """The metrics of the steps up to ``end``."""
+        """Adds the metrics of the steps up to ``end``."""
         self.images += examples
         self.first_bad = _check_finite(metrics, end, self.first_bad, self.max_skipped)
         self.totals.add(metrics)
@@ -314,18 +311,18 @@ def _copied(tree: Any) -> Any:
 
 
 class _Pace:
-    """How many steps a dispatch takes: as many as fit into some seconds.
+    """The number of steps of a dispatch: as many as fit into some seconds.
 
     It begins with one step, and a dispatch has at most 16 times as many as the one before it.
-    ``wish`` is what this process would take. ``agreed`` is the smallest wish of all processes,
-    which comes back with a dispatch.
+    ``wish`` is the number that this process would take. ``agreed`` is the smallest wish of all
+    processes, which comes back with a dispatch.
     """
 
     def __init__(self, most: int, seconds: float):
         self.most, self.seconds = most, seconds
         self.wish = self.agreed = most if seconds == float("inf") else 1
-        self.since: list[float] = []  # when the dispatches that have not been read were started
-        self.free = 0.0  # when the device was done with the one that was read last
+        self.since: list[float] = []  # when the unread dispatches were started
+        self.free = 0.0  # when the device ended the dispatch that was read last
 
     def started(self) -> None:
         self.since.append(time.perf_counter())
@@ -341,7 +338,7 @@ class _Pace:
 def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limit: int) -> Any:
     """Returns the first step of the present row of skipped updates, with the term at fault.
 
-    Raises NotFiniteError where the row is too long.
+    Raises NotFiniteError if the row is too long.
     """
     skipped = metrics["skipped"]
     for i in np.flatnonzero(skipped):

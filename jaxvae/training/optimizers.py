@@ -1,4 +1,4 @@
-"""One update of an optimizer, or none where it is not finite."""
+"""One update of an optimizer, which is skipped if it is not finite."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Array = jax.Array
 
 
 class SkipsNonFinite(optax.GradientTransformationExtraArgs):
-    """An optimizer that skips an update by itself: its ``update`` takes ``finite``.
+    """An optimizer that can skip an update: its ``update`` takes ``finite``.
 
-    Where ``finite`` is False it must leave parameters and state as they were. Other optimizers are
-    skipped from outside, by a branch that waits for all gradients or by a selection of every array.
+    If ``finite`` is False it must leave parameters and state as they were. Updates of other
+    optimizers are skipped by a branch that waits for all gradients, or by a selection of every
+    array.
     """
 
     __slots__ = ()
@@ -28,16 +29,16 @@ class SkipsNonFinite(optax.GradientTransformationExtraArgs):
 def adam(
     learning_rate: float | optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> SkipsNonFinite:
-    """``optax.adam`` with fewer divisions, which skips updates that are not finite by itself.
+    """``optax.adam`` with fewer divisions, which can skip updates that are not finite.
 
-    It divides once an entry where Optax divides three times. With r_t = sqrt(1 - b2^t), as at the
-    end of section 2 of Kingma & Ba 2015 (arXiv:1412.6980),
+    It divides once for each entry, and Optax divides three times. With r_t = sqrt(1 - b2^t), as at
+    the end of section 2 of Kingma & Ba 2015 (arXiv:1412.6980),
 
         theta <- theta - learning_rate r_t / (1 - b1^t) m_t / (sqrt(v_t) + eps r_t).
 
-    The state is ``optax.adam``'s, so that one goes on where the other stopped. To skip an update,
-    (b, 1 - b) become (1, 0) and the step size becomes 0. The step size is also 0 where the first
-    entry of a vector's gradient is not finite, even if ``finite`` is True.
+    It has the state of ``optax.adam``, so one can go on from the other. To skip an update,
+    (b, 1 - b) become (1, 0) and the step size becomes 0. The step size is also 0 if the first entry
+    of a vector's gradient is not finite, even if ``finite`` is True.
     """
     plain = optax.adam(learning_rate, b1, b2, eps)
 
@@ -54,9 +55,9 @@ def adam(
         t = jnp.maximum(count, 1)  # a first update that is skipped has t = 0
         root = jnp.sqrt(1.0 - b2**t)
         rate = learning_rate(course.count) if callable(learning_rate) else learning_rate
-        # Parameters wait for the gradients of vectors, and with them for the end of the backward
-        # pass, which reads the parameters: XLA would have it read copies. The moments, which it
-        # does not read, need not wait.
+        # Parameters wait for the gradients of vectors, and so for the end of the backward pass.
+        # Otherwise the backward pass would read copies of the parameters. It does not read the
+        # moments, which need not wait.
         vectors = [g.ravel()[0] for g in jax.tree.leaves(grads) if g.ndim < 2 and g.size]
         ready = jnp.isfinite(sum(vectors, jnp.zeros(())))
         scale = jnp.where(finite & ready, rate * root / (1.0 - b1**t), 0.0)
@@ -82,10 +83,10 @@ def descend(
     """Parameters and state of the optimizer after an update, or as they were.
 
     Args:
-      optimizer: of Optax, or one that skips by itself.
+      optimizer: an optimizer of Optax, or one that can skip updates.
       grads: the gradient.
-      state: of the optimizer.
-      params: before the update.
+      state: the state of the optimizer.
+      params: the parameters before the update.
       finite: whether to update.
       value: the loss, for optimizers that look at it.
       value_fn: the loss as a function of the parameters, for line searches.
@@ -100,8 +101,8 @@ def descend(
         return optax.apply_updates(params, updates), new
 
     kept = params, state
-    # On a CPU a selection would read and write every array again; elsewhere the host would wait for
-    # a branch.
+    # On a CPU a selection would read and write every array again. On other devices the host would
+    # wait for a branch.
     return lax.platform_dependent(
         cpu=lambda: lax.cond(finite, updated, lambda: kept),
         default=lambda: jax.tree.map(functools.partial(jnp.where, finite), updated(), kept),
@@ -115,7 +116,7 @@ def _update(
     params: Any,
     more: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """``optimizer.update``, with the further arguments where it takes any."""
+    """``optimizer.update``, with the further arguments if it takes any."""
     takes_more = isinstance(optimizer, optax.GradientTransformationExtraArgs)
     try:
         return optimizer.update(grads, state, params, **(more if takes_more else {}))

@@ -32,9 +32,15 @@ def loss_of_params(
 ) -> Callable:
     """The loss of one batch and its keys as a function ``params -> loss``, for line searches.
 
-    Its derivative comes from ``gradient``, because that of a loss that is summed over devices is as
-    many times too large as there are devices. Over several devices it waits for the arrays
-    ``before``.
+    JAX would multiply the derivative of a loss that is summed over devices by their number.
+    Therefore the derivative comes from ``gradient``.
+
+    Args:
+      gradient: the loss and its gradient over the global batch.
+      args: (keys [B], x [B, ...], weight [B]).
+      step: the number of the step.
+      axis_name: the axis of the devices, or None.
+      before: arrays that the loss waits for if there are several devices.
     """
 
     def evaluate(params: Any) -> Any:
@@ -56,10 +62,10 @@ def loss_of_params(
 
 
 def _after(weight: Array, others: Any) -> Array:
-    """The same numbers as ``weight``, which exist only when the arrays ``others`` do.
+    """The numbers of ``weight``, which depend on the arrays ``others``.
 
-    Collectives on a CPU have no order but that of their data, and devices that begin with different
-    ones wait for each other for ever. XLA does not fold a product of a float with zero.
+    On a CPU only the data order the collectives. Devices that begin with different collectives
+    would wait for each other for ever. XLA does not fold a product of a float with zero.
     """
     firsts = [jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(others) if leaf.size]
     zeros = [0.0 * jnp.nan_to_num(first.astype(weight.dtype)) for first in firsts]
@@ -81,9 +87,9 @@ def _in_parts(
     step: Array,
     axis_name: str | None,
 ) -> Any:
-    """One part after the other, added up: the memory is that of a part."""
+    """Adds up one part after the other, so that memory holds one part."""
     cut = _cut(args, parts, "accumulate")
-    # The devices' sums are added up after the loop, in which collectives would have no order.
+    # The devices' sums are added up after the loop. Inside it collectives would have no order.
     one_part = lambda args: value_and_grad(params, *args, step, None)
     first = jax.eval_shape(one_part, jax.tree.map(lambda a: a[0], cut))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)

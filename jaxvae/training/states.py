@@ -1,4 +1,4 @@
-"""Parameters out of a training state, and into a fresh one."""
+"""Takes parameters out of a training state, and puts them into a fresh one."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from jaxvae.training.algorithms import State
 
 
 def trained_players(state: State) -> dict[str, Params]:
-    """The parameters to evaluate, by player: their moving average where one is kept."""
+    """The parameters to evaluate, by player: the moving average if the state has one."""
     return state.params if state.average is None else state.average
 
 
 def trained(state: State, player: str = "model") -> Params:
-    """The parameters of one player to evaluate: their moving average where one is kept."""
+    """The parameters of one player to evaluate: the moving average if the state has one."""
     return trained_players(state)[player]
 
 
 def start_from(state: State, other: State | Mapping[str, Params]) -> State:
     """A fresh state with the parameters of another one, for the players that both have.
 
-    ``other`` is a state or ``{player: params}``. A state's moving average is taken too, and where
-    ``other`` has none it begins at the parameters. Step, key and the optimizers' states stay those
-    of ``state``; an optimizer whose own state begins as a copy of the parameters, such as a
-    schedule-free one, needs them from ``init`` instead.
+    ``other`` is a state or ``{player: params}``. The moving average of a state is taken too. If
+    ``other`` has none, the average begins at the parameters. Step, key and the optimizers' states
+    of ``state`` stay. Some optimizers' states begin as a copy of the parameters, as for a
+    schedule-free one. Such an optimizer needs the parameters from ``init`` instead.
 
-    Raises ValueError where no player is in both, or a player's arrays differ in name, shape or
+    Raises ValueError if no player is in both, or if a player's arrays differ in name, shape or
     type.
     """
     params = other.params if isinstance(other, State) else dict(other)

@@ -1,4 +1,4 @@
-"""Several trainings at once: an algorithm vmapped over seeds, or over numbers it is made with."""
+"""Several trainings at once: an algorithm that is vmapped over seeds or settings."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Ensemble(NamedTuple):
 def vmapped(make: Callable[[Array], Algorithm], values: Any) -> Algorithm:
     """S trainings in one: ``make(value)`` for each of ``values``, a pytree of arrays [S, ...].
 
-    Every member has parameters and noise of its own, and all see the same batches. ``make`` is
-    traced once, so that values may stand wherever numbers do: a KL weight, a temperature, a
-    learning rate. For seeds alone: ``vmapped(lambda seed: algorithm, jnp.arange(S))``.
+    Members have different parameters and noise, and all see the same batches. ``make`` is traced
+    once, so a value may replace any number, such as a KL weight, a temperature or a learning rate.
+    For seeds alone: ``vmapped(lambda seed: algorithm, jnp.arange(S))``.
 
-    Metrics are those of each member as ``name[s]``, and the means over the members. ``member``
+    The metrics of member s are called ``name[s]``, and their mean is called ``name``. ``member``
     takes one state out.
     """
     count = jax.tree.leaves(values)[0].shape[0]
@@ -51,5 +51,5 @@ def vmapped(make: Callable[[Array], Algorithm], values: Any) -> Algorithm:
 
 
 def member(state: Ensemble, s: int) -> Any:
-    """The state of member s, as its own algorithm would have it."""
+    """The state of member s, as the algorithm without ``vmapped`` has it."""
     return jax.tree.map(lambda a: a[s], state.members)

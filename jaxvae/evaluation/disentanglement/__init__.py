@@ -1,13 +1,12 @@
-"""How disentangled codes are: scores of a representation against the factors of its examples.
+"""Scores of how well codes disentangle the factors of their examples.
 
-Codes ``[N, D]`` are posterior means, such as ``evaluation.encode_split`` gives. Factors ``[N, F]``
-are what the same examples were made of, such as ``datasets.shapes.images().factors``. Any annotated
-set will do. The scores that hold a factor fixed look among its examples for others that share the
-factor's value, which is an intervention if the set is a full grid. Higher is better, except for the
-correlations and the information of codes alone.
+Codes ``[N, D]`` are posterior means, as ``evaluation.encode_split`` gives them. Factors ``[N, F]``
+are annotations of the same examples, such as ``datasets.shapes.images().factors``. Some scores hold
+a factor fixed: they look for examples that share its value, which is an intervention if the set is
+a full grid. Higher is better, except for the correlations and the information of codes alone.
 
-Defaults are those of the study of Locatello et al. 2018 (arXiv:1811.12359). It fits to 10,000
-points and tests on 5,000, with 20 bins and batches of 64. Classifiers are scikit-learn's:
+The defaults follow the study of Locatello et al. 2018 (arXiv:1811.12359), which fits to 10,000
+points and tests on 5,000, with 20 bins and batches of 64. The classifiers come from scikit-learn:
 pip install 'jaxvae[experiments]'.
 """
 

@@ -1,4 +1,4 @@
-"""What the scores share: checks of codes and factors, and scikit-learn where it is needed."""
+"""Checks of codes and factors that the scores share, and the import of scikit-learn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Points = tuple[Any, Any]  # codes [N, D], factors [N, F]
 
 
 def scikit_learn(module: str) -> Any:
-    """A module of scikit-learn, or an ImportError that names the remedy."""
+    """A module of scikit-learn. Raises ImportError, which says how to install it."""
     try:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:

@@ -12,7 +12,7 @@ BINS = 20
 
 
 def discretized(values: Any, bins: int = BINS) -> np.ndarray:
-    """Each column's values [N, D] as the numbers 0, 1, ... of equally wide bins."""
+    """The numbers 0, 1, ... of the bins of each column's values, [N, D]; bins are equally wide."""
     values = matrix(values, "values")
     return np.stack([np.digitize(v, np.histogram_bin_edges(v, bins)[1:-1]) for v in values.T], 1)
 
@@ -25,14 +25,15 @@ def entropy(values: Any) -> np.ndarray:
 
 
 def entropy_of_counts(counts: np.ndarray) -> float:
-    """Of the shares that counts are of their sum, in nats."""
+    """The entropy of a distribution that is given by counts, in nats."""
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())
 
 
 def information_of_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """I(a_i; b_j) = H(a_i) + H(b_j) - H(a_i, b_j) of columns of values, [N, D] and [N, F] -> [D,
-    F].
+    """I(a_i; b_j) = H(a_i) + H(b_j) - H(a_i, b_j) of columns of values.
+
+    The shapes are [N, D], [N, F] -> [D, F].
     """
     number = lambda values: np.stack([np.unique(v, return_inverse=True)[1] for v in values.T])
     a, b = number(a), number(b)
@@ -42,29 +43,30 @@ def information_of_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def mutual_information(codes: Any, factors: Any, bins: int = BINS) -> np.ndarray:
-    """I(z_i; v_j) of every code, in ``bins`` bins, and every factor, [D, F] in nats; biased
-    upwards for small N.
+    """I(z_i; v_j) of every code, in ``bins`` bins, and every factor, [D, F] in nats.
+
+    It is biased upwards for small N.
     """
     codes, factors = points(codes, factors)
     return information_of_values(discretized(codes, bins), factors)
 
 
 def mig(codes: Any, factors: Any, bins: int = BINS) -> float:
-    """Mutual information gap: mean_j (I(z_(1); v_j) - I(z_(2); v_j)) / H(v_j) (Chen et al. 2018,
-    arXiv:1802.04942).
+    """The mutual information gap, mean_j (I(z_(1); v_j) - I(z_(2); v_j)) / H(v_j).
 
-    z_(1) and z_(2) are the two codes that know most of the factor. Between 0 and 1. The information
-    is that of posterior means in bins, as in arXiv:1811.12359; the paper has samples of q(z|x).
+    Chen et al. 2018, arXiv:1802.04942. z_(1) and z_(2) are the two codes that know most of the
+    factor. The score is between 0 and 1. It takes posterior means in bins, as arXiv:1811.12359
+    does; the paper takes samples of q(z|x).
     """
     return float(np.mean(gap(mutual_information(codes, factors, bins)) / entropy(factors)))
 
 
 def modularity(information: Any) -> float:
-    """Whether a code knows of one factor only: mean_i 1 - sum_(j != j*) I_ij^2 / (I_ij*^2 (F - 1)),
-    j* = argmax_j I_ij.
+    """How far each code knows of one factor only, from 0 to 1.
 
-    Ridgeway & Mozer 2018, arXiv:1802.05312. ``information [D, F]`` is what ``mutual_information``
-    gives. Between 0 and 1; a code that knows nothing counts as 0.
+    mean_i 1 - sum_(j != j*) I_ij^2 / (I_ij*^2 (F - 1)) with j* = argmax_j I_ij (Ridgeway & Mozer
+    2018, arXiv:1802.05312). ``information [D, F]`` is what ``mutual_information`` gives. A code
+    that knows nothing counts as 0.
     """
     squares = at_least_two(information, "factors (columns)") ** 2
     best = squares.max(1)
@@ -73,8 +75,9 @@ def modularity(information: Any) -> float:
 
 
 def mean_mutual_information(codes: Any, bins: int = BINS) -> float:
-    """The mean over pairs of codes of I(z_i; z_j), in ``bins`` bins each, in nats
-    (arXiv:1811.12359).
+    """The mean of I(z_i; z_j) over pairs of codes, in nats (arXiv:1811.12359).
+
+    Each code is in ``bins`` bins.
     """
     codes = discretized(codes, bins)
     d = codes.shape[1]

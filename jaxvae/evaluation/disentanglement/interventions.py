@@ -24,11 +24,11 @@ Represent = Callable[[np.ndarray], Any]  # rows [B] -> codes [B, D]
 def irs(codes: Any, factors: Any, quantile: float = 0.99) -> float:
     """Interventional robustness: how little a code moves while its factor stays the same.
 
-    For code i and factor j, 1 - mean_v Q(|z_i - E[z_i | v_j = v]| given v_j = v) / max |z_i - E
-    z_i|, the largest over j, averaged over codes with their largest deviations as weights (Suter et
-    al. 2018, arXiv:1811.00007). Q is a quantile, 0.99 in arXiv:1811.12359; 1 is the paper's
-    maximum. That study has factors in 20 bins (``discretized``). Codes that are constant do not
-    count; 0 if all are.
+    Code i and factor j have 1 - mean_v Q(|z_i - E[z_i | v_j = v]| given v_j = v) /
+    max |z_i - E z_i|. The largest one over j is averaged over codes, with their largest deviations
+    as weights (Suter et al. 2018, arXiv:1811.00007). Q is a quantile. It is 0.99 in
+    arXiv:1811.12359, which has factors in 20 bins (``discretized``), and 1, the maximum, in the
+    paper. Constant codes do not count, and the score is 0 if all are constant.
     """
     codes, factors = points(codes, factors)
     codes = varying_codes(codes)
@@ -135,8 +135,9 @@ def _generator(key: jax.Array) -> np.random.Generator:
 def peers_of(
     factors: np.ndarray,
 ) -> Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]:
-    """``(generator, k, rows) -> rows`` drawn uniformly among the examples that share factor k
-    with each of the rows.
+    """A function ``(generator, k, rows) -> rows`` that draws examples which share a factor.
+
+    It draws uniformly among the examples that share factor k with each of the rows.
     """
     columns = [np.unique(v, return_inverse=True, return_counts=True)[1:] for v in factors.T]
     order = np.argsort(factors, 0, kind="stable").T  # [F, N]
@@ -152,8 +153,9 @@ def peers_of(
 def _of_batches(
     represent: Represent, rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """``statistic(codes [V, B, D]) -> [V, ...]`` of all batches ``rows [V, B]``, some of them at
-    a time.
+    """``statistic(codes [V, B, D]) -> [V, ...]`` of all batches ``rows [V, B]``.
+
+    Some batches are represented at a time.
     """
     parts = [rows[start : start + VOTES] for start in range(0, len(rows), VOTES)]
     codes = lambda part: matrix(represent(part.reshape(-1)), "codes").reshape(*part.shape, -1)

@@ -53,17 +53,17 @@ def sap(codes: Any, factors: Any) -> float:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of columns, [N, D] and [N, F] -> [D, F]; 0 with a column that is constant."""
+    """The correlations of columns, [N, D], [N, F] -> [D, F]; 0 if a column is constant."""
     unit = lambda x: (x - x.mean(0)) / np.where(np.ptp(x, 0) > 0, x.std(0), np.inf)
     return unit(a).T @ unit(b) / len(a)
 
 
 def sap_of_classes(train: Points, test: Points) -> float:
-    """``sap`` for factors that are classes, with the accuracy on the test points in place of R^2
-    (arXiv:1711.00848).
+    """``sap`` for factors that are classes, with test accuracy in place of R^2.
 
-    The classifier of one code is a linear support vector machine with balanced classes and C =
-    0.01, as in arXiv:1811.12359, solved in its primal form.
+    Kumar et al. 2017, arXiv:1711.00848. The classifier of one code is a linear support vector
+    machine with balanced classes and C = 0.01, as in arXiv:1811.12359. It is solved in its primal
+    form.
     """
     (codes, factors), (test_codes, test_factors) = points(*train), points(*test)
     machine = scikit_learn("svm").LinearSVC
@@ -90,8 +90,9 @@ class DCI(NamedTuple):
 
 
 def forest() -> Any:
-    """Fifty trees that may split at any code, down to leaves of twenty points: seconds where
-    boosting takes minutes.
+    """Fifty trees that may split at any code, down to leaves of twenty points.
+
+    They take seconds; boosting takes minutes.
     """
     return scikit_learn("ensemble").RandomForestClassifier(
         50, max_features=None, min_samples_leaf=20, random_state=0
@@ -104,14 +105,13 @@ def boosted_trees() -> Any:
 
 
 def dci(train: Points, test: Points, learner: Callable[[], Any] = forest) -> DCI:
-    """How much each code matters for each factor (Eastwood & Williams 2018,
-    openreview.net/forum?id=By-7dz-AZ).
+    """Scores from how much each code matters for each factor.
 
-    ``learner()`` makes a classifier with scikit-learn's ``fit``, ``score`` and
-    ``feature_importances_``, which are the importances R_ij of ``disentanglement`` and
-    ``completeness``. Factors are classes, and informativeness the mean accuracy, as in
-    arXiv:1811.12359, which has ``boosted_trees``; the paper regresses with a lasso or a forest and
-    reports errors. Scores of different learners cannot be compared.
+    Eastwood & Williams 2018, openreview.net/forum?id=By-7dz-AZ. ``learner()`` makes a classifier
+    with scikit-learn's ``fit``, ``score`` and ``feature_importances_``. The importances are R_ij in
+    ``disentanglement`` and ``completeness``. Factors are classes, and informativeness is the mean
+    accuracy, as in arXiv:1811.12359, which has ``boosted_trees``. The paper regresses with a lasso
+    or a forest and reports errors. Scores of different learners cannot be compared.
     """
     (codes, factors), (test_codes, test_factors) = points(*train), points(*test)
     models = [learner().fit(codes, v) for v in factors.T]
@@ -124,18 +124,19 @@ def dci(train: Points, test: Points, learner: Callable[[], Any] = forest) -> DCI
 
 
 def disentanglement(importance: Any) -> float:
-    """Whether a code matters for one factor alone: sum_i rho_i (1 - H_F(P_i)) (Eastwood & Williams
-    2018).
+    """How far each code matters for one factor alone, sum_i rho_i (1 - H_F(P_i)).
 
-    P_ij = R_ij / sum_j R_ij and rho_i = sum_j R_ij / sum_ij R_ij for ``importance [D, F]`` R_ij;
-    H_F is the entropy to base F. Between 0 and 1; 0 where nothing matters.
+    Eastwood & Williams 2018. P_ij = R_ij / sum_j R_ij and rho_i = sum_j R_ij / sum_ij R_ij for
+    ``importance [D, F]`` R_ij. H_F is the entropy to base F. The score is between 0 and 1, and 0 if
+    nothing matters.
     """
     return _concentration(at_least_two(importance, "factors (columns)"))
 
 
 def completeness(importance: Any) -> float:
-    """Whether a factor is in one code alone: ``disentanglement`` of the transpose (Eastwood &
-    Williams 2018).
+    """How far each factor is in one code alone (Eastwood & Williams 2018).
+
+    It is ``disentanglement`` of the transpose.
     """
     return _concentration(at_least_two(np.transpose(importance), "codes (rows)"))
 

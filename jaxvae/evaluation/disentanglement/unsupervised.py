@@ -14,8 +14,9 @@ LEAST_KL = 0.01  # nats; a latent with less carries no information
 
 
 def lasso(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|w_ij| of the regression b_j = sum_i w_ij a_i with the penalty 0.1 |w|_1
-    (arXiv:1905.12614).
+    """|w_ij| of the regression b_j = sum_i w_ij a_i with the penalty 0.1 |w|_1.
+
+    Duan et al. 2019, arXiv:1905.12614.
     """
     return np.abs(np.atleast_2d(scikit_learn("linear_model").Lasso(alpha=0.1).fit(a, b).coef_)).T
 
@@ -26,7 +27,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Of each column; equal values have the mean of their ranks."""
+    """The ranks in each column. Equal values have the mean of their ranks."""
 
     def of_column(v: np.ndarray) -> np.ndarray:
         _, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
@@ -82,8 +83,9 @@ def _informative(codes: Any, kl: Any, least_kl: float) -> np.ndarray:
 
 
 def relative_strength(relation: Any) -> float:
-    """1/2 mean_i max_j R_ij^2 / sum_j R_ij + 1/2 mean_j max_i R_ij^2 / sum_i R_ij
-    (arXiv:1905.12614).
+    """1/2 mean_i max_j R_ij^2 / sum_j R_ij + 1/2 mean_j max_i R_ij^2 / sum_i R_ij.
+
+    Duan et al. 2019, arXiv:1905.12614.
     """
     relation = np.asarray(relation, np.float64)
     of_rows = lambda r: np.mean(r.max(1) ** 2 / np.where(r.any(1), r.sum(1), 1.0))
@@ -91,22 +93,20 @@ def relative_strength(relation: Any) -> float:
 
 
 def gaussian_total_correlation(codes: Any) -> float:
-    """KL(N(0, C) || N(0, diag C)) = 1/2 (sum_i log C_ii - log det C), in nats, of the codes'
-    covariance C.
+    """KL(N(0, C) || N(0, diag C)) = 1/2 (sum_i log C_ii - log det C), in nats.
 
-    Locatello et al. 2018, arXiv:1811.12359. 0 where codes are uncorrelated; constant codes do not
-    count.
+    Locatello et al. 2018, arXiv:1811.12359. C is the codes' covariance. The value is 0 if codes are
+    uncorrelated. Constant codes do not count.
     """
     covariance = _covariance(codes)
     return float(np.log(np.diag(covariance)).sum() - np.linalg.slogdet(covariance)[1]) / 2
 
 
 def gaussian_wasserstein_correlation(codes: Any) -> float:
-    """W_2^2(N(0, C), N(0, diag C)) = 2 tr C - 2 tr (S C S)^(1/2), S = (diag C)^(1/2), of the codes'
-    covariance C.
+    """W_2^2(N(0, C), N(0, diag C)) = 2 tr C - 2 tr (S C S)^(1/2), S = (diag C)^(1/2).
 
-    Locatello et al. 2018, arXiv:1811.12359. 0 where codes are uncorrelated; in the squared unit of
-    the codes.
+    Locatello et al. 2018, arXiv:1811.12359. C is the codes' covariance. The value is 0 if codes are
+    uncorrelated. Its unit is the squared unit of the codes.
     """
     covariance = _covariance(codes)
     scale = np.sqrt(np.diag(covariance))
