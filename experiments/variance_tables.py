@@ -20,7 +20,7 @@ BLUE = "#4477aa"
 
 
 def rounding(row: Row) -> float:
-    """A variance below it is rounding alone: that of float64 by a law, of float32 in draws."""
+    """The variance below which there is only rounding: of float64 by a law, of float32 in draws."""
     return 1e-25 if row["mode"] == "exact" else max((1e-6 * row["norm"]) ** 2, 1e-25)
 
 
