@@ -126,7 +126,7 @@ class _Training:
         self.folder = tempfile.TemporaryDirectory()
         self.saved = checkpoints.Checkpoints(Path(self.folder.name) / "checkpoints")
         self.period = 1000 if jax.devices()[0].platform == "cpu" else 10_000
-        images = jax.device_put(work.images())  # once, as those of others are
+        images = jax.device_put(work.images())  # once, as the peers do
         self.split = datasets.Split(images, preprocess=scaled(work))
         first = jax.tree.map(lambda a: a[0], self.split.examples)
         self.state = jax.jit(self.algorithm.init)(jax.random.key(0), first)

@@ -82,7 +82,7 @@ def _remarks(row: Row) -> list[str]:
     name, remarks = row["estimator"], []
     if "minibatch" in row:
         between = number(row["minibatch"])
-        remarks.append(f"{name}: variance between batches {between}, beside that of its noise")
+        remarks.append(f"{name}: variance between batches {between}, beside the noise's variance")
     if "invariances" in row:
         each = [f"{what} {number(value) or '-'}" for what, value in row["invariances"].items()]
         remarks.append(f"{name}: {', '.join(each)}")
