@@ -1,13 +1,13 @@
-"""Trains the binary VAE of the literature with several gradient estimators and compares them.
+"""Compares gradient estimators by training the binary VAE of the literature.
 
 ``python experiments/binary_estimators.py --data-dir DIR [--estimators rloo arm ...] [--steps N]
 [--json OUT]``
 
 The model is the preset ``binary``: 200 bits, the sampled ELBO, statically binarized MNIST.
 ``--hidden 200 200`` makes the networks nonlinear. The table shows, for every estimator, the
-training ELBO after the same number of steps, a mean over seeds with a 95 % interval. Beside it
-stands the variance of the gradient at common parameters: those of the first seed's first estimator
-after all steps.
+training ELBO after the same number of steps, a mean over seeds with a 95 % interval. It also shows
+the variance of the gradient at common parameters, which the first estimator reached with the first
+seed.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Options(tables.Options):
 
     rows: tyro.conf.Suppress[tuple[str, ...]] = ()
     estimators: tuple[str, ...] = ESTIMATORS
-    """Estimators; those that need two samples get two."""
+    """Estimators to compare; an estimator that needs two samples gets two."""
     dataset: str = "binarized_mnist"
     hidden: tuple[int, ...] = ()
-    """Widths of hidden layers; none is the linear model."""
+    """Widths of the hidden layers; none is the linear model."""
     latent: int = 200
-    """Bits."""
+    """Bits of z."""
     steps: int = 20_000
     seeds: int = 3
     batch_size: int = 50
     learning_rate: float = 1e-3
-    """Of Adam, constant."""
+    """Learning rate of Adam, which is constant."""
     examples: int | None = 5000
-    """Training examples that the final ELBO is taken over, a fixed random subset."""
+    """Training examples of the final ELBO, a fixed random subset."""
     draws: int = 256
     """Draws for each of eight batches in the variance; 0 leaves it out."""
 
@@ -66,7 +66,7 @@ def configuration(options: Options, name: str) -> Any:
 
 
 def check(options: Options) -> None:
-    """Raises ValueError for what does not go together."""
+    """Raises ValueError if the options do not go together."""
     for name in options.estimators:
         estimator = expectations.ESTIMATORS.get(name)
         if estimator is None or "binary" not in estimator.latents:
@@ -90,7 +90,7 @@ def variances_at(params: Any, options: Options) -> dict[str, comparisons.Row]:
 
 
 def compare(options: Options) -> None:
-    """Trains with each estimator, and prints what they reach and how noisy they are."""
+    """Trains with each estimator, and prints the ELBOs and the variances."""
     check(options)
     first: list[Any] = []
 

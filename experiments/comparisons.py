@@ -1,4 +1,4 @@
-"""Rows of a comparison of gradient estimators: their moments, their costs, and what these say."""
+"""Rows of a comparison of gradient estimators: moments, costs and their meaning."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ GRADIENTS = 64  # gradients that are computed at once where their cost is measur
 
 @dataclasses.dataclass(frozen=True)
 class Options(problems.Settings):
-    """What is measured, and where it is written."""
+    """The options of the measurement, and of the files for its results."""
 
     estimators: tuple[str, ...] = ()
-    """Names of estimators and bounds; none is all that serve the problem's latents."""
+    """Names of estimators and bounds; none takes all that serve the problem's latents."""
     num_samples: tuple[int, ...] = ()
-    """Samples K in an estimate, several for a curve; none is the fewest that each needs."""
+    """Samples K in an estimate, several for a curve; none takes the fewest that each needs."""
     num_draws: int = 4096
     """Draws of each estimator, for every batch of examples (sampled moments)."""
     chunk: int = 256
-    """Draws at a time, at most; memory is that of as many gradients."""
+    """Most draws at a time; memory holds as many gradients."""
     mode: Literal["auto", "exact", "sampled"] = "auto"
-    """How moments are computed; auto is exact for the estimators whose noise has a law that is
-    small enough."""
+    """How moments are computed; auto is exact if the law of an estimator's noise is small
+    enough."""
     reference: str | None = None
-    """Unbiased estimator whose mean stands for the true gradient where that is not known; none
-    is the least noisy."""
+    """Unbiased estimator whose mean replaces an unknown true gradient; none takes the least noisy
+    one."""
     checkpoints: tuple[int, ...] = (0,)
     """Training steps after which all estimators are measured, the same parameters for all (vae)."""
     invariances: bool = False
-    """Look as well at what must not matter: a constant added to f, renamed values, saturated
-    logits, float32."""
+    """Measure invariances too: a constant added to f, renamed values, saturated logits,
+    float32."""
     control_steps: int = 500
     """Steps that train a control variate before it is frozen."""
     control_learning_rate: float = 1e-2
     """Learning rate of its Adam (moving averages have their own)."""
     timings: int = 5
-    """Rounds of timing, in which all estimators take turns; 0 is none."""
+    """Rounds of timing, in which all estimators take turns; 0 measures no time."""
     json: Path | None = None
     """File for all results."""
     plot: Path | None = None
@@ -220,7 +220,7 @@ def timed(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, flo
 def costs(point: Point, members: dict[str, Estimated]) -> dict[str, Row]:
     """XLA's operations and bytes for one gradient, and seconds without compilation.
 
-    They are those of 64 gradients at once, by 64.
+    64 gradients are measured at once, and the costs are divided by 64.
     """
     keys = jax.random.split(jax.random.key(0), GRADIENTS)
     rows: dict[str, Row] = {}

@@ -45,11 +45,11 @@ def all_reduce_seconds(
 def break_even_devices(
     flops: float, size: float, speed: float, bandwidth: float, latency: float = 0.0
 ) -> float:
-    """The number of devices n* on which a global batch is computed in the time of its all-reduce.
+    """The number of devices n* on which an all-reduce takes as long as the computation.
 
-    F / (n s) = 2 (n - 1) (V / (n W) + a) has the root n* = 1 + C / (v + a + sqrt((v + a)^2 + 2 a
-    C)), with C = F / s and v = V / W. On n* devices that do not compute while they communicate,
-    half of the time is lost; on more, most of it.
+    F / (n s) = 2 (n - 1) (V / (n W) + a) has the root
+    n* = 1 + C / (v + a + sqrt((v + a)^2 + 2 a C)), with C = F / s and v = V / W. n* devices that do
+    not compute while they communicate lose half of the time. More devices lose most of it.
 
     Args:
       flops: operations F in a step of the global batch.
@@ -86,8 +86,8 @@ def break_even_batch(
 def estimates(settings: Any, flops: float, size: int) -> list[dict[str, Any]]:
     """A row for each of ``LINKS``: n* of the global batch, and b* on 8 and 256 devices.
 
-    b* is None where the link does not join as many. ``flops`` are those of a step of the global
-    batch, and ``size`` is the gradient's in bytes.
+    b* is None if the link does not join as many devices. ``flops`` counts a step of the global
+    batch, and ``size`` is the gradient's size in bytes.
     """
     rows = []
     for name, link in LINKS.items():

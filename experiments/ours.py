@@ -1,4 +1,4 @@
-"""The work of ``works.py`` in this library: as a user would write it, and parts of it alone."""
+"""The work of ``works.py`` in this library, as a user would write it, and its parts."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ def _likelihood(work: Work) -> Run:
 
 
 class _Training:
-    """Training with a checkpoint every 1,000 steps; on an accelerator every 10,000, one a second.
+    """Training with a checkpoint every 1,000 steps, or 10,000 on an accelerator.
 
-    Dispatches are long from the start: a run begins with short ones, to find out how long they
-    take, and every turn would begin so again.
+    Dispatches are long from the start. A run begins with short ones to find out how long they take,
+    and here every turn would begin so again.
     """
 
     def __init__(self, work: Work):
@@ -126,7 +126,7 @@ class _Training:
         self.folder = tempfile.TemporaryDirectory()
         self.saved = checkpoints.Checkpoints(Path(self.folder.name) / "checkpoints")
         self.period = 1000 if jax.devices()[0].platform == "cpu" else 10_000
-        images = jax.device_put(work.images())  # once, as those of others are
+        images = jax.device_put(work.images())  # once, as the peers do
         self.split = datasets.Split(images, preprocess=scaled(work))
         first = jax.tree.map(lambda a: a[0], self.split.examples)
         self.state = jax.jit(self.algorithm.init)(jax.random.key(0), first)
@@ -235,7 +235,7 @@ def products_of(work: Work) -> Products:
 
 
 def _collect(jaxpr: Any, repeated: int, products: Products) -> None:
-    """Adds the products of a program that is run so many times, those of its loops included."""
+    """Adds the products of a program, and of its loops, that is run ``times`` times."""
     for equation in jaxpr.eqns:
         for inner in jax.tree.leaves(equation.params):
             if hasattr(inner, "eqns"):
@@ -301,8 +301,8 @@ def cost(work: Work) -> dict[str, float]:
 def rates(precision: str) -> dict[str, float] | None:
     """Operations a second at the vendor's peak and in a large product; bytes of a large copy.
 
-    The peak is that of the large product where no vendor has stated one. None on a CPU, whose
-    caches hold most of what a step reads and writes.
+    If no vendor has stated a peak, the large product replaces it. It is None on a CPU, whose caches
+    hold most of what a step reads and writes.
     """
     device = jax.devices()[0]
     if device.platform == "cpu":

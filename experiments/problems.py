@@ -64,8 +64,9 @@ class Settings:
 
 
 def toy(settings: Settings) -> Problem:
-    """E (b - t)^2 of one bit (Tucker et al. 2017, arXiv:1703.07370, t = 0.45; Grathwohl et al.
-    2017, t = 0.499).
+    """E (b - t)^2 of one bit.
+
+    Tucker et al. 2017, arXiv:1703.07370, have t = 0.45, and Grathwohl et al. 2017 have t = 0.499.
     """
     f = lambda b: jnp.sum((b - settings.target) ** 2)
     return Problem(
@@ -84,8 +85,9 @@ def titsias_shi(settings: Settings) -> Problem:
 
 
 def liu_kool(settings: Settings) -> Problem:
-    """E sum_i (b_i - p_i)^2 of three bits with one logit, p = (0.6, 0.51, 0.48) (Liu et al.
-    2019, arXiv:1810.04777).
+    """E sum_i (b_i - p_i)^2 of three bits with one logit, p = (0.6, 0.51, 0.48).
+
+    Liu et al. 2019, arXiv:1810.04777.
     """
     f = lambda b: jnp.sum((b - jnp.array([0.6, 0.51, 0.48])) ** 2)
     make = lambda p, x: (Bernoulli(jnp.broadcast_to(p["logit"], 3)), f)
@@ -93,8 +95,9 @@ def liu_kool(settings: Settings) -> Problem:
 
 
 def _gaussian(settings: Settings, f: Callable, mean: Callable) -> Problem:
-    """E f(x), x ~ N(1, 1) (Mohamed et al. 2020, arXiv:1906.10652, figs. 2 and 3), and its closed
-    form.
+    """E f(x), x ~ N(1, 1), and its closed form.
+
+    Mohamed et al. 2020, arXiv:1906.10652, figs. 2 and 3.
     """
     make = lambda p, x: (Normal(p["loc"], p["scale"]), lambda z: jnp.sum(f(z)))
     params = {"loc": jnp.ones(1), "scale": jnp.ones(1)}
@@ -127,9 +130,10 @@ def cosine(settings: Settings) -> Problem:
 
 
 def linear_gaussian(settings: Settings) -> Problem:
-    """z ~ N(mu, I), x|z ~ N(z, I), q = N(A x + b, 2/3 I), 0.01 from its optimum A = I/2, b = mu/2.
+    """A linear Gaussian model, z ~ N(mu, I), x|z ~ N(z, I), q = N(A x + b, 2/3 I).
 
-    Rainforth et al. 2018, arXiv:1802.04537. The parameters are mu, A and b.
+    Rainforth et al. 2018, arXiv:1802.04537. The parameters are mu, A and b. A and b are 0.01 from
+    their optimum, A = I/2 and b = mu/2.
     """
     d, rng = settings.latent, np.random.default_rng(settings.seed)
     x = rng.normal(size=d) + rng.normal(size=(1024, d)) + rng.normal(size=(1024, d))
@@ -171,10 +175,10 @@ def binary_vae(settings: Settings) -> Problem:
 
 
 def logistic_regression(settings: Settings) -> Problem:
-    """Bayesian logistic regression on scikit-learn's breast cancer, q a diagonal Gaussian over 31
-    weights.
+    """Bayesian logistic regression on scikit-learn's breast cancer.
 
-    As Mohamed et al. 2020 (arXiv:1906.10652, sec. 8): standardized inputs, a standard normal prior.
+    q is a diagonal Gaussian over 31 weights. Inputs are standardized and the prior is a standard
+    normal, as in Mohamed et al. 2020 (arXiv:1906.10652, sec. 8).
     """
     from sklearn.datasets import load_breast_cancer
 
@@ -232,7 +236,7 @@ def vae_of(run: runs.Run, settings: Settings) -> Problem:
 
 
 def without_control(params: Any) -> Any:
-    """The parameters of a model without those of its estimator's control variate."""
+    """The parameters of a model without the control variate of its estimator."""
     return {name: part for name, part in params.items() if name != "control"}
 
 
@@ -271,9 +275,8 @@ def wired(
 ) -> Callable[[Any, Any], tuple[Any, Callable, dict]]:
     """(params, x) -> q, f and settings, as an estimator takes them.
 
-    An expectation of a bound's problem is that of log p(x, z) - log q(z). There log q carries no
-    gradient of its own, because it has mean zero, unless the estimator differentiates through z
-    alone.
+    For a bound's problem, f is log p(x, z) - log q(z). log q then carries no gradient in the
+    parameters of q, because it has mean zero, unless the estimator differentiates through z alone.
     """
     estimator = estimators_of(problem)[name]
 

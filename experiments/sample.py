@@ -1,4 +1,7 @@
-"""Draws from a trained model: the command ``jaxvae sample``; ``--help`` says what it can do."""
+"""Draws from a trained model, as ``jaxvae sample`` does.
+
+``--help`` lists its flags.
+"""
 
 from jaxvae.__main__ import main
 

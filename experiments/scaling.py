@@ -1,4 +1,4 @@
-"""Measures what data parallelism costs, and estimates on paper where it stops paying.
+"""Measures the cost of data parallelism, and estimates on paper where it stops paying.
 
 ``python experiments/scaling.py [--devices 1 2 4 8] [--hidden 512 512] [--json FILE] [--plot
 FILE]``; ``--help`` lists all. On accelerators it uses the real devices, on a CPU it simulates them,
@@ -99,12 +99,11 @@ def cells(
 def dispatches(
     settings: Settings, model: Model, cell: Cell
 ) -> Callable[[], tuple[Any, np.ndarray]]:
-    """A function that takes the next steps of a training in one dispatch, waits, and returns the
-    state and the losses.
+    """A function that takes the next steps of a training in one dispatch and waits for them.
 
-    It calls the compiled loop that ``training.fit`` calls. All cells of a model start from one
-    state, and cells with the same batch take the same steps. Because each dispatch is waited for,
-    none is queued behind another.
+    It returns the state and the losses. It calls the compiled loop that ``training.fit`` calls. All
+    cells of a model start from one state, and cells with the same batch take the same steps.
+    Because it waits for each dispatch, none is queued behind another.
     """
     layout = Placement(devices_of(cell.devices), "pmap" if cell.mapping == "jit" else cell.mapping)
     run = training.run_steps(model.algorithm, layout)
@@ -132,8 +131,10 @@ class Measured(NamedTuple):
 def measure(
     settings: Settings, built: dict[str, Model], chosen: Sequence[Cell]
 ) -> dict[Cell, Measured]:
-    """Times every cell once in each round, there and back, so that what else the machine does
-    meets all alike.
+    """Times every cell once in each round.
+
+    The order of the cells is reversed in every other round, so other work of the machine slows all
+    cells alike.
     """
     from tqdm import tqdm
 
@@ -169,10 +170,10 @@ def spread(values: np.ndarray) -> dict[str, float]:
 def compared(
     listed: Sequence[tuple[str, Cell]], measured: dict[Cell, Measured]
 ) -> list[dict[str, Any]]:
-    """A row for each cell, next to the fewest devices of its model and kind of scaling; ratios are
-    within a round.
+    """A row for each cell, compared with the fewest devices of its model and kind of scaling.
 
-    ``added_ms`` is what a step takes longer, ``throughput`` the ratio of examples per second.
+    Ratios are within a round. ``added_ms`` is the added time of a step, and ``throughput`` is the
+    ratio of examples per second.
     """
     rows = []
     for kind, cell in listed:
@@ -192,10 +193,10 @@ def compared(
 def invariance(
     listed: Sequence[tuple[str, Cell]], measured: dict[Cell, Measured]
 ) -> dict[str, dict[str, float]]:
-    """How far the same training differs at most between device counts and mappings: by model, over
-    strong scaling.
+    """The largest difference of a training between device counts and mappings, by model.
 
-    ``loss`` is relative, over all steps; ``parameters`` is absolute, after the last one.
+    It is over strong scaling. ``loss`` is relative and over all steps. ``parameters`` is absolute
+    and after the last step.
     """
     far = lambda a, b: max(
         float(np.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
@@ -242,7 +243,7 @@ LEAST = {
 
 
 def check(settings: Settings) -> None:
-    """Raises ValueError for a number that can mean nothing."""
+    """Raises ValueError for a number that makes no sense."""
     for name, least in LEAST.items():
         value = getattr(settings, name)
         if value < least:

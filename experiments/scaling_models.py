@@ -1,4 +1,4 @@
-"""The models and settings of ``scaling.py``, and what a compiled step of theirs sends."""
+"""The models and settings of ``scaling.py``, and the bytes that their steps send."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Settings:
     latent: int = 32
     """Latent dimensions of the larger model."""
     precision: Literal[tuple(networks.PRECISIONS)] = "float32"  # type: ignore[valid-type]
-    """How the networks compute, in the measurement and in the estimate."""
+    """Precision of the networks, in the measurement and in the estimate."""
     mappings: tuple[Literal[training.MAPPINGS], ...] = training.MAPPINGS  # type: ignore[valid-type]
     """How several devices are used."""
     steps: int = 10
-    """Training steps in one dispatch, which is what is timed."""
+    """Training steps in one dispatch, which is timed."""
     rounds: int = 7
     """Timed dispatches of each setting; 0 prints the estimate alone."""
     seed: int = 0
     """Seed of parameters, images and noise."""
     utilization: float = 0.4
-    """Share of its peak that a device is assumed to compute at, in the estimate."""
+    """Share of its peak at which a device computes, in the estimate."""
     latency: float = 1e-6
-    """Seconds that a message is assumed to need for one hop, in the estimate."""
+    """Seconds that a message needs for one hop, in the estimate."""
     json: Path = Path("scaling.json")
     """File for all numbers."""
     plot: Path = Path("scaling.png")
@@ -115,8 +115,9 @@ def devices_of(count: int) -> list[jax.Device]:
 
 
 def step_program(model: Model, devices: Sequence[jax.Device], batch: int) -> str:
-    """The HLO of one training step as it was compiled for the devices; ``pmap`` makes the same
-    of it.
+    """The HLO of one training step as it was compiled for the devices.
+
+    ``pmap`` makes the same HLO.
     """
     specs, mesh = (PartitionSpec(), PartitionSpec(AXIS)), Placement(devices).mesh
     step = lambda state, batch: model.algorithm.step(state, batch, AXIS)
@@ -127,8 +128,9 @@ def step_program(model: Model, devices: Sequence[jax.Device], batch: int) -> str
 
 
 def all_reduces(program: str) -> list[int]:
-    """The bytes of every all-reduce in a text of HLO: of its result, whose shape is that of its
-    operands.
+    """The bytes of every all-reduce in a text of HLO.
+
+    They are the bytes of the result, which has the shape of the operands.
     """
     results = re.findall(r" = (.+?) all-reduce(?:-start)?\(", program)
     return [sum(map(_bytes, re.findall(r"(\w+)\[([\d,]*)\]", result))) for result in results]
@@ -143,9 +145,7 @@ def _bytes(shape: tuple[str, str]) -> int:
 
 
 def communication(settings: Settings, built: dict[str, Model]) -> dict[str, dict[str, int]]:
-    """What each model's step sends on the most devices: its all-reduces, and how much of them
-    are gradients.
-    """
+    """The all-reduces of each model's step on the most devices, and the share of gradients."""
     said, devices = {}, devices_of(max(settings.devices or (1,)))
     for name, model in built.items():
         sizes = all_reduces(step_program(model, devices, settings.per_device_batch * len(devices)))

@@ -1,4 +1,4 @@
-"""Tables of trained models: every row is a configuration, trained for some seeds and measured."""
+"""Tables of trained models, with a row for each configuration."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SETTINGS = ("dataset", "hidden", "latent", "steps", "batch_size", "learning_rate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every table of experiments/papers can be told."""
+    """The options of every table of experiments/papers."""
 
     rows: tuple[str, ...] = ()
-    """Rows of the table; none is all."""
+    """Rows of the table; none takes all."""
     dataset: str = "mnist"
     """Set to train on."""
     data_dir: str | None = None
@@ -39,11 +39,11 @@ class Options:
     batch_size: int = 100
     """Examples in a batch."""
     learning_rate: float = 1e-3
-    """Of Adam, at its peak."""
+    """Peak learning rate of Adam."""
     seeds: int = 1
     """Seeds, from 0 on."""
     examples: int | None = 5000
-    """Test examples, a fixed random subset; None is all."""
+    """Test examples, a fixed random subset; None takes all."""
     json: Path | None = None
     """File for all results."""
 

@@ -47,21 +47,21 @@ class Settings:
     """What is measured, and where it is written."""
 
     works: tuple[str, ...] = ()
-    """Beginnings of the names of works, such as mlp or conv; none is all but wide, which is for
+    """Beginnings of the names of works, such as mlp or conv; none takes all but wide, which is for
     accelerators."""
     peers: tuple[str, ...] = tuple(peers.PEERS)
-    """Who does them; scan is the bare loop over this library's step, steps calls it for every
-    batch, products and torch.products are its products alone."""
+    """Peers that do the works; scan is the bare loop over this library's step, steps calls the step
+    for every batch, and products and torch.products compute its matrix products only."""
     precisions: tuple[Literal["float32", "tensorfloat32", "bfloat16"], ...] = ("float32",)
-    """How networks compute; bfloat16 is autocast in torch, and left out where a peer has no such
-    thing."""
+    """Precision of the networks; bfloat16 is autocast in torch, and is left out if a peer does not
+    have it."""
     together: int = 1
-    """Rows whose processes all start at once, which is sooner done with many cores; their starts
-    then say little."""
+    """Rows whose processes all start at once, which is faster with many cores but makes the start
+    times meaningless."""
     rounds: int = 3
     """Rounds, in each of which every peer takes its turn."""
     seconds: float = 4.0
-    """About the length of a turn."""
+    """About the seconds of a turn."""
     json: Path = Path("throughput.json")
     """File for all numbers."""
     plot: Path = Path("throughput.png")
@@ -74,9 +74,9 @@ class Settings:
 def measure(
     works: dict[str, peers.Work], settings: Settings, rates: dict[str, Any]
 ) -> dict[str, Any]:
-    """For each work images/s of every peer in every round, its start, its memory, and its costs.
+    """Images/s of every peer in every round, its start, memory and costs, for each work.
 
-    All of the works' processes are there at once, and take turns.
+    The processes of a work take turns.
     """
     turns: dict[tuple[str, str], Turns] = {}
     try:
@@ -216,7 +216,7 @@ def versions() -> dict[str, str | None]:
 
 
 def chosen(settings: Settings) -> dict[str, peers.Work]:
-    """The works that were asked for, in each precision. ValueError for what is not there."""
+    """The works that were asked for, in each precision. Raises ValueError for unknown ones."""
     known = peers.WORKS | peers.LARGE
     starts = settings.works or tuple(peers.WORKS)
     works = {name: work for name, work in known.items() if name.startswith(starts)}

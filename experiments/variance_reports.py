@@ -1,4 +1,4 @@
-"""What moments and costs of gradient estimators say: bias, variance, signal and budget."""
+"""Bias, variance, signal and budget of gradient estimators, from moments and costs."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ BLUE = "#4477aa"
 
 
 def rounding(row: Row) -> float:
-    """A variance below it is rounding alone: that of float64 by a law, of float32 in draws."""
+    """The variance below which there is only rounding: of float64 by a law, of float32 in draws."""
     return 1e-25 if row["mode"] == "exact" else max((1e-6 * row["norm"]) ** 2, 1e-25)
 
 
@@ -82,7 +82,7 @@ def _remarks(row: Row) -> list[str]:
     name, remarks = row["estimator"], []
     if "minibatch" in row:
         between = number(row["minibatch"])
-        remarks.append(f"{name}: variance between batches {between}, beside that of its noise")
+        remarks.append(f"{name}: variance between batches {between}, beside the noise's variance")
     if "invariances" in row:
         each = [f"{what} {number(value) or '-'}" for what, value in row["invariances"].items()]
         remarks.append(f"{name}: {', '.join(each)}")

@@ -1,4 +1,4 @@
-"""The work that ``throughput.py`` gives to this library and to others: networks, tasks, batches."""
+"""The work that ``throughput.py`` gives to this library and to others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What penalties and distances make of the codes, all else equal.
+"""Compares the codes that penalties and distances make, all else equal.
 
 ``python experiments/papers/codes.py penalties|distances [--dataset mnist] [--data-dir DIR]
 [--json OUT]``
@@ -77,7 +77,7 @@ class Options(tables.Options):
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
-    """What penalties and distances make of the codes, all else equal."""
+    """Compares the codes that penalties and distances make, all else equal."""
 
     def measure(run: runs.Run, params: Any) -> dict[str, float]:
         test, model = datasets.random_subset(run.test, options.examples), run.built.model

@@ -1,11 +1,11 @@
-"""What members of the family must learn: values that training obtains beside those of theory.
+"""Compares values that training obtains with the values of theory.
 
 ``python experiments/papers/exact.py [--rows factor-vae annealed-vae ...] [--json OUT]``
 
-Every row names the member, what is compared, the exact value, the value that training obtained and
-how far apart the two may be, which covers the optimizer's last steps and the noise of the draws.
-Closed forms that need no training are in the tests of their rooms. The script ends with exit code 2
-if a row is out of its tolerance.
+Every row names the member, what is compared, the exact value and the value that training obtained.
+It also states a tolerance, which covers the optimizer's last steps and the noise of the draws.
+Closed forms that need no training are tested in ``tests``. The script ends with exit code 2 if a
+row is out of its tolerance.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conditional VAEs that complete images, of which a quarter or more is given (Sohn et al. 2015).
+"""Conditional VAEs that complete images from one to three quadrants (Sohn et al. 2015).
 
 ``python experiments/papers/quadrants.py --data-dir DIR [--quadrants 1] [--json OUT]``
 
@@ -47,7 +47,7 @@ class Options(tables.Options):
 
 
 def judged(run: runs.Run) -> Any:
-    """The model that is judged: where the stochastic network alone was trained, that one."""
+    """The model that is judged: the stochastic network if only that was trained, else the CVAE."""
     if getattr(run.config, "cvae_weight", 1.0) == 0:
         return models.gaussian_stochastic(run.built.source)
     return run.built.model

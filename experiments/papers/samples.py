@@ -1,4 +1,4 @@
-"""How far samples are from the data, by model and by what z is drawn from (Dai & Wipf 2019).
+"""The distance of samples from the data, by model and by source of z (Dai & Wipf 2019).
 
 ``python experiments/papers/samples.py [--dataset mnist] [--data-dir DIR] [--json OUT]``
 

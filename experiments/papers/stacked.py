@@ -41,9 +41,9 @@ class Options:
     """What is trained."""
 
     rows: tuple[str, ...] = ()
-    """Rows of the table: none, autoencoders, denoising; none given is all."""
+    """Rows of the table: none, autoencoders, denoising; without rows all are trained."""
     dataset: str = "mnist"
-    """Set with labels."""
+    """Data set with labels."""
     data_dir: str | None = None
     """Folder of prepared tensorflow-datasets."""
     hidden: tuple[int, ...] = (1000, 1000, 1000)
@@ -55,11 +55,11 @@ class Options:
     epochs: int = 40
     """Epochs of the whole classifier; the one with the least validation error counts."""
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    """Of the classifier's Adam; the one with the least validation error counts."""
+    """Learning rates of the classifier's Adam; the one with the least validation error counts."""
     train_examples: int = 10_000
     """Examples to train on."""
     validation_examples: int = 2000
-    """Examples to choose by."""
+    """Examples to choose the epoch and the learning rate by."""
     seeds: int = 3
     """Seeds, from 0 on."""
     json: Path | None = None

@@ -1,10 +1,10 @@
-"""Data sets addressed by index, in memory or streamed: from tensorflow-datasets, files, arrays.
+"""Data sets in memory or streamed, from tensorflow-datasets, files or arrays.
 
-A ``Split`` in memory is ``x``, images [N, H, W, C] or any pytree of arrays [N, ...], and, where
-there are any, labels ``y`` [N] or ``attributes`` [N, A]. Those of ``shapes`` are kept as their
-factors and rendered inside the training step. A batch is a pure function of (seed, step), so the
-iterator's state is the step. Pixels become what a likelihood needs inside the training step, one
-example at a time, by a named preprocessing that the split carries.
+A ``Split`` in memory holds ``x``, images [N, H, W, C] or any pytree of arrays [N, ...]. It may also
+hold labels ``y`` [N] or ``attributes`` [N, A]. The images of ``shapes`` are kept as their factors
+and rendered inside the training step. A batch is a pure function of (seed, step), so the iterator's
+state is the step. The training step preprocesses pixels for a likelihood, one example at a time.
+The split carries this preprocessing, which has a name.
 
 tensorflow-datasets is imported only when one of its sets is asked for, Grain only to stream, and
 TensorFlow never.

@@ -1,4 +1,4 @@
-"""Arrays that a user gives: checks for images, labels as integers, words as classes."""
+"""Arrays of the user: checks of images, labels as integers, words as classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHANNELS = (1, 3, 4)  # grey, colour, and colour with transparency
 
 
 def from_arrays(source: Any) -> dict[str, Split]:
-    """Splits of one array of images, or of ``{split: x | (x, y) | (x, y, attributes) | Split}``."""
+    """Splits of an array of images, or of ``{split: x | (x, y) | (x, y, attributes) | Split}``."""
     if isinstance(source, Split):
         return {"train": _of_value(source, "the split")}
     if not isinstance(source, Mapping):
@@ -32,13 +32,13 @@ def _of_value(value: Any, where: str) -> Split:
 
 
 def _is_tree(x: Any) -> bool:
-    """Whether x is several arrays, such as a dict of them, and not images in one array or list."""
+    """Whether x is several arrays, such as a dict, and not images in one array or list."""
     nested = type(x) in (list, tuple) or hasattr(x, "__array__")
     return not nested and not jax.tree_util.all_leaves([x])
 
 
 def _tree_split(split: Split, where: str) -> Split:
-    """A split whose x is taken as it is, once all arrays are known to have one length."""
+    """A split that takes x as it is, after a check that all arrays have one length."""
     split = split.replace(y=_plain_labels(split.y, where))
     try:
         common_length(split)
@@ -56,7 +56,7 @@ def _plain_labels(y: Any, where: str) -> Any:
 def as_split(
     images: Any, where: str = "the array", labels: Any = None, attributes: Any = None
 ) -> Split:
-    """The split of images, checked; labels [N], or several numbers for each image [N, A]."""
+    """A split of checked images, with labels [N] or several numbers for each image [N, A]."""
     images = as_images(images, where)
     if labels is not None and np.ndim(labels) == 2 and np.shape(labels)[1] > 1:
         labels, attributes = None, labels
@@ -74,7 +74,7 @@ def as_split(
 def as_images(images: Any, where: str = "the array") -> np.ndarray:
     """Images [N, H, W, C], or [N, H, W], which get C = 1, or vectors [N, D]: uint8 or float32.
 
-    Raises DataError where the array holds no numbers, no example, integers that are no pixels, or
+    Raises DataError if the array holds no numbers, no example, integers that are no pixels, or
     images whose channels come first.
     """
     try:
@@ -110,9 +110,9 @@ def _check_shape(shape: tuple[int, ...], where: str) -> None:
 
 
 def as_labels(labels: Any, where: str = "the array") -> np.ndarray:
-    """Labels [N] as int32, or as words or None, which ``numbered`` makes integers.
+    """Labels [N] as int32, or as words, which ``numbered`` turns into integers.
 
-    None and NaN are missing labels, -1. Real numbers that are no integers are refused.
+    None and NaN are missing labels, -1. Real numbers that are no integers raise DataError.
     """
     labels = np.asarray(labels)
     labels = np.char.decode(labels) if labels.dtype.kind == "S" else labels
@@ -153,9 +153,9 @@ def _as_attributes(attributes: Any, n: int, where: str) -> np.ndarray:
 
 
 def numbered(splits: dict[str, Split]) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Labels that are words as integers, in the words' order over all splits; and the words.
+    """Turns labels that are words into integers, in the words' order over all splits.
 
-    One single word is no label. A missing one, None, is -1.
+    Returns the words too. One single word is no label. A missing label, None, is -1.
     """
     words = {
         name: split.y
@@ -184,5 +184,5 @@ def numbered(splits: dict[str, Split]) -> tuple[dict[str, Split], tuple[str, ...
 
 
 def _known(y: Any) -> bool:
-    """Whether a split has labels, and not only missing ones."""
+    """Whether a split has any label that is not missing."""
     return y is not None and not (isinstance(y, np.ndarray) and (y == MISSING).all())

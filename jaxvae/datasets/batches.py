@@ -19,18 +19,18 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
 def batch_rows(
     seed: int, step: int, n: int, batch_size: int, padded: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The examples of batch ``step``: rows [B] and mask [B], a pure function of (seed, step).
+    """Rows [B] and mask [B] of batch ``step``, a pure function of (seed, step).
 
-    Every epoch is a permutation of all n examples of its own (Philox keyed by seed and epoch). The
-    last batch of an epoch is ragged: it is filled up to ``batch_size``, or to ``padded``, with row
-    0 at mask 0.
+    Every epoch is another permutation of all n examples (Philox keyed by seed and epoch). The last
+    batch of an epoch is ragged. It is filled up to ``batch_size``, or to ``padded``, with row 0 at
+    mask 0.
 
     Args:
-      seed: what the order of all epochs depends on.
+      seed: the seed of the order of all epochs.
       step: the number of the batch, counted from 0 over all epochs.
-      n: examples of the set.
-      batch_size: examples of a batch.
-      padded: length of rows and mask, where that is more than ``batch_size``.
+      n: how many examples the set has.
+      batch_size: examples in a batch.
+      padded: the length of rows and mask, if it is more than ``batch_size``.
     """
     per_epoch = -(-n // batch_size)
     epoch, place = divmod(step, per_epoch)
@@ -43,6 +43,6 @@ def batch_rows(
 def num_examples(examples: Any) -> int:
     """The length of a stream, or of the leading axis that all arrays share.
 
-    Raises DataError where they share none.
+    Raises DataError if they share none.
     """
     return len(examples) if isinstance(examples, Stream) else common_length(examples)

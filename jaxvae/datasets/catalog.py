@@ -1,4 +1,4 @@
-"""Sets of tensorflow-datasets, read without TensorFlow; the digits are prepared without it too."""
+"""Sets of tensorflow-datasets, which are read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _tfds() -> Any:
 def from_tfds(
     name: str, data_dir: str | os.PathLike | None, make: Callable[[Any, str, str | None, str], S]
 ) -> tuple[dict[str, S], tuple[str, ...]]:
-    """All splits of a set that is on disk, or is prepared first, and the names of its classes.
+    """All splits of a set and the names of its classes. It is prepared first if need be.
 
     A split is ``make(records, image, label, name)``. A record holds the features of an example;
     ``image`` and ``label`` are the names of two of them.
@@ -71,7 +71,7 @@ def from_tfds(
 
 
 def _builder(tfds: Any, name: str, folder: Path) -> Any:
-    """What reads a set that lies in a folder, or is prepared there first."""
+    """The reader of a set in a folder. The set is prepared first if need be."""
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\w.*]+)?", name):
         raise DataError(
             f"{name!r} is no name of a data set (name, name/config or name:1.0.0) and no path."
@@ -112,7 +112,7 @@ def _image_feature(builder: Any) -> str:
 def read_records(
     records: Any, image: str, label: str | None, name: str, chunk: int = 4096
 ) -> Split:
-    """All records of a split, in memory; with ``attributes``, where these are numbers by name.
+    """All records of a split in memory, with ``attributes`` if these are numbers by name.
 
     Args:
       records: the records of a split, with random access.
@@ -145,7 +145,7 @@ def read_records(
 
 
 def _numbers(feature: Any) -> bool:
-    """Whether it is several numbers by name, as the attributes of faces are."""
+    """Whether a feature is several numbers by name, as the attributes of faces are."""
     if not isinstance(feature, dict):
         return False
     values = [np.asarray(value) for value in feature.values()]
@@ -161,7 +161,7 @@ def _near(tfds: Any, name: str) -> str:
 
 
 def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
-    """Downloads and prepares a set as array_record, or says at once why that cannot work here."""
+    """Downloads and prepares a set as array_record. Raises DataError if that cannot work."""
     if name == "digits":
         return _prepare_digits(tfds, data_dir)
     base = name.split("/")[0].split(":")[0]
@@ -195,7 +195,7 @@ def _prepare(tfds: Any, name: str, data_dir: Path) -> Any:
 
 
 def _online(seconds: float = 4.0) -> bool:
-    """Whether the host of tensorflow-datasets answers; a name look-up that hangs counts as no."""
+    """Whether the host of tensorflow-datasets answers. A name look-up that hangs counts as no."""
     answers: list[bool] = []
 
     def ask() -> None:
@@ -216,7 +216,7 @@ def _online(seconds: float = 4.0) -> bool:
 
 
 def _prepare_digits(tfds: Any, data_dir: Path) -> Any:
-    """Prepares scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, as such a set."""
+    """Prepares scikit-learn's 1,797 handwritten digits, 8x8 with 17 levels, as a set."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

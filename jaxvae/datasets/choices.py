@@ -1,4 +1,4 @@
-"""Which preprocessing a likelihood gets: its natural one, or the one that was asked for."""
+"""Chooses the preprocessing of a likelihood: its default, or the one that was asked for."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ COLOUR = (3, 4)  # channels of a colour image
 
 
 def automatic(support: tuple[str, ...], dataset: Dataset) -> str:
-    """The natural preprocessing of a likelihood's ``support`` for a data set.
+    """The default preprocessing of a likelihood's ``support`` for a data set.
 
-    It is the first of the support that the set's values allow. Raises DataError where there is
-    none, and where it would binarize colour images, which nobody expects: who wants it asks for
-    ``dynamic`` by name.
+    It is the first member of the support that the set's values allow. Raises DataError if there is
+    none. It also does if the preprocessing would binarize colour images, which nobody expects; then
+    ``dynamic`` must be asked for by name.
     """
     splits = dataset.splits.values()
     if any(isinstance(split, Split) and not is_array(split.x) for split in splits):
@@ -56,16 +56,16 @@ def chosen_pixels(
     dataset: Dataset,
     supports: Mapping[str, tuple[str, ...]] | None = None,
 ) -> str:
-    """The preprocessing that was asked for, once the likelihood is known to be a density of it.
+    """The preprocessing that was asked for, after a check that the likelihood takes it.
 
     Args:
-      asked: a name of ``PREPROCESSING``, or ``"auto"`` for the natural one.
+      asked: a name of ``PREPROCESSING``, or ``"auto"`` for the default.
       likelihood: the likelihood's name, for errors.
-      support: the preprocessings that the likelihood takes, the natural one first.
+      support: the preprocessings that the likelihood takes, the default first.
       dataset: the set whose values are preprocessed.
-      supports: support by name of all likelihoods, of which errors name those that would do.
+      supports: the support of all likelihoods by name, from which errors name a way out.
 
-    Raises DataError where the log-likelihood would mean nothing.
+    Raises DataError if the log-likelihood would mean nothing.
     """
     if asked == "auto":
         return automatic(support, dataset)

@@ -1,4 +1,4 @@
-"""Examples as they are stored, and the function that turns one into what a model takes."""
+"""Raw examples, and the function that turns one into what a model takes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxvae.contracts import Array, Preprocess, pytree, static
 
 @pytree
 class Examples:
-    """Examples, and their preprocessing, which so travels with the data.
+    """Raw examples together with their preprocessing.
 
-    It is a pytree: rows are taken, arrays are moved to devices and ``jax.vmap`` makes one example
-    of many by ``jax.tree.map``, and the function stays with them. Training, evaluation and figures
-    call ``preprocessed`` and never pass the function.
+    It is a pytree, so the function stays with the arrays when rows are taken, when arrays are moved
+    to devices, and in ``jax.vmap``. Training, evaluation and figures call ``preprocessed`` and
+    never pass the function.
     """
 
     raw: Any  # pytree of [N, ...], such as uint8 images
@@ -23,12 +23,12 @@ class Examples:
 
 
 def with_preprocess(raw: Any, preprocess: Preprocess | None) -> Any:
-    """The raw arrays as ``Examples``, or as they are where there is no preprocessing."""
+    """The raw arrays as ``Examples``, or as they are if there is no preprocessing."""
     return raw if preprocess is None else Examples(raw, preprocess)
 
 
 def preprocessed(key: Array, example: Any) -> Any:
-    """What a model takes of an example: ``preprocess(key, raw)``, or a plain one as it is."""
+    """An example as a model takes it: ``preprocess(key, raw)``, or the plain example."""
     return example.preprocess(key, example.raw) if isinstance(example, Examples) else example
 
 

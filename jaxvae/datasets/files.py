@@ -1,4 +1,4 @@
-"""Sets of the user's own in files: NumPy arrays, folders of images."""
+"""Sets in files of the user: NumPy arrays and folders of images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def from_path(
 ) -> dict[str, S]:
     """The splits that a path holds.
 
-    They are made of a memory-mapped array and its name, of an ``.npz`` file, or of a folder each.
+    The path is a ``.npy`` file, which is mapped to memory, an ``.npz`` file, or a folder.
     """
     path = path.expanduser()
     if not path.exists():
@@ -67,7 +67,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _from_npz(path: Path) -> dict[str, Split]:
-    """A split per array of images, such as ``x_train`` with ``y_train``; or ``images``."""
+    """A split for each array of images, such as ``x_train`` with ``y_train``, or ``images``."""
     with path.open("rb") as opened, np.load(opened) as file:  # NumPy leaves a damaged file open
         arrays = {key: file[key] for key in file.files}
     first = lambda *keys: next((arrays[key] for key in keys if key in arrays), None)
@@ -89,7 +89,7 @@ def _from_npz(path: Path) -> dict[str, Split]:
 
 
 def _from_folder(folder: Path, image_size: Size, unreadable: str) -> Split:
-    """All images below a folder; where they lie in sub-folders, these are the labels."""
+    """All images below a folder. Sub-folders become labels."""
     files: list[Path] = []
     images: list[np.ndarray] = []
     for file, image in _read(image_files(folder), image_size, unreadable):
@@ -106,20 +106,20 @@ def _from_folder(folder: Path, image_size: Size, unreadable: str) -> Split:
 
 
 def _class_of(file: Path, folder: Path) -> str | None:
-    """The sub-folder that an image lies in; one directly in the folder has no class."""
+    """The sub-folder of an image. An image directly in the folder has no class."""
     name = file.parent.relative_to(folder).as_posix()
     return None if name == "." else name
 
 
 def how_to_mend(first: tuple[int, ...], other: tuple[int, ...]) -> str:
-    """What brings images of two shapes, [H, W] or [H, W, C], to one."""
+    """A sentence that says how to bring images of two shapes to one."""
     if first[:2] != other[:2]:
         return "image_size=64, for example, scales and crops all of them"
     return "some are grey and some have colours, so convert the files to one kind"
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, in order; hidden files and folders are left out."""
+    """All image files below a folder, in order, without hidden files and folders."""
     hidden = lambda file: any(part.startswith(".") for part in file.relative_to(folder).parts)
     images = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     files = sorted(file for file in images if not hidden(file))
@@ -129,7 +129,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def readable_files(folder: Path, unreadable: str) -> list[Path]:
-    """The image files of a folder; with ``unreadable="skip"`` each is read once to find out."""
+    """The image files of a folder. With ``unreadable="skip"`` each is read once, as a check."""
     files = image_files(folder)
     if unreadable == "stop":
         return files
@@ -139,7 +139,7 @@ def readable_files(folder: Path, unreadable: str) -> list[Path]:
 def _read(
     files: Sequence[Path], image_size: Size, unreadable: str
 ) -> list[tuple[Path, np.ndarray]]:
-    """Files with their pixels, without those that cannot be read where these are skipped."""
+    """Files with their pixels. Files that cannot be read are skipped or raise DataError."""
 
     def attempt(file: Path) -> np.ndarray | DataError:
         try:
@@ -164,10 +164,9 @@ def _read(
 def read_image(file: Path, image_size: Size = None) -> np.ndarray:
     """The pixels of an image file, [H, W] grey or [H, W, 3], uint8.
 
-    The image is turned as its camera noted, and transparency is dropped: colours stay as they are
-    under it. With ``image_size`` it is scaled until its shorter side fits, by the mean over each
-    new pixel's area (or by repetition, if it grows), and what sticks out is cut off evenly on both
-    sides.
+    The image is turned as its camera noted. Transparency is dropped, and the colours under it stay.
+    With ``image_size`` the image is scaled until its shorter side fits. A new pixel is the mean
+    over its area, or a repetition if the image grows. The longer side is cropped evenly.
     """
     try:
         from PIL import Image, ImageOps

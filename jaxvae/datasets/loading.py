@@ -1,4 +1,4 @@
-"""Opening a data set, in memory or as a stream, from its name, a file, a folder or arrays."""
+"""Opens a data set, in memory or as a stream, from its name, a file, a folder or arrays."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def load(
         whose x is taken as it is. Labels y [N] are integers or words, and None, NaN and -1 say that
         one is missing. Several numbers for each image, [N, A], are attributes; so are the
         ``attributes`` of a tensorflow-datasets set.
-      data_dir: where prepared sets are and new ones go; None is tensorflow-datasets' own default.
-      levels: values that a pixel can take. None infers 2 where all are 0 or 1, 256 for other
-        uint8, and no number of levels for real numbers.
+      data_dir: where prepared sets are and new ones go; None is the default of tensorflow-datasets.
+      levels: values that a pixel can take. None infers 2 if all are 0 or 1, 256 for other uint8,
+        and no number of levels for real numbers.
       pixels: a name of ``PREPROCESSING``, which the splits then carry; None leaves them raw.
-      image_size: of a folder of images: the side, or (height, width), that all are scaled and
-        cropped to, as ``files.read_image`` says.
-      unreadable: of a folder of images: ``"stop"`` at a file that cannot be read, or ``"skip"`` it
-        with a warning.
+      image_size: the side, or (height, width), that a folder's images are scaled and cropped to,
+        as ``files.read_image`` says.
+      unreadable: ``"stop"`` at a file of a folder that cannot be read, or ``"skip"`` it with a
+        warning.
 
     >>> import numpy as np
     >>> from jaxvae import datasets
@@ -86,22 +86,23 @@ def stream(
     image_size: Size = None,
     unreadable: str = "stop",
 ) -> Dataset[Stream]:
-    """Opens a data set that may be larger than memory: examples are read when they are needed.
+    """Opens a data set that may be larger than memory.
 
-    Splits have no labels. Raises DataError with what is missing and the command that mends it.
+    Examples are read when they are needed. Splits have no labels. Raises DataError with what is
+    missing and the command that mends it.
 
     Args:
       source: the name of a tensorflow-datasets set; or a ``.npy`` file; or a folder of images; or
         an object with ``__len__`` and ``__getitem__``, which returns one image, such as a
         ``grain.MapDataset`` or an array; or ``{split: object}``. Several threads read from it at
         once.
-      data_dir: where prepared sets are and new ones go; None is tensorflow-datasets' own default.
+      data_dir: where prepared sets are and new ones go; None is the default of tensorflow-datasets.
       levels: values that a pixel can take; None infers them as ``load`` does, from a thousand
         images.
       pixels: a name of ``PREPROCESSING``, which the splits then carry; None leaves them raw.
-      image_size: of a folder of images, as in ``load``.
-      unreadable: of a folder of images, as in ``load``; ``"skip"`` reads every file once to find
-        those that cannot be read.
+      image_size: the size of a folder's images, as in ``load``.
+      unreadable: what to do with a folder's damaged files, as in ``load``; ``"skip"`` reads every
+        file once to find them.
 
     >>> import numpy as np
     >>> from jaxvae import datasets
@@ -143,7 +144,7 @@ def _holds_prepared_set(folder: Path) -> bool:
 
 
 def _check_options(source: Any, image_size: Size, unreadable: str) -> None:
-    """Refuses options of folders that mean nothing for a source, or have no such value."""
+    """Raises DataError for options of folders if the source is no folder, or for wrong values."""
     if unreadable not in UNREADABLE:
         raise DataError(f"unreadable is one of {', '.join(UNREADABLE)}; it was {unreadable!r}")
     sides = (image_size,) if isinstance(image_size, int) else image_size or ()
@@ -161,9 +162,9 @@ def _found(
     of_path: Callable[[Path], Found[S]],
     of_name: Callable[[str], Found[S]],
 ) -> tuple[str, Found[S], int | None]:
-    """A set's name; its splits and classes; and its levels where they are known.
+    """A set's name, its splits and classes, and its levels if they are known.
 
-    The splits are made by the function for that kind of source.
+    The splits come from the function for this kind of source.
     """
     if isinstance(source, Mapping) or not isinstance(source, (str, os.PathLike)):
         return "arrays", of_objects(source), None
@@ -175,7 +176,7 @@ def _found(
 def _dataset(
     name: str, splits: dict[str, S], levels: int | None, classes: tuple[str, ...]
 ) -> Dataset[S]:
-    """The set with a test split and its levels, once its splits are known to go together."""
+    """The set with a test split and its levels, after a check that its splits go together."""
     if not splits:
         raise DataError("a set needs at least one split; this mapping has none")
     kinds = {shape_and_dtype(split) for split in splits.values()}
@@ -190,7 +191,7 @@ def _dataset(
 
 
 def _levels(parts: Iterable[Split]) -> int | None:
-    """2 where all values are 0 or 1, 256 for other uint8, and None for real numbers."""
+    """2 if all values are 0 or 1, 256 for other uint8, and None for real numbers."""
     for part in parts:
         if not is_array(part.x):
             return None

@@ -1,4 +1,4 @@
-"""Preprocessing of pixels: what a stored example becomes before a likelihood sees it."""
+"""Preprocessing of pixels, which turns a raw example into what a likelihood takes."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ CORRUPTIONS: dict[str, Callable[[Array, Array, float], Array]] = {
 def preprocessing(name: str, levels: int | None) -> Preprocess:
     """The preprocessing ``(key, pixels) -> x`` of one example, by name.
 
-    One name and number of levels give the same function object, so that what is compiled for it is
+    One name and number of levels give the same function object, so programs that use it are
     compiled once.
 
     * ``dynamic``: Bernoulli(pixel / (levels - 1)), fresh each time the example is seen, from the
-      example's own key.
+      example's key.
     * ``static``: binary values drawn once for all, by ``prepared``.
     * ``dequantize``: (pixel + u) / levels with u ~ U[0, 1), fresh each time (Theis et al. 2016,
       arXiv:1511.01844).
@@ -77,9 +77,8 @@ def preprocessing(name: str, levels: int | None) -> Preprocess:
     * ``counts``: the integer values.
     * ``none``: real values as they are.
 
-    Values that are no integers are taken as they are where a pixel is divided: they lie in [0, 1].
-    With ``levels=None`` all do. Raises DataError for an unknown name, and for ``dequantize``
-    without levels.
+    Values that are no integers lie in [0, 1] and are not divided. With ``levels=None`` all values
+    do. Raises DataError for an unknown name, and for ``dequantize`` without levels.
     """
     _check_name(name)
     if name == "dequantize" and levels is None:
@@ -119,18 +118,18 @@ def prepared(
 @overload
 def prepared(source: S, name: str, levels: int | None = None, seed: int = 0) -> S: ...
 def prepared(source: Any, name: str, levels: int | None = None, seed: int = 0) -> Any:
-    """A data set, split or stream that carries its preprocessing, once its values are checked.
+    """A data set, split or stream that carries its preprocessing, after a check of its values.
 
-    ``static`` binarization draws Bernoulli(pixel / (levels - 1)) here, with a generator keyed by
-    ``seed`` and the number of examples; a data set has two levels then. A stream cannot be
+    ``static`` binarization is drawn now: Bernoulli(pixel / (levels - 1)), with a generator keyed by
+    ``seed`` and the number of examples. The data set then has two levels. A stream cannot be
     binarized so, and a thousand of its examples are checked. Rendered images are binary and stay.
 
     Args:
       source: what is preprocessed.
       name: a name of ``PREPROCESSING``.
-      levels: values that a pixel can take; of a data set its own where this is None, and of a split
-        real numbers.
-      seed: of ``static`` binarization.
+      levels: values that a pixel can take. None takes the data set's levels, or real numbers for a
+        split.
+      seed: the seed of ``static`` binarization.
 
     Raises DataError for values that the preprocessing cannot take.
     """

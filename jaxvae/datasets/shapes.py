@@ -1,20 +1,18 @@
-"""Squares, ellipses and hearts after dSprites' recipe, rendered where they are used.
+"""Squares, ellipses and hearts like dSprites, rendered when they are used.
 
-There are 737,280 binary images of 64x64 pixels. Every combination of five factors is there once
-(Matthey et al. 2017, github.com/deepmind/dsprites-dataset):
+There are 737,280 binary images of 64x64 pixels, one for every combination of five factors (Matthey
+et al. 2017, github.com/deepmind/dsprites-dataset):
 
 * ``shape``: square, ellipse, heart;
 * ``scale``: 0.5, 0.6, ..., 1;
-* ``rotation``: 2 pi i / 40, counter-clockwise. dSprites ends at 2 pi, which repeats the first; here
-  no value does;
+* ``rotation``: 2 pi i / 40, counter-clockwise. In dSprites the last value, 2 pi, repeats the first;
 * ``x``, ``y``: the centre is (16 + x, 16 + y) pixels from the left and from the top, x and y from 0
   to 31.
 
 At rotation 0 the square stands on a side, the ellipse's long axis is horizontal and the heart's tip
-points down. The square is the same after a quarter of a turn and the ellipse after a half, as in
-dSprites, so that the rotation can be told of a heart, and of the others up to these symmetries.
-Shapes of one scale have one area, (17.6 scale)^2 square pixels, and the centre is their centroid.
-The sizes are ours: no image is one of dSprites'.
+points down. As in dSprites, the square is the same after a quarter of a turn and the ellipse after
+a half. Only a heart tells its rotation. Shapes of one scale have one area, (17.6 scale)^2 square
+pixels, and the centre is their centroid. The sizes differ from dSprites, so no image is the same.
 """
 
 from __future__ import annotations
@@ -139,12 +137,12 @@ def _check(values: Any, ends: Any, what: str) -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Images that are kept as their factors, and rendered where their pixels are used.
+    """Images that are kept as their factors, and rendered when their pixels are used.
 
-    A factor is one byte. To the reader they are an array ``[N, 64, 64, 1]`` of uint8:
-    ``images[rows]`` are the images of some rows, still as factors; ``astype`` and NumPy's
-    ``asarray`` render. As a pytree they are their factors. A training holds these on its devices,
-    and ``datasets.preprocessing`` renders each example inside the step.
+    A factor is one byte. They look like an array ``[N, 64, 64, 1]`` of uint8. ``images[rows]`` are
+    the images of some rows, still as factors. ``astype`` and NumPy's ``asarray`` render. As a
+    pytree they are their factors. A training holds these on its devices, and
+    ``datasets.preprocessing`` renders each example inside the step.
     """
 
     factors: Any  # [..., 5] integers

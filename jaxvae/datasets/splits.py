@@ -1,4 +1,4 @@
-"""What a data set is: splits of examples, with labels or attributes where there are any."""
+"""Data sets: splits of examples, with labels or attributes if there are any."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MISSING = -1  # the label of an example whose class is unknown
 
 
 class DataError(ValueError):
-    """The data cannot be had or used; the message says what is missing and how to mend it."""
+    """Data that cannot be had or used. The message says what is missing and how to mend it."""
 
 
 @pytree
 class Split:
     """Part of a data set, in memory: a pytree of arrays [N, ...] and its preprocessing.
 
-    Nothing is checked here, so that x may be images, sequences, spectra, or a dict of several
-    modalities. Checks for images stand where images are read.
+    Nothing is checked, so x may be images, sequences, spectra, or a dict of several modalities. The
+    readers of images check them.
     """
 
     x: Any  # pytree of [N, ...]: images [N, H, W, C] uint8 or float32, or shapes.Images
@@ -34,17 +34,17 @@ class Split:
 
     @property
     def examples(self) -> Any:
-        """What training and evaluation take: ``Examples(x, preprocess)``, or x without one."""
+        """The examples to train or evaluate on: ``Examples(x, preprocess)``, or plain x."""
         return with_preprocess(self.x, self.preprocess)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one stored example, such as [H, W, C], where x is a single array."""
+        """The shape of one raw example, such as [H, W, C], if x is a single array."""
         return tuple(self._single().shape[1:])
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the stored examples, such as uint8, where x is a single array."""
+        """The type of the raw examples, such as uint8, if x is a single array."""
         return self._single().dtype
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Split:
 
 
 class Part(Protocol):
-    """What a split in memory and one that is streamed have in common."""
+    """What a split in memory and a stream have in common."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -91,8 +91,8 @@ class Dataset(NamedTuple, Generic[S]):
     """The splits of a data set by name, and what is known of its values and classes.
 
     ``levels`` is the number of values that a pixel can take. None says that the values are real
-    numbers: densities of them are in nats per dimension, because bits/dim need a number of levels.
-    Where levels are stated, values in [0, 1] are taken as k / (levels - 1).
+    numbers. Their densities are in nats per dimension, because bits/dim need a number of levels. If
+    levels are stated, values in [0, 1] are taken as k / (levels - 1).
     """
 
     name: str
@@ -107,7 +107,7 @@ def is_array(x: Any) -> bool:
 
 
 def shape_and_dtype(part: Part) -> Any:
-    """Shape and dtype of one stored example, in words that can be compared."""
+    """Shape and dtype of one raw example, in words that can be compared."""
     if not isinstance(part, Split) or is_array(part.x):
         return f"{part.dtype} {part.shape}"
     one = lambda a: f"{np.asarray(a).dtype} {np.shape(a)[1:]}"
@@ -115,7 +115,7 @@ def shape_and_dtype(part: Part) -> Any:
 
 
 def common_length(examples: Any) -> int:
-    """The leading axis that all arrays of a pytree share; DataError where they share none."""
+    """The length of the leading axis of all arrays. Raises DataError if they share none."""
     lengths = {(np.shape(leaf) or (0,))[0] for leaf in jax.tree.leaves(examples)}
     if len(lengths) != 1 or 0 in lengths:
         raise DataError(

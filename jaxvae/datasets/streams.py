@@ -25,10 +25,10 @@ MOST = 2**31 - 1  # examples of a stream, whose rows are int32
 class Stream:
     """A split whose examples are read when they are asked for, by row.
 
-    A stream has no state. Its batches are those of the rows that the caller names, a pure function
-    of the step: the same set streamed or held in memory trains on the same batches, on any number
-    of processes, each of which reads its own rows only, and a run goes on at any step without
-    reading what came before it.
+    A stream has no state. The caller names the rows of a batch, which are a pure function of the
+    step. So a set trains on the same batches whether it is streamed or in memory, on any number of
+    processes. Each process reads its rows only. A run goes on at any step without reading earlier
+    batches.
     """
 
     shape: tuple[int, ...]  # of one stored example, [H, W, C]
@@ -63,7 +63,7 @@ class Stream:
         return images[places]
 
     def wrapped(self, raw: Any) -> Any:
-        """Arrays that were read, as the examples that training takes: with the preprocessing."""
+        """Arrays that were read, as examples with the preprocessing."""
         return with_preprocess(raw, self.preprocess)
 
     def take(self, rows: Any) -> Stream:
@@ -71,7 +71,7 @@ class Stream:
         return dataclasses.replace(self, rows=self.rows[rows])
 
     def glimpse(self, most: int = 1000, size: int = 32) -> Iterator[Split]:
-        """At most so many examples to judge the stream by, evenly spaced, read a few at a time."""
+        """At most ``most`` examples to judge the stream by, evenly spaced, some at a time."""
         rows = np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)
         for start in range(0, len(rows), size):
             yield Split(self[rows[start : start + size]], preprocess=self.preprocess)
@@ -99,7 +99,7 @@ class Stream:
         return how_to_mend(self.shape, image.shape)
 
     def _records(self, rows: list[int]) -> Callable[[int], Any]:
-        """row -> record; all are read in one go where that is possible."""
+        """The records by row, which are read at once if that is possible."""
         with contextlib.suppress(Exception):  # what fails is read again alone, which tells the row
             return dict(zip(rows, self.records.__getitems__(rows), strict=True)).__getitem__
         return lambda row: self.records[row]

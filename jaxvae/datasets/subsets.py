@@ -1,4 +1,4 @@
-"""Parts of data sets: by name, at random, and held out where there is nothing to test on."""
+"""Parts of data sets: by name, at random, or held out for a test."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jaxvae.datasets.splits import DataError, Dataset, S, Split
 from jaxvae.datasets.streams import Stream
 
 HELD_OUT = 10  # one example in this many is held out where a set has no split to test on
-SUBSET = 2**32  # the order of a subset is that of no epoch, whose number is smaller
+SUBSET = 2**32  # no epoch has this number, so a subset has the order of no epoch
 
 
 def select(dataset: Dataset[S], split: str) -> S:
     """A split, or a part of one: ``train``, ``train[:1000]``, ``train[80%:]``.
 
-    Parts are written as tensorflow-datasets writes them. Raises DataError for a split that is not
-    there, with those that are, and for a part without examples.
+    Parts are written as tensorflow-datasets writes them. Raises DataError for an unknown split, and
+    for a part without examples.
     """
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if match is None or match[1] not in dataset.splits:
@@ -46,15 +46,15 @@ def _place(end: str | None, n: int) -> int | None:
 
 
 def random_subset(examples: Any, num: int | None, seed: int = 0) -> Any:
-    """A fixed random subset of the examples, in their order; what stands for a split.
+    """A fixed random subset of the examples, in their order.
 
-    The first examples of a set seldom stand for it: a folder by class is sorted by class. The rows
-    are a function of (num, seed) and the number of examples alone.
+    The first examples of a set seldom represent it, because a folder may be sorted by class. The
+    rows are a function of (num, seed) and the number of examples.
 
     Args:
       examples: a ``Split``, a ``Stream``, ``Examples`` or a pytree of arrays [N, ...].
-      num: examples of the subset; all of them with None, or where there are no more.
-      seed: which subset.
+      num: examples of the subset; None takes all, as does a number that is too large.
+      seed: selects the subset.
 
     >>> import numpy as np
     >>> from jaxvae import datasets
@@ -78,7 +78,10 @@ def held(split: Split | Stream, num: int | None = None, seed: int = 0) -> Split:
 
 
 def with_test(splits: dict[str, S]) -> dict[str, S]:
-    """The splits; of one alone a tenth of its examples becomes ``test``, by a fixed permutation."""
+    """The splits. If there is only one, a tenth of its examples becomes ``test``.
+
+    The examples of ``test`` are chosen by a fixed permutation.
+    """
     if len(splits) > 1:
         return splits
     (split,) = splits.values()
@@ -91,9 +94,9 @@ def with_test(splits: dict[str, S]) -> dict[str, S]:
 
 
 def attributes(split: Split) -> np.ndarray | None:
-    """What is known of each example as numbers [N, A], or None.
+    """The attributes of each example, [N, A], or None.
 
-    These are the split's attributes, or those of the rendered shapes.
+    They are the split's attributes, or numbers from the factors of the rendered shapes.
     """
     if isinstance(split.x, shapes.Images):
         return np.asarray(jax.vmap(shapes.attributes)(split.x.factors))

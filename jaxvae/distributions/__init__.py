@@ -1,11 +1,10 @@
-"""Distributions over one example: small frozen pytrees with ``sample(key, shape=())`` and
-``log_prob(x)``.
+"""Distributions over one example, with ``sample(key, shape=())`` and ``log_prob(x)``.
 
-Every axis of the parameters belongs to the event: a ``Normal`` with ``loc [H, W, C]`` is one
-density over one image, and ``log_prob`` is a single number in nats. Batches are made by
-``jax.vmap``. ``sample(key, shape)`` puts ``shape`` in front of the event, and ``log_prob`` accepts
-what ``sample`` returns: ``x [*shape, *event] -> [*shape]``. The models, bounds and estimators ask
-for the density of one event alone, and an event may then be any pytree.
+They are small frozen pytrees. Every axis of the parameters belongs to the event. So a ``Normal``
+with ``loc [H, W, C]`` is one density over one image, and its ``log_prob`` is a single number in
+nats. ``jax.vmap`` makes batches. ``sample(key, shape)`` puts ``shape`` in front of the event, and
+``log_prob`` accepts what ``sample`` returns: ``x [*shape, *event] -> [*shape]``. The models, bounds
+and estimators ask for the density of one event alone, and an event may then be any pytree.
 
 NumPyro's distributions satisfy the same contract (with ``to_event`` so that ``batch_shape`` is
 empty).

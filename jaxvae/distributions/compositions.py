@@ -21,7 +21,7 @@ from jaxvae.distributions.contract import check_event, many
 class Independent:
     """Independent distributions, stacked along the first ``ndim`` axes of every leaf.
 
-    log p(x) = sum_i log p_i(x_i): a mixture for every pixel is ``Independent(Mixture(...),
+    log p(x) = sum_i log p_i(x_i). A mixture for every pixel is ``Independent(Mixture(...),
     ndim=3)``.
     """
 
@@ -182,8 +182,8 @@ class Hierarchy:
 def tempered(distribution: Any, temperature: float) -> Any:
     """The same distribution with its standard deviations times ``temperature``.
 
-    Of a mixture, the deviations of the components; of a flow, those of its base. Raises ValueError
-    for a temperature that is not positive, and for families that have no scale.
+    It scales the deviations of a mixture's components, and of a flow's base. Raises ValueError for
+    a temperature that is not positive, and for families that have no scale.
     """
     if not temperature > 0:
         raise ValueError(f"a temperature must be above 0; it was {temperature}")

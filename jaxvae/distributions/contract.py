@@ -1,4 +1,4 @@
-"""What every distribution is made of: the contract, and checks where arrays enter."""
+"""The contract of distributions, and checks of their arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What the library asks of a distribution, itself a pytree.
+    """What the library asks of a distribution, which is a pytree.
 
     A draw may be any pytree, with ``shape`` in front of every leaf. ``log_prob`` is in nats.
     """
@@ -26,7 +26,7 @@ class Distribution(Protocol):
 
 
 def check_event(distribution: Any, x: Array) -> tuple[int, ...]:
-    """The sample shape in front of the event in ``x``; ValueError if the shapes disagree."""
+    """The sample shape in front of the event in ``x``. Raises ValueError if it has none."""
     event, shape = distribution.event_shape, jnp.shape(x)
     lead = len(shape) - len(event)
     if lead < 0 or shape[lead:] != event:
@@ -60,13 +60,16 @@ class Factorized:
         raise TypeError(f"{type(self).__name__} does not define log_density")
 
     def log_prob(self, x: Array) -> Array:
-        """Flattened first: on CPU, XLA runs [D] up to 20 times faster than [H, W, 1]."""
+        """log p(x) [*samples], computed from flat arrays.
+
+        On CPU, XLA runs [D] up to 20 times faster than [H, W, 1].
+        """
         lead = check_event(self, x)
         flat = jax.tree.map(lambda leaf: jnp.reshape(self._full(leaf), -1), self)
         return flat.log_prob_flat(jnp.reshape(x, (*lead, -1)))
 
     def log_prob_flat(self, x: Array) -> Array:
-        """Of parameters [D] and x [..., D]."""
+        """log p(x) for parameters [D] and x [..., D]."""
         return self.log_density(x).sum(-1)
 
     def _full(self, value: Array) -> Array:
@@ -76,7 +79,7 @@ class Factorized:
 def log_prob_of(distribution: Any, x: Any) -> Array:
     """log p(x) of one event in nats, a scalar.
 
-    Wherever a user's distribution enters, its density is taken here. Raises ValueError when
+    Every density of a user's distribution is taken by this function. Raises ValueError if
     ``log_prob`` returns anything else, as a NumPyro distribution does without ``to_event``.
     """
     value = distribution.log_prob(x)
@@ -84,7 +87,7 @@ def log_prob_of(distribution: Any, x: Any) -> Array:
 
 
 def check_scalar(value: Any, name: str) -> Array:
-    """Returns ``value``, or says that ``name`` gave an array in the place of a number."""
+    """Returns ``value``. Raises ValueError if ``name`` gave an array instead of a number."""
     shape = jnp.shape(value)
     if shape != ():
         raise ValueError(
@@ -95,7 +98,7 @@ def check_scalar(value: Any, name: str) -> Array:
 
 
 def event_shapes(distribution: Any) -> Any:
-    """``event_shape``, or the shapes of a draw as a tree, of a family that states none."""
+    """``event_shape``, or the shapes of a draw as a tree if the family states none."""
     stated = getattr(distribution, "event_shape", None)
     if stated is not None:
         return stated
@@ -104,7 +107,7 @@ def event_shapes(distribution: Any) -> Any:
 
 
 def mean_of(distribution: Any, draws: int = 64) -> Any:
-    """The mean; of a family that states none, the mean of some draws with a fixed key."""
+    """The mean, or the mean of some draws with a fixed key if the family states none."""
     stated = getattr(distribution, "mean", None)
     if stated is not None:
         return stated
@@ -118,7 +121,7 @@ def mean_of(distribution: Any, draws: int = 64) -> Any:
 
 
 def sample_noise(distribution: Any, key: Array, shape: tuple[int, ...] = ()) -> Any:
-    """The noise of draws; a family that has no noise gives the draws themselves."""
+    """The noise of draws, or the draws themselves if the family has no noise."""
     return getattr(distribution, "noise", distribution.sample)(key, shape)
 
 

@@ -15,12 +15,11 @@ from jaxvae.distributions.contract import Factorized, check_event
 
 @jax.custom_jvp
 def bernoulli_log_prob(logits: Array, x: Array) -> Array:
-    """log Bernoulli(x; sigmoid(l)) = sum_d x l - max(l, 0) - log(1 + e^-|l|) over the last axis,
-    for any finite logits.
+    """log Bernoulli(x; sigmoid(l)) = sum_d x l - max(l, 0) - log(1 + e^-|l|).
 
-    The logarithms are those of products of up to 16 factors, which lie between 1 and 2, because
-    logarithms are slow on a CPU, and the derivative takes the exponential again, which is less than
-    to keep it.
+    The sum is over the last axis, for any finite logits. Logarithms are slow on a CPU, so each is
+    taken of a product of up to 16 factors between 1 and 2. The derivative computes the exponential
+    again, which is faster than to keep it.
     """
     factors = 1.0 + jnp.exp(-jnp.abs(logits))
     most = min(jnp.finfo(factors.dtype).maxexp // 2, 16)  # XLA cuts products of 32 in two
@@ -34,7 +33,7 @@ def bernoulli_log_prob(logits: Array, x: Array) -> Array:
 
 @bernoulli_log_prob.defjvp
 def _bernoulli_log_prob_jvp(primals: tuple, tangents: tuple) -> tuple:
-    """In two sums, for which XLA computes the sigmoid once for all that need the gradient."""
+    """The derivative in two sums, so XLA computes the sigmoid once."""
     (logits, x), (logits_dot, x_dot) = primals, tangents
     derivative = (x * logits_dot + logits * x_dot).sum(-1) - (sigmoid(logits) * logits_dot).sum(-1)
     return bernoulli_log_prob(logits, x), derivative
@@ -70,7 +69,7 @@ class Bernoulli(Factorized):
         return sigmoid(self.logits)
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """1[l + L > 0], L logistic, whose tails are right for rare events too."""
+        """1[l + L > 0] with L logistic, which is right for rare events too."""
         noise = logistic(key, shape + self.event_shape, jnp.result_type(self.logits, 0.0))
         return (self.logits + noise > 0).astype(noise.dtype)
 
@@ -95,7 +94,7 @@ class Categorical:
 
     @property
     def mean(self) -> Array:
-        """The expected class index: for ordered classes such as pixel values, the mean."""
+        """The expected class index, which is the mean of ordered classes such as pixel values."""
         classes = jnp.arange(self.logits.shape[-1], dtype=jnp.result_type(self.logits))
         return jnp.matmul(jax.nn.softmax(self.logits), classes, precision="float32")
 
@@ -138,13 +137,12 @@ class OneHotCategorical:
 
 @pytree
 class DiscretizedLogistic(Factorized):
-    """Logistic density integrated over the bin of each of ``levels`` values 0, 1/(levels-1), ...,
-    1.
+    """A logistic density that is integrated over bins of values in [0, 1].
 
-    p(x) = sigmoid((x + h - loc)/s) - sigmoid((x - h - loc)/s) with h = 1 / (2 (levels-1)), the
-    outer bins reaching to infinity (Kingma et al. 2016, arXiv:1606.04934, app. A; Salimans et al.
-    2017, arXiv:1701.05517, eq. 2). Evaluated without loss in the tails by sigmoid(b) - sigmoid(a) =
-    sigmoid(b) sigmoid(-a) (1 - e^(a-b)).
+    The values are 0, 1/(levels-1), ..., 1. p(x) = sigmoid((x + h - loc)/s) - sigmoid((x - h -
+    loc)/s) with h = 1 / (2 (levels-1)), and the outer bins reach to infinity (Kingma et al. 2016,
+    arXiv:1606.04934, app. A; Salimans et al. 2017, arXiv:1701.05517, eq. 2). It is exact in the
+    tails by sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a-b)).
     """
 
     loc: Array

@@ -14,19 +14,18 @@ from jaxvae.distributions.discrete import logistic
 
 @pytree
 class SpikeAndSlab(Factorized):
-    """Each coordinate is N(loc, scale^2) with probability g = sigmoid(``logits``), else zero
-    (arXiv:1905.10185).
+    """Coordinates that are N(loc, scale^2) with probability g = sigmoid(``logits``), else zero.
 
-    The density is with respect to Lebesgue measure plus a unit mass at zero: p(0) = 1 - g, and p(x)
-    = g N(x; loc, scale^2) elsewhere. Ratios of such densities are right; values of one at zero and
-    elsewhere have different units.
+    Tonolini et al. 2019, arXiv:1905.10185. The density is with respect to Lebesgue measure plus a
+    unit mass at zero: p(0) = 1 - g, and p(x) = g N(x; loc, scale^2) elsewhere. Ratios of such
+    densities are right. The values of one density at zero and elsewhere have different units.
 
-    Samples are exact. Their gradient in ``loc`` and ``scale`` is pathwise; that in ``logits`` is
-    half of |1[x != 0] - g| times the slab's sample, which puts the trapezoidal rule (f'(0) +
-    f'(slab)) / 2 in the place of f(slab) - f(0) (Liu et al. 2023, arXiv:2304.08612): no bias where
-    f is quadratic in each coordinate, as with a linear Gaussian decoder, and a bias elsewhere. It
-    cannot see log-densities jump at zero: train with KL in closed form, or with an estimator that
-    scores ``log_prob``.
+    Samples are exact. Their gradient in ``loc`` and ``scale`` is pathwise. Their gradient in
+    ``logits`` is half of |1[x != 0] - g| times the slab's sample. It replaces f(slab) - f(0) by the
+    trapezoidal rule, (f'(0) + f'(slab)) / 2 (Liu et al. 2023, arXiv:2304.08612). It has no bias if
+    f is quadratic in each coordinate, as with a linear Gaussian decoder, and otherwise it has one.
+    It cannot see log-densities jump at zero. So train with KL in closed form, or with an estimator
+    that scores ``log_prob``.
     """
 
     logits: Array
@@ -51,11 +50,11 @@ class SpikeAndSlab(Factorized):
         return gate * self._slab(key_slab, shape)
 
     def relaxed(self, key: Array, shape: tuple[int, ...] = (), slope: float = 50.0) -> Array:
-        """Samples whose gates are soft, sigmoid(slope (u - 1 + g)) times the slab, u uniform
-        (arXiv:1905.10185).
+        """Samples with soft gates, sigmoid(slope (u - 1 + g)) times the slab, u uniform.
 
-        They are differentiable in every field, and have another law: none is zero. As an estimator
-        for ``models.negative_elbo``: ``lambda key, q, f, num_samples: f(q.relaxed(key))``.
+        Tonolini et al. 2019, arXiv:1905.10185. They are differentiable in every field and have
+        another law, in which none is zero. The estimator ``lambda key, q, f, num_samples:
+        f(q.relaxed(key))`` serves ``models.negative_elbo``.
         """
         key_gate, key_slab = jax.random.split(key)
         u = jax.random.uniform(key_gate, shape + self.event_shape, jnp.result_type(self.logits))

@@ -14,13 +14,13 @@ from jaxvae.distributions.contract import LOG_2PI, check_event
 
 @pytree
 class BandedNormal:
-    """Gaussian with precision L L^T, L lower triangular with W sub-diagonals (Dorta et al. 2018,
-    arXiv:1804.01050).
+    """Gaussian with precision L L^T, where L is lower triangular with W sub-diagonals.
 
-    log p(x) = sum_i log L_ii - |L^T (x - loc)|^2 / 2 - (D/2) log 2 pi, over the event in row-major
-    order, D numbers. ``factor [*event, W+1]`` holds the columns of L from the diagonal down,
-    factor[i, k] = L_(i+k, i) with factor[i, 0] > 0; what would lie below the last row is not used.
-    So coordinate i has scale 1 / L_ii given the ones after it, of which it depends on W.
+    Dorta et al. 2018, arXiv:1804.01050. log p(x) = sum_i log L_ii - |L^T (x - loc)|^2 / 2 -
+    (D/2) log 2 pi, over the D numbers of the event in row-major order. ``factor [*event, W+1]``
+    holds the columns of L from the diagonal down, factor[i, k] = L_(i+k, i) with factor[i, 0] > 0.
+    Entries below the last row are not used. Coordinate i depends on the W coordinates after it, and
+    given these it has the scale 1 / L_ii.
     """
 
     loc: Array

@@ -1,4 +1,4 @@
-"""The distribution of what a flow makes of samples of another one."""
+"""The distribution of a flow of samples from another distribution."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Transformed:
     """y = f(z), z ~ ``base``: log q(y) = log base(z) - log |det df/dz|.
 
     Rezende & Mohamed 2015, arXiv:1505.05770. ``flow`` is a member of ``jaxvae.flows`` over z [D],
-    with ``params`` that all examples share and the numbers ``raw [size]`` of this one.
-    ``sample_and_log_prob`` needs f alone. ``log_prob`` needs its inverse, and raises TypeError
-    where f has none in closed form.
+    with ``params`` that all examples share and the numbers ``raw [size]`` of this example.
+    ``sample_and_log_prob`` needs f alone. ``log_prob`` needs its inverse, and raises TypeError if f
+    has none in closed form.
     """
 
     base: Any

@@ -1,8 +1,8 @@
-"""Divergences, in nats where they are relative entropies.
+"""Divergences. Relative entropies are in nats.
 
-``densities`` are between distributions, ``kl(q, p)`` in closed form for every pair that has one;
-``samples`` between the codes of a batch and draws of the prior; ``codes`` are statistics of q(z)
-over a batch of posteriors.
+``densities`` holds divergences between distributions, with ``kl(q, p)`` in closed form for every
+pair that has one. ``samples`` holds divergences between the codes of a batch and draws of the
+prior. ``codes`` holds statistics of q(z) over a batch of posteriors.
 """
 
 from jaxvae.divergences.codes import (

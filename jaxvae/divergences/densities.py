@@ -44,10 +44,10 @@ JOINT_KL: dict[tuple[type, type], Callable[[Any, Any], Array]] = {}
 
 
 def register_kl(q: type, p: type, factorized: bool = False) -> Callable:
-    """Decorator that adds a closed form for a pair of types, the user's own included.
+    """Decorator that adds a closed form for a pair of types, such as a user's types.
 
-    A ``factorized`` form returns one term for each coordinate of the event, so that KL is known per
-    latent; the others return a scalar.
+    A ``factorized`` form returns one term for each coordinate of the event, so KL is known per
+    latent. Other forms return a scalar.
     """
 
     def add(function: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
@@ -98,11 +98,12 @@ def sampled_kl(key: Array, q: Any, p: Any, num_samples: int = 1) -> Array:
 
 
 def kl_per_latent(q: Any, p: Any) -> Array | None:
-    """KL of each latent's marginal, [*event] in nats, or None where no closed form is known.
+    """KL of each latent's marginal, [*event] in nats, or None if no closed form is known.
 
-    Of one-hot latents the axis of classes is summed. Where both factorize these sum to ``kl(q,
-    p)``. A full-covariance q against a factorized p has kl(q, p) = sum_j KL(q_j || p_j) + KL(q ||
-    prod_j q_j): the sum falls short by q's total correlation.
+    The axis of classes of one-hot latents is summed. If both factorize, the sum is ``kl(q, p)``. A
+    full-covariance q and a factorized p have
+    kl(q, p) = sum_j KL(q_j || p_j) + KL(q || prod_j q_j). So the sum falls short by q's total
+    correlation.
     """
     q, p = _marginals(q), _marginals(p)
     return _coordinates(q, p) if (type(q), type(p)) in FACTORIZED_KL else None
@@ -170,7 +171,7 @@ def _laplace_laplace(q: Laplace, p: Laplace) -> Array:
 
 @register_kl(Normal, Laplace, factorized=True)
 def _normal_laplace(q: Normal, p: Laplace) -> Array:
-    """-1/2 log(2 pi e s^2) + log(2 b) + E|x - m_p| / b, the last a folded normal's mean."""
+    """-1/2 log(2 pi e s^2) + log(2 b) + E|x - m_p| / b, with the mean of a folded normal."""
     shift = (q.loc - p.loc) / q.scale
     folded = q.scale * (2 * norm.pdf(shift) + shift * (2 * norm.cdf(shift) - 1))
     return jnp.log(2 * p.scale) + folded / p.scale - 0.5 * (1 + LOG_2PI) - jnp.log(q.scale)

@@ -88,12 +88,12 @@ def negative_distance(z: Array, other: Array) -> Array:
 def mmd(kernel: Kernel) -> Divergence:
     """Squared maximum mean discrepancy, unbiased.
 
-    MMD^2 = E k(Z, Z~) + E k(Z', Z'~) - 2 E k(Z, Z'), the first two over pairs of different rows
-    (Gretton et al. 2012, JMLR 13; Zhao et al. 2017, arXiv:1706.02262). Its mean over batches of any
-    size is that of the distributions, and so is the mean of its gradient. Therefore it may be
-    negative, and where q = p it scatters around zero. A single row has no pair, and the first two
-    terms are taken to be zero. ``kernel`` is any function (z, z') -> scalar of two latents
-    [*event], with a finite gradient at z = z'.
+    MMD^2 = E k(Z, Z~) + E k(Z', Z'~) - 2 E k(Z, Z'), where the first two terms are over pairs of
+    different rows (Gretton et al. 2012, JMLR 13; Zhao et al. 2017, arXiv:1706.02262). The estimate
+    and its gradient are unbiased for batches of any size. So the estimate may be negative, and it
+    scatters around zero if q = p. A single row has no pair, and then the first two terms are zero.
+    ``kernel`` is any function (z, z') -> scalar of two latents [*event], with a finite gradient at
+    z = z'.
     """
     return lambda key, z, other, weight: _discrepancy(kernel, z, other, weight, _pairs(weight))
 
@@ -102,9 +102,9 @@ def biased_mmd(kernel: Kernel) -> Divergence:
     """Squared maximum mean discrepancy of the two empirical distributions.
 
     All pairs are included (Gretton et al. 2012). It is zero for equal sets, and never negative if
-    the kernel is positive definite. It exceeds ``mmd`` by the sum over both sets of E[k(z, z) -
-    k(z, z~)] / N, which is least for codes that have shrunk to a point: the loss of training should
-    be the unbiased one.
+    the kernel is positive definite. It exceeds ``mmd`` by the sum over both sets of
+    E[k(z, z) - k(z, z~)] / N, which is least for codes that have shrunk to a point. So training
+    should descend the unbiased ``mmd``.
     """
     return lambda key, z, other, weight: _discrepancy(
         kernel, z, other, weight, jnp.outer(weight, weight)
@@ -175,15 +175,18 @@ def sliced_wasserstein(num_projections: int = 50) -> Divergence:
 
 
 def cramer_wold(key: Array, z: Array, other: Array, weight: Array) -> Array:
-    """Cramér-Wold distance to N(0, I), without draws of it: ``other`` is ignored.
+    """Cramér-Wold distance to N(0, I); ``other`` is ignored.
 
     It is the squared L2 distance of the projections' densities, smoothed by N(0, g), averaged over
-    directions (Knop et al. 2018, arXiv:1805.09235): 2 sqrt(pi) d^2 = mean_ij (g + r_ij^2 / (2d -
-    3))^-1/2 + (1 + g)^-1/2 - 2 mean_i (g + 1/2 + |z_i|^2 / (2d - 3))^-1/2, with g = (4 /
-    (3N))^(2/5) by Silverman's rule and the asymptotic 1F1(1/2; d/2; -s) ~ (1 + 4s / (2d - 3))^-1/2.
-    This is close from some 20 dimensions on, and below it may make the distance slightly negative.
-    The authors minimize its logarithm. Raises ValueError in one dimension, where 2d - 3 is
-    negative.
+    directions (Knop et al. 2018, arXiv:1805.09235):
+
+        2 sqrt(pi) d^2 = mean_ij (g + r_ij^2 / (2d - 3))^-1/2 + (1 + g)^-1/2
+            - 2 mean_i (g + 1/2 + |z_i|^2 / (2d - 3))^-1/2.
+
+    g = (4 / (3N))^(2/5) follows Silverman's rule, and 1F1(1/2; d/2; -s) is replaced by its
+    asymptotic (1 + 4s / (2d - 3))^-1/2. This is close from some 20 dimensions on. In fewer
+    dimensions it may make the distance slightly negative. The authors minimize its logarithm.
+    Raises ValueError in one dimension, because 2d - 3 is then negative.
     """
     (z,) = _rows(weight, z)
     smoothing, spread = _silverman(weight), _spread(z)
@@ -194,10 +197,10 @@ def cramer_wold(key: Array, z: Array, other: Array, weight: Array) -> Array:
 
 
 def cramer_wold_two_sample(key: Array, z: Array, other: Array, weight: Array) -> Array:
-    """Cramér-Wold distance between two samples: any prior can be had by its draws.
+    """Cramér-Wold distance between two samples, for any prior that can be drawn from.
 
-    The ``biased_mmd`` of the kernel (g + r^2 / (2d - 3))^-1/2 / (2 sqrt(pi)), as ``cramer_wold``;
-    never negative, and zero for equal sets.
+    It is the ``biased_mmd`` of the kernel (g + r^2 / (2d - 3))^-1/2 / (2 sqrt(pi)), with g as in
+    ``cramer_wold``. It is never negative, and zero for equal sets.
     """
     kernel = _inverse_root(_silverman(weight), _spread(z))
     return biased_mmd(kernel)(key, z, other, weight) / (2 * math.sqrt(math.pi))
@@ -242,7 +245,10 @@ def _gram(kernel: Kernel, z: Array, other: Array) -> Array:
 
 
 def _pairs(weight: Array) -> Array:
-    """w_i w_j for i != j, scaled to sum to one; zeros where one row alone has weight. [N, N]"""
+    """w_i w_j for i != j, scaled to sum to one, [N, N].
+
+    They are zero if one row alone has weight.
+    """
     pairs = jnp.outer(weight, weight) * (1 - jnp.eye(len(weight)))
     total = pairs.sum()
     return pairs / jnp.where(total > 0, total, 1.0)

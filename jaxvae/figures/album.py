@@ -88,15 +88,15 @@ def draw_all(
 ) -> list[str]:
     """Draws all figures of a model into a folder, and returns their names.
 
-    The examples that are shown are a fixed random subset of the split. A figure is left out where
-    the model does not have the answers that it needs.
+    They show a fixed random subset of the split. A figure is left out if the model does not have
+    the answers that it needs.
 
     Args:
       folder: where the PNG files go. It is made if it is not there.
       model: a ``models.Model``, or what ``models.answers`` takes.
       params: its parameters.
-      key: the key of what is drawn, and of the preprocessing.
-      split: examples that the model was not trained on, with labels where there are any.
+      key: the key of all draws, and of the preprocessing.
+      split: examples that the model was not trained on, perhaps with labels.
       reports: lines of ``metrics.jsonl`` and ``validation.jsonl``.
       pictures: makes images of x, which is [..., *example], and of the examples it is from.
       pixel_max: the value that is drawn white.
@@ -134,7 +134,7 @@ def _grid(
 
 
 def draw_reconstructions(path: Path, shown: Shown) -> bool:
-    """Examples above the decoder's means at their posterior means."""
+    """Draws examples above the decoder's means at their posterior means."""
     some = rows_of(shown.examples, slice(COLUMNS))
     both = decoding.reconstructions(shown.model, shown.params, some)
     pictures = [shown.pictures(x, some) for x in both]
@@ -144,7 +144,7 @@ def draw_reconstructions(path: Path, shown: Shown) -> bool:
 
 
 def draw_samples(path: Path, shown: Shown) -> bool:
-    """The decoder's means at draws of the prior."""
+    """Draws the decoder's means at draws of the prior."""
     some = rows_of(shown.examples, slice(SIDE * SIDE))
     x = decoding.prior_samples(shown.model, shown.params, shown.key, some)
     images = shown.pictures(x, some)
@@ -154,7 +154,7 @@ def draw_samples(path: Path, shown: Shown) -> bool:
 
 
 def draw_interpolations(path: Path, shown: Shown) -> bool:
-    """Straight lines between posterior means; they would leave a sphere."""
+    """Draws straight lines between posterior means, except on a sphere, which they would leave."""
     if isinstance(shown.posterior(), PowerSpherical | VonMisesFisher):
         return False
     half = COLUMNS // 2
@@ -165,7 +165,7 @@ def draw_interpolations(path: Path, shown: Shown) -> bool:
 
 
 def draw_traversals(path: Path, shown: Shown) -> bool:
-    """The strongest latents, one at a time, from the posterior mean of an example."""
+    """Draws the strongest latents, one at a time, from the posterior mean of an example."""
     q = shown.posterior()
     center = mean_of(q)
     if isinstance(q, PowerSpherical | VonMisesFisher) or not all(
@@ -215,7 +215,7 @@ def _values(q: Any) -> tuple[Array, list[str]]:
 
 
 def _latent_names(center: Any) -> list[str]:
-    """z_i, or z_{l,i} where z has several leaves l."""
+    """z_i, or z_{l,i} if z has several leaves l."""
     leaves = jax.tree.leaves(center)
     several = len(leaves) > 1
     return [
@@ -226,7 +226,7 @@ def _latent_names(center: Any) -> list[str]:
 
 
 def draw_codes(path: Path, shown: Shown) -> bool:
-    """Posterior means in two dimensions, coloured by label."""
+    """Draws posterior means in two dimensions, coloured by label."""
     some = random_subset(shown.split, CODES)
     means = as_matrix(encode_split(shown.model, shown.params, shown.key, examples_of(some)))
     labels = some.y if isinstance(some, Split) else None
@@ -238,7 +238,7 @@ def draw_codes(path: Path, shown: Shown) -> bool:
 
 
 def draw_curves(path: Path, shown: Shown) -> bool:
-    """The terms of the loss and the validation ELBO against the step."""
+    """Draws the terms of the loss and the validation ELBO against the step."""
     if not shown.reports:
         return False
     drawing.curves(path, shown.reports, CURVES)

@@ -1,7 +1,7 @@
-"""What can be asked of a trained model: a record of pure functions of one example.
+"""The answers of a trained model: a record of pure functions of one example.
 
 Evaluation, figures and all later uses ask for the answer that they need. They never ask for the
-family of the model, and they say in a sentence when it has no such answer.
+family of the model. If it has no such answer, they raise an error that says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _whole(example: Any) -> tuple[Any, None]:
 
 
 class Model(NamedTuple):
-    """Answers of a model, each for one example; None where a family has none.
+    """The answers of a model, each for one example. An answer may be None.
 
     An example is what the model takes, after preprocessing. ``condition`` is what a conditional
     model is conditioned on, and None for any other. z may be any pytree. All values are in nats.

@@ -60,7 +60,7 @@ def cvae(
     likelihood: Likelihood,
     prior: Network | Prior,
 ) -> CVAE:
-    """A conditional VAE, whose networks take two arrays, flattened one behind the other.
+    """A conditional VAE, whose networks take two arrays that are flattened into one.
 
     Args:
       encoder: takes (x, y) to ``[posterior.size]``.
@@ -132,7 +132,7 @@ class Denoising(NamedTuple):
     vae: VAE
 
     def init(self, key: Array, example: Any) -> Params:
-        """Of the VAE."""
+        """The parameters of the VAE."""
         return self.vae.init(key, example.x if isinstance(example, Corrupted) else example)
 
     def at(self, example: Any) -> tuple[VAE, Any]:

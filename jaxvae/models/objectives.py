@@ -1,9 +1,9 @@
 """Batch losses that are not means over examples.
 
 They are functions of the batch's KL divergence (free bits, capacity), penalties on its latent
-codes, and adversarial terms. Each is a ``training.BatchLoss`` and sees the global batch: what it
-needs of the examples is gathered from all devices first, because the mean of a divergence over
-devices is not the divergence of the batch.
+codes, and adversarial terms. Each is a ``training.BatchLoss`` and sees the global batch. Its codes
+are gathered from all devices first, because the mean of a divergence over devices is not the
+divergence of the batch.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def codes(
 def negative_reconstruction(
     vae: VAE, num_samples: int = 1, estimator: Expectation = expectations.pathwise
 ) -> Loss:
-    """-E_q log p(x|z): the loss of an autoencoder, and of a Wasserstein one beside its penalty."""
+    """-E_q log p(x|z), the loss of an autoencoder.
+
+    A Wasserstein autoencoder adds a penalty to it.
+    """
     estimator = expectations.as_estimator(estimator)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
@@ -88,7 +91,7 @@ def negative_reconstruction(
 def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> Loss:
     """sum_i w_i loss_i of an example, all with the same key.
 
-    The terms that are reported are those of the first loss.
+    It reports the terms of the first loss.
     """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
@@ -151,7 +154,7 @@ def with_kl_cost(
 
 
 def _kl_by_latent(q: Any, p: Any, key: Array) -> Array:
-    """KL of each latent where it is their sum, else of the whole."""
+    """KL of each latent if the whole is their sum, else KL of the whole."""
     factorized = (type(q), type(p)) in divergences.FACTORIZED_KL
     terms = divergences.kl_per_latent(q, p) if factorized else None
     return divergences.kl(q, p, key) if terms is None else terms
@@ -225,15 +228,15 @@ def dip_ii(off_diagonal: float, diagonal: float) -> Penalty:
     )
 
 
-# Adversaries: a critic that is learned beside the model, and its verdict on the codes
+# Adversaries: a critic of the codes, which is learned beside the model
 
 
 class Adversary(NamedTuple):
-    """A critic of codes and, if it likes, of their examples.
+    """A critic of codes, and perhaps of their examples.
 
-    The model pays ``penalty`` and the critic descends ``loss``, each in its own parameters. A
-    critic T(x, z) that tells q(z|x) from p(z) estimates their KL divergence (adversarial
-    variational Bayes: Mescheder et al. 2017, arXiv:1701.04722): it reads ``codes.x``.
+    The model pays ``penalty`` and the critic descends ``loss``, each in its parameters. A critic
+    T(x, z) that tells q(z|x) from p(z) estimates their KL divergence (adversarial variational
+    Bayes, Mescheder et al. 2017, arXiv:1701.04722). It reads ``codes.x``.
     """
 
     init: Callable[[Array, Any, Any], Any]  # (key, x, z) of one example -> params
@@ -305,8 +308,8 @@ def adversarial_init(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], d
 def adversarial_losses(loss: BatchLoss, vae: VAE, adversary: Adversary) -> dict[str, BatchLoss]:
     """Losses of the two players ``model`` and ``critic``, for ``training.players``.
 
-    Each is a function of the parameters of both. Both see the codes of one batch, where Kim & Mnih
-    2018 (arXiv:1802.05983) permute the codes of a second one.
+    Each is a function of the parameters of both. Both see the codes of one batch. Kim & Mnih 2018
+    (arXiv:1802.05983) permute the codes of a second batch.
     """
 
     def of_model(params: Params, *args: Any) -> tuple[Array, Terms]:

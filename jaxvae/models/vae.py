@@ -27,8 +27,8 @@ Expectation = Callable[..., Array]  # (key, q, f, num_samples) -> scalar
 class VAE(NamedTuple):
     """A variational autoencoder: four pure functions of one example.
 
-    Training losses see the VAE ``in_training``, where networks with dropout drop units at random;
-    evaluation does not. All draws of z for one example then share their dropout.
+    Training losses see the VAE ``in_training``, in which networks with dropout drop units at
+    random. All draws of z for one example then share their dropout. Evaluation has no dropout.
 
     x and z may be any pytrees. Losses and evaluations ask a model for its VAE ``at`` an example and
     for the x that its likelihood explains: a conditional model returns the VAE at the example's
@@ -44,7 +44,7 @@ class VAE(NamedTuple):
     training: Callable[[Array], VAE] | None = None
 
     def at(self, example: Any) -> tuple[VAE, Any]:
-        """This, and the example."""
+        """This VAE, and the example."""
         return self, example
 
     def in_training(self, key: Array) -> VAE:
@@ -56,7 +56,7 @@ _DROPOUT = 0x0D20  # apart from the keys that a loss splits off
 
 
 def changed(model: Any, change: Callable[[Any], Any]) -> Any:
-    """``change`` of a VAE or a CVAE, and of what it is in training."""
+    """``change`` of a VAE or a CVAE, and of its form in training."""
     live = model.training
     if live is None:
         return change(model)
@@ -101,7 +101,7 @@ def vae(
 
 
 class Modules(NamedTuple):
-    """Networks and families of a VAE, whatever its networks take: x alone, or x and a condition."""
+    """Networks and families of a VAE. Its networks take x, or x and a condition."""
 
     encoder: Network
     decoder: Network
@@ -109,13 +109,13 @@ class Modules(NamedTuple):
     likelihood: Likelihood
 
     def encode(self, params: Params, inputs: Array) -> Any:
-        """q(z|x), where ``inputs`` is what the encoder takes."""
+        """q(z|x) from the inputs of the encoder."""
         return self.posterior.make(
             params["posterior"], self.encoder.apply(params["encoder"], inputs)
         )
 
     def decode(self, params: Params, inputs: Array) -> Any:
-        """p(x|z), where ``inputs`` is what the decoder takes."""
+        """p(x|z) from the inputs of the decoder."""
         raw, size = self.decoder.apply(params["decoder"], inputs), self.likelihood.size
         raw = raw.reshape(*raw.shape[:-1], raw.shape[-1] // size, size)
         return self.likelihood.make(params["likelihood"], raw)
@@ -140,12 +140,14 @@ class Modules(NamedTuple):
         decoder_inputs: Callable[[Array], Array],
         init_prior: Callable[[Array], Any],
     ) -> Params:
-        """Parameters of all parts; ValueError when a network's output has another shape.
+        """The parameters of all parts.
+
+        Raises ValueError if a network's output has another shape.
 
         Args:
-          key: of the parameters.
+          key: the key of the parameters.
           x: an example.
-          inputs: what the encoder takes of it.
+          inputs: the inputs of the encoder for it.
           decoder_inputs: z -> what the decoder takes.
           init_prior: key -> the prior's parameters.
         """
@@ -181,7 +183,7 @@ class Modules(NamedTuple):
 
 
 def check_raw(network: str, shape: tuple[int, ...], posterior: Posterior) -> None:
-    """Says so when a network does not return the numbers that the family needs."""
+    """Raises ValueError if a network does not return the numbers that the family needs."""
     if shape != (posterior.size,):
         raise ValueError(
             f"the {network} returned shape {shape}; the posterior needs ({posterior.size},)"
@@ -231,7 +233,7 @@ def elbo_terms(
     Args:
       vae: the model, or any that gives a VAE ``at`` an example.
       params: its parameters.
-      key: of the draws.
+      key: the key of the draws.
       x: an example, as the model takes it.
       num_samples: draws of z for the first term.
       estimator: one of ``expectations``, for the gradient of the first term.
@@ -303,8 +305,8 @@ def negative_sampled_elbo(
 ) -> Loss:
     """-E_q [log p(x, z) - log q(z|x)] by an estimator of ``expectations``.
 
-    The KL term is inside the expectation. The gradient of log q in its own parameters has mean zero
-    and is left out, unless the estimator differentiates through z alone.
+    The KL term is inside the expectation. The gradient of log q in the parameters of q has mean
+    zero. It is left out, unless the estimator differentiates through z alone.
     """
     estimator = expectations.as_estimator(estimator)
     through_z = estimator.latents == expectations.contract.CONTINUOUS
@@ -334,7 +336,7 @@ def negative_sampled_elbo(
 def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
     """-bound(key, q(z|x), log p(x, z), K) for any member of ``bounds``.
 
-    It reports the two terms of the ELBO too, from one further draw that carries no gradient.
+    It also reports the two terms of the ELBO, from one more draw that carries no gradient.
 
     >>> loss = models.negative(bounds.iwae, vae, num_samples=5)
     >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(64), step=0)

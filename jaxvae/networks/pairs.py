@@ -1,7 +1,7 @@
-"""Encoder and decoder as a pair, as a command line offers them.
+"""Pairs of an encoder and a decoder, as the command line offers them.
 
-A pair is a function of ``size``, the numbers that the encoder gives, and of ``output``, the shape
-that the decoder gives. Its other arguments are its settings.
+A pair is a function of ``size``, the number of the encoder's outputs, and of ``output``, the shape
+that the decoder gives. Its other arguments are settings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, and ``config.json``, from which the run can be opened again."""
+"""The folder of a run: its lock and ``config.json``."""
 
 from __future__ import annotations
 

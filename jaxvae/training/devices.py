@@ -113,8 +113,8 @@ def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -
 
     ``run(state, examples, count, rows [P, S, B], weight [P, S, B], votes [V]) -> (state, metrics
     [S], votes [V])``. The axis of this process's P devices is there only if the job has several
-    devices. ``rows`` are the examples of each batch in the data set. ``examples`` is the data set on
-    every device. With ``streamed`` it holds each device's batches [P, S, B, ...].
+    devices. ``rows`` are the examples of each batch in the data set. ``examples`` is the data set
+    on every device. With ``streamed`` it holds each device's batches [P, S, B, ...].
 
     The first ``count`` of the S steps are taken. ``count`` is no constant of the compiled program,
     so one program serves dispatches of every length. A second program takes all S steps, except on
@@ -122,8 +122,9 @@ def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -
     ``votes`` are integers. The largest of each over all devices comes back in every process. The
     state is donated.
 
-    One device uses ``jax.jit``, and several use ``jax.pmap`` or ``jit(shard_map)``. ``check_vma`` is
-    False because models may start loops from constants, and because gradients are averaged by hand.
+    One device uses ``jax.jit``, and several use ``jax.pmap`` or ``jit(shard_map)``. ``check_vma``
+    is False because models may start loops from constants, and because gradients are averaged by
+    hand.
     """
 
     compiled = functools.partial(
