@@ -27,7 +27,7 @@ OWN: dict[str, dict[str, Any]] = {
     "factor-vae": {"critic_hidden": (8,)},
 }
 PRESETS = families.presets()
-QUICK = ("factor-vae", "cvae")  # the others are marked slow
+QUICK = ("cvae",)  # the others are marked slow
 
 
 def small(preset: str, **named: Any) -> Any:
@@ -241,7 +241,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "quadrants": ("cvae", {"condition": "quadrants", "quadrants": 2}),
 }
-OFTEN = ("stream", "bits and a learned control variate")
+OFTEN = ("stream",)
 
 
 @pytest.mark.parametrize("kind", slow_but(OFTEN, {**DISCRETE, **RUNS}))

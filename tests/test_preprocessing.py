@@ -42,6 +42,12 @@ def preprocessed(name, images, levels, seed=0, wrap=lambda preprocess: preproces
     return np.asarray(wrap(jax.vmap(preprocessing(name, levels)))(keys, images))
 
 
+def support_of(likelihood: str) -> tuple[str, ...]:
+    make = LIKELIHOODS[likelihood]
+    given = (256,) if "levels" in inspect.signature(make).parameters else ()
+    return make(*given).support
+
+
 @pytest.mark.parametrize("name", PREPROCESSING)
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
 @pytest.mark.parametrize("shape", [(4, 5, 1), (4, 5, 3), (20,)])
@@ -313,10 +319,7 @@ SEVERAL = Dataset("mine", {"train": Split({"a": UNIT})})
     ],
 )
 def test_a_likelihood_gets_its_natural_preprocessing(likelihood, dataset, chosen):
-    make = LIKELIHOODS[likelihood]
-    given = (256,) if "levels" in inspect.signature(make).parameters else ()
-    support = make(*given).support
-    assert automatic(support, dataset) == chosen
+    assert automatic(support_of(likelihood), dataset) == chosen
     assert chosen_pixels("auto", likelihood, support, dataset) == chosen
 
 
@@ -334,7 +337,7 @@ def test_a_likelihood_gets_its_natural_preprocessing(likelihood, dataset, chosen
     ],
 )
 def test_a_likelihood_of_other_values_is_refused(asked, likelihood, dataset, words):
-    supports = {name: make(256).support for name, make in LIKELIHOODS.items()}
+    supports = {name: support_of(name) for name in LIKELIHOODS}
     with pytest.raises(DataError) as error:
         chosen_pixels(asked, likelihood, supports[likelihood], dataset, supports)
     assert all(word in str(error.value) for word in words)
