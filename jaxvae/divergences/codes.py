@@ -162,8 +162,8 @@ def dip_ii(
     """The penalty of DIP-VAE-II: as ``dip_i`` with C the covariance of q(z).
 
     Args:
-      means: of the posteriors, [N, D].
-      variances: s^2 of the posteriors, [N, D].
+      means: the means of the posteriors, [N, D].
+      variances: the variances s^2 of the posteriors, [N, D].
       weight: [N].
       off_diagonal: l_od.
       diagonal: l_d, which is l_od in the study of Locatello et al. 2018 (arXiv:1811.12359).

@@ -286,14 +286,16 @@ def negative_elbo(
     estimator = expectations.as_estimator(estimator)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        here, x = vae.at(x)
-        here = here.in_training(key)
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
         estimate, learning = expectations.controlled_at(estimator, params, x)
 
         def problem(params: Params) -> tuple[Any, Callable]:
-            return here.encode(params, x), lambda z: log_prob_of(here.decode(params, z), x)
+            return at_example.encode(params, x), lambda z: log_prob_of(
+                at_example.decode(params, z), x
+            )
 
-        terms = _terms(here, params, key, x, num_samples, estimate)
+        terms = _terms(at_example, params, key, x, num_samples, estimate)
         total = kl_weight(step) * terms["kl"] - terms["reconstruction"]
         return total + learning(jax.random.split(key)[0], problem, num_samples), terms
 
@@ -313,19 +315,19 @@ def negative_sampled_elbo(
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        here, x = vae.at(x)
-        here = here.in_training(key)
-        terms = _sampled_terms(here, params, key_terms, x)
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
+        terms = _sampled_terms(at_example, params, key_terms, x)
         estimate, learning = expectations.controlled_at(estimator, params, x)
 
         def log_weight(params: Params, z: Any) -> Array:
-            q = here.encode(params, x)
+            q = at_example.encode(params, x)
             density = q if through_z else lax.stop_gradient(q)
-            joint = log_joint(here, params, x, here.prior(params))
+            joint = log_joint(at_example, params, x, at_example.prior(params))
             return joint(z) - log_prob_of(density, z)
 
         def problem(params: Params) -> tuple[Any, Callable]:
-            return here.encode(params, x), lambda z: log_weight(params, z)
+            return at_example.encode(params, x), lambda z: log_weight(params, z)
 
         value = estimate(key_bound, *problem(params), num_samples)
         return learning(key_bound, problem, num_samples) - value, terms
@@ -347,14 +349,14 @@ def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        here, x = vae.at(x)
-        here = here.in_training(key)
-        terms = _sampled_terms(here, params, key_terms, x)
-        prior = here.prior(params)
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
+        terms = _sampled_terms(at_example, params, key_terms, x)
+        prior = at_example.prior(params)
         density = lax.stop_gradient(prior) if bound.takes_prior else prior
         more = {"prior": prior} if bound.takes_prior else {}
-        joint = log_joint(here, params, x, density)
-        return -bound(key_bound, here.encode(params, x), joint, num_samples, **more), terms
+        joint = log_joint(at_example, params, x, density)
+        return -bound(key_bound, at_example.encode(params, x), joint, num_samples, **more), terms
 
     return loss
 
@@ -376,8 +378,8 @@ def with_control(vae: VAE, estimator: Expectation) -> VAE:
     def init(key: Array, x: Any) -> Params:
         key_model, key_control = jax.random.split(key)
         params = vae.init(key_model, x)
-        here, x = vae.at(x)
-        q, context = here.encode(params, x), expectations.context_of(x)
+        at_example, x = vae.at(x)
+        q, context = at_example.encode(params, x), expectations.context_of(x)
         return params | {"control": init_control(key_control, q, context)}
 
     return vae._replace(init=init)
