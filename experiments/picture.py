@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from jaxvae import datasets, distributions, figures
 from jaxvae.command_line import run_function
@@ -89,11 +90,11 @@ def draw_codes(axes: Axes, run: Opened) -> None:
     for label in np.unique(labels):
         kind = points[labels == label]
         name = None if label == MISSING else str(label)
-        axes.scatter(*kind.T, s=14, linewidths=0, color=f"C{label % 10}", label=name)
+        axes.scatter(kind[:, 0], kind[:, 1], s=14, linewidths=0, color=f"C{label % 10}", label=name)
     axes.set_title("posterior means, principal components", fontsize=10)
     axes.set(xticks=[], yticks=[])
     axes.set_box_aspect(1)
-    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+    beside: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
     axes.legend(fontsize=8, markerscale=1.5, handletextpad=0, **beside)
 
 
@@ -112,8 +113,7 @@ def picture(
       data_dir: folder of prepared sets, where it has moved since the training.
     """
     run = opened(workdir, "latest", dataset, data_dir)
-    figure = Figure(figsize=(10, 3.7), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]
+    figure = Figure(figsize=(10, 3.7), layout=ConstrainedLayoutEngine(wspace=0.06))
     panels = figure.subplots(1, 3, width_ratios=[1, 1, 1.12])
     for axes, draw in zip(panels, (draw_reconstructions, draw_samples, draw_codes), strict=True):
         draw(axes, run)

@@ -18,6 +18,7 @@ from jaxvae import bounds, expectations, measurements
 from jaxvae.distributions import Bernoulli, Categorical, Dirichlet, Gamma, Normal, OneHotCategorical
 from jaxvae.expectations import ESTIMATORS, noises, sets
 from jaxvae.expectations.contract import MIXED
+from jaxvae.ranges import Positive
 
 TARGET = jnp.array([0.6, 0.51, 0.48])
 WEIGHTS = jnp.array([[0.2, -1.0, 0.7], [0.4, 0.1, -0.3]])
@@ -414,7 +415,7 @@ def test_a_configured_estimator_keeps_its_facts() -> None:
     assert float(warm(key, q, f)) == float(expectations.concrete(key, q, f, temperature=2.0))
     assert float(warm(key, q, f)) != float(expectations.concrete(key, q, f))
     assert warm.settings["temperature"].default == 2.0
-    assert warm.settings["temperature"].annotation is float
+    assert warm.settings["temperature"].annotation is Positive
     assert warm.__name__ == "concrete" and warm.__doc__ == expectations.concrete.__doc__
     assert warm.latents == expectations.concrete.latents and not warm.unbiased
     assert warm.configured(temperature=0.5).settings["temperature"].default == 0.5

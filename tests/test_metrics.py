@@ -45,7 +45,7 @@ OF_CLUSTERS = Mixture(jnp.zeros(3), Normal(jnp.asarray(CENTRES), jnp.full((3, 2)
 
 
 def test_posteriors_and_means_of_a_split_are_stacked() -> None:
-    split = clusters(7)._replace(preprocess=lambda key, x: 2 * x)
+    split = clusters(7).replace(preprocess=lambda key, x: 2 * x)
     q = evaluation.posteriors_of(identity(), {}, KEY, split, batch_size=3)
     np.testing.assert_allclose(q.loc, 2 * split.x, rtol=1e-6)
     np.testing.assert_allclose(q.scale, 0.1, rtol=1e-6)
@@ -71,7 +71,7 @@ def test_clusters_are_the_components_of_the_prior() -> None:
     split = clusters(60)
     model = identity(prior=OF_CLUSTERS)
     assert METRICS["clustering"](model, {}, KEY, Data(split))["clustering_accuracy"] == 1.0
-    half = split._replace(y=np.where(np.arange(60) % 2, split.y, -1))
+    half = split.replace(y=np.where(np.arange(60) % 2, split.y, -1))
     assert METRICS["clustering"](model, {}, KEY, Data(half))["clustering_accuracy"] == 1.0
 
 
@@ -179,7 +179,7 @@ FAULTS = {
             identity()._replace(encode=lambda params, x: MultivariateNormal(x, jnp.eye(2))),
             {},
             KEY,
-            SPLIT._replace(x=np.zeros((12, 2), np.float32)),
+            SPLIT.replace(x=np.zeros((12, 2), np.float32)),
             encodings=3,
         ),
         "10 components need",

@@ -275,13 +275,12 @@ def test_bfloat16_networks_change_the_elbo_by_less_than_its_standard_error(
 ) -> None:
     preprocess = datasets.preprocessing("dynamic", 17)
     full, half = in_precision("float32"), in_precision("bfloat16")
-    loss = training.preprocessed(preprocess, training.batch_mean(models.negative_elbo(full)))
-    init = lambda key, x: full.init(key, preprocess(key, x))
-    algorithm = training.gradient_descent(init, loss, optax.adam(3e-3))
-    state = training.fit(algorithm, digits.splits["train"].images, num_steps=300, batch_size=64)
-    params, images = training.trained(state), digits.splits["test"].images
-    judge = lambda vae: evaluation.evaluate(
-        vae, params, images, jax.random.key(1), preprocess=preprocess, num_samples=5
+    loss = training.batch_mean(models.negative_elbo(full))
+    algorithm = training.gradient_descent(full.init, loss, optax.adam(3e-3))
+    train, test = (digits.splits[n].replace(preprocess=preprocess) for n in ("train", "test"))
+    params = training.trained(training.fit(algorithm, train, num_steps=300, batch_size=64))
+    judge = lambda vae: evaluation.evaluate_elbo(
+        vae, params, jax.random.key(1), test, num_samples=5
     )
     exact, rounded = judge(full), judge(half)
     assert exact.elbo > -64 * np.log(2) + 10  # trained: a decoder that returns zeros has -64 log 2
@@ -441,23 +440,19 @@ def in_numpyro(vae: models.VAE) -> models.VAE:
 def test_numpyro_distributions_work_wherever_ours_do(
     small_vae: models.VAE, digits: datasets.Dataset
 ) -> None:
-    theirs, images = in_numpyro(small_vae), digits.splits["test"].images[:40]
-    preprocess = datasets.preprocessing("dynamic", 17)
+    theirs, images = in_numpyro(small_vae), digits.splits["test"].take(slice(40))
+    images = images.replace(preprocess=datasets.preprocessing("dynamic", 17))
     params = small_vae.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
     key = jax.random.key(1)
     estimate = lambda vae: evaluation.estimate_log_likelihood(
-        vae, params, images, key, preprocess=preprocess, num_samples=50
+        vae, params, key, images, num_samples=50
     )
     np.testing.assert_allclose(estimate(theirs)[:3], estimate(small_vae)[:3], rtol=1e-4)
-    ours = evaluation.evaluate(
-        small_vae, params, images, key, preprocess=preprocess, num_samples=500
-    )
-    sampled = evaluation.evaluate(
-        theirs, params, images, key, preprocess=preprocess, num_samples=500
-    )
+    ours = evaluation.evaluate_elbo(small_vae, params, key, images, num_samples=500)
+    sampled = evaluation.evaluate_elbo(theirs, params, key, images, num_samples=500)
     assert sampled.kl_per_latent is None
     assert sampled.reconstruction == pytest.approx(ours.reconstruction, rel=1e-4)
-    loss = training.preprocessed(preprocess, training.batch_mean(models.negative_elbo(theirs)))
+    loss = training.batch_mean(models.negative_elbo(theirs))
     algorithm = training.gradient_descent(lambda key, x: params, loss, optax.adam(1e-3))
     state = training.fit(algorithm, images, num_steps=5, batch_size=16)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))

@@ -255,7 +255,7 @@ def test_penalties_of_regularized_autoencoders() -> None:
 
 def test_a_point_has_no_elbo() -> None:
     vae = small("point")
-    judged = evaluation.evaluate(vae, vae.init(KEY, DATA[0]), DATA, KEY)
+    judged = evaluation.evaluate_elbo(vae, vae.init(KEY, DATA[0]), KEY, DATA)
     assert judged.elbo is None and judged.kl is None and np.isfinite(judged.reconstruction)
 
 
@@ -287,7 +287,7 @@ def test_a_cvae_at_a_condition_is_a_vae() -> None:
 def test_the_gaussian_stochastic_network_pays_no_kl() -> None:
     model = models.gaussian_stochastic(conditional())
     params = model.init(KEY, EXAMPLE)
-    judged = evaluation.evaluate(model, params, PAIRS, KEY)
+    judged = evaluation.evaluate_elbo(model, params, KEY, PAIRS)
     assert judged.kl == pytest.approx(0.0, abs=1e-6)
     assert judged.elbo == pytest.approx(judged.reconstruction)
 
@@ -359,7 +359,7 @@ def test_joint_and_hierarchy() -> None:
 
 def test_a_hierarchical_mixture_is_what_its_equation_says() -> None:
     """log p(w) + log 1/K sum_k N(z; m_k(w), s_k(w)^2), and the responsibilities of that sum."""
-    prior = priors.hierarchical_mixture(2, components=3, upper=1, hidden=4)
+    prior = priors.hierarchical_mixture(2, components=3, upper_latent=1, prior_hidden=4)
     p = prior.make(prior.init(KEY))
     x = jnp.array([0.4, 1.0, -0.5])
     conditional, w, z = p.given(x)

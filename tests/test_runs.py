@@ -118,7 +118,7 @@ def test_a_run_starts_from_another_ones_parameters(
         "digits", tmp_path / "other", start_from=finished, data_dir=str(data_dir), **other
     )
     jax.tree.map(np.testing.assert_array_equal, started.params, jaxvae.load(finished).params)
-    with pytest.raises(ValueError, match="encoder/output/bias"):
+    with pytest.raises(ValueError, match=r"is of another model: 3 arrays differ"):
         jaxvae.train(
             "digits",
             tmp_path / "wider",
@@ -270,7 +270,8 @@ def test_a_users_posterior_is_trained_and_loaded(
 
 
 def test_two_runs_cannot_share_a_folder(finished: Path, data_dir: Path) -> None:
-    held = folders.lock(finished)
-    with pytest.raises(ValueError, match="is in use by process"):
+    with (
+        folders.lock(finished),
+        pytest.raises(ValueError, match="is in use by process"),
+    ):
         jaxvae.train("digits", finished, data_dir=str(data_dir), **QUICK)
-    held.close()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxvae import kl_costs, likelihoods, networks, posteriors, priors, ranges, schedules
+from jaxvae import likelihoods, networks, posteriors, priors, ranges, schedules
 
 KEY = jax.random.key(0)
 GIVEN: dict[str, Any] = {  # by the model
@@ -29,7 +29,6 @@ TABLES: dict[str, typing.Mapping[str, Callable]] = {
     "prior": priors.PRIORS,
     "likelihood": likelihoods.LIKELIHOODS,
     "network": networks.PAIRS,
-    "kl cost": kl_costs.KL_COSTS,
     "warm-up": schedules.WARMUPS,
 }
 MEMBERS = {f"{kind} {name}": f for kind, table in TABLES.items() for name, f in table.items()}
@@ -100,23 +99,6 @@ def test_a_posterior_of_ones_own_is_a_row() -> None:
         assert posteriors.POSTERIORS["mine"] is posteriors.normal
     finally:
         del posteriors.CONTINUOUS["mine"]
-
-
-COSTS = [  # name, settings, KL of three latents, step, cost
-    ("weighted", {"kl_weight": 4.0}, [1.0, 2.0, 0.5], 0, 14.0),
-    ("free_bits", {"free_bits": 1.0, "free_bits_groups": 3}, [1.5, 2.0, 0.5], 0, 4.5),
-    ("capacity", {"kl_capacity": 8.0, "capacity_steps": 4}, [1.0, 0.0, 0.0], 2, 3.0),
-    ("joint_capacity", {"latent": 2, "class_capacity": 2.0}, [1.0, 2.0, 0.5], 2000, 3.5),
-]
-
-
-@pytest.mark.parametrize("name, chosen, kl, step, expected", COSTS)
-def test_costs_of_plain_numbers(
-    name: str, chosen: dict[str, Any], kl: list[float], step: int, expected: float
-) -> None:
-    function = kl_costs.KL_COSTS[name]
-    cost = function(**given(function) | chosen)
-    assert cost(jnp.asarray(kl), jnp.int32(step)) == pytest.approx(expected)
 
 
 CHECKS: list[tuple[Any, Any, str | None]] = [

@@ -137,7 +137,8 @@ def check_density(config: Any, posterior: posteriors.Posterior) -> None:
     prior, name = config.prior.name, config.posterior.name
     if posterior.prior is not priors.standard_normal and prior not in ("natural", *VAMPPRIORS):
         raise ValueError(
-            f"prior={prior} is of real latents, which posterior={name} has not: leave it natural"
+            f"prior={prior} is of real latents, which posterior={name} does not have: "
+            "leave it natural"
         )
     bound = config.bound.name
     if bound == "elbo":

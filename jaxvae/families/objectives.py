@@ -262,6 +262,7 @@ def _no_penalty() -> None:
     """No penalty."""
 
 
+@functools.lru_cache(maxsize=64)
 def _of_divergence(name: str) -> Callable:
     def penalty(divergence_weight: Amount = 1.0) -> models.Penalty:
         return models.divergence(divergence_weight, divergences.DIVERGENCES[name])
@@ -335,13 +336,9 @@ def _of_critic(adversary: Callable, text: str) -> Callable:
     return critic
 
 
-DISTANCES: dict[str, Callable] = {
-    "none": _no_penalty,
-    **{name: _of_divergence(name) for name in divergences.DIVERGENCES},
-    "adversarial": _of_critic(
-        models.adversarial, "A critic between q(z) and p(z) (Makhzani et al. 2015)."
-    ),
-}
+ADVERSARIAL = _of_critic(
+    models.adversarial, "A critic between q(z) and p(z) (Makhzani et al. 2015)."
+)
 STATISTICS: dict[str, Callable] = {
     "total_correlation": total_correlation,
     "stratified_total_correlation": stratified_total_correlation,
@@ -351,8 +348,18 @@ STATISTICS: dict[str, Callable] = {
         models.density_ratio, "Total correlation of q(z) by a critic (Kim & Mnih 2018)."
     ),
 }
-Distance = Choice(DISTANCES)
-Penalty = Choice(DISTANCES | STATISTICS)
+
+
+class _Penalties(dict):
+    """No penalty, every member of ``divergences.DIVERGENCES``, a critic, and further members."""
+
+    def items(self) -> Any:
+        distances = {name: _of_divergence(name) for name in divergences.DIVERGENCES}
+        return ({"none": _no_penalty} | distances | {"adversarial": ADVERSARIAL} | self).items()
+
+
+Distance = Choice(_Penalties())
+Penalty = Choice(_Penalties(STATISTICS))
 
 
 # What the encoder sees in training

@@ -79,6 +79,7 @@ def vae(
     Parameters are ``{"encoder", "posterior", "decoder", "likelihood", "prior"}``. ``init`` raises
     ValueError when shapes disagree.
 
+    >>> from jaxvae import likelihoods, models, networks, posteriors, priors
     >>> posterior, prior = posteriors.normal(2), priors.standard_normal(2)
     >>> encoder, decoder = networks.mlp((16,), posterior.size), networks.mlp((16,), 64)
     >>> vae = models.vae(encoder, decoder, posterior, likelihoods.bernoulli(), prior)
@@ -278,8 +279,13 @@ def negative_elbo(
     from ``schedules``, or a constant for a beta-VAE. ``estimator`` is one of ``expectations``; one
     that learns a control variate needs the model that ``with_control`` returns.
 
+    >>> from jaxvae import likelihoods, models, networks, posteriors, priors
+    >>> vae = models.vae(
+    ...     networks.mlp((), 4), networks.mlp((), 3), posteriors.normal(2),
+    ...     likelihoods.bernoulli(), priors.standard_normal(2))
+    >>> params = vae.init(jax.random.key(0), jnp.zeros(3))
     >>> loss = models.negative_elbo(vae, num_samples=2)
-    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(64), step=0)
+    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(3), step=0)
     >>> bool(jnp.allclose(value, terms["kl"] - terms["reconstruction"]))
     True
     """
@@ -340,8 +346,13 @@ def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
 
     It also reports the two terms of the ELBO, from one more draw that carries no gradient.
 
+    >>> from jaxvae import bounds, likelihoods, models, networks, posteriors, priors
+    >>> vae = models.vae(
+    ...     networks.mlp((), 4), networks.mlp((), 3), posteriors.normal(2),
+    ...     likelihoods.bernoulli(), priors.standard_normal(2))
+    >>> params = vae.init(jax.random.key(0), jnp.zeros(3))
     >>> loss = models.negative(bounds.iwae, vae, num_samples=5)
-    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(64), step=0)
+    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(3), step=0)
     >>> sorted(terms)
     ['kl', 'reconstruction']
     """

@@ -51,6 +51,7 @@ def lock(workdir: Path) -> IO[str]:
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another run"
+        file.close()
         raise ValueError(
             f"{workdir} is in use by {holder}; wait for it to end or stop it, or pass another "
             "--workdir"
