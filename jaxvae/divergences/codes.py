@@ -22,7 +22,7 @@ def pairwise_log_densities(q: Any, z: Array) -> Array:
     """log q(z_id | x_j) of every code i under the posterior of every example j, [N, N, D].
 
     ``q`` is a stack of factorized posteriors, such as a ``Normal`` with leaves [N, D]; ``z`` is [N,
-    D]. Raises ValueError when the shapes differ or q has no density for each coordinate.
+    D]. Raises ValueError if the shapes differ or q has no density for each coordinate.
     """
     if getattr(type(q), "log_density", Factorized.log_density) is Factorized.log_density:
         raise ValueError(

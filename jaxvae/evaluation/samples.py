@@ -35,7 +35,7 @@ class Neighbours(NamedTuple):
 def nearest_neighbours(points: Any, train: Any, k: int = 1) -> Neighbours:
     """The ``k`` rows of ``train [N, F]`` nearest to each of ``points [M, F]``, exhaustively.
 
-    Raises ValueError where the features disagree or there are fewer than k rows.
+    Raises ValueError if the features disagree or there are fewer than k rows.
     """
     points, train = _features("points", points), _features("train", train)
     _check_same_features(points, train)

@@ -77,7 +77,7 @@ def vae(
       prior: the family of p(z), one of ``priors``.
 
     Parameters are ``{"encoder", "posterior", "decoder", "likelihood", "prior"}``. ``init`` raises
-    ValueError when shapes disagree.
+    ValueError if shapes disagree.
 
     >>> from jaxvae import likelihoods, models, networks, posteriors, priors
     >>> posterior, prior = posteriors.normal(2), priors.standard_normal(2)
@@ -122,7 +122,7 @@ class Modules(NamedTuple):
         return self.likelihood.make(params["likelihood"], raw)
 
     def training(self, with_modules: Callable[[Modules], Any]) -> Callable[[Array], Any] | None:
-        """key -> ``with_modules`` of networks with live dropout; None where there is no dropout."""
+        """key -> ``with_modules`` of networks with live dropout; None if there is no dropout."""
         if self.encoder.train is None and self.decoder.train is None:
             return None
 
@@ -239,7 +239,7 @@ def elbo_terms(
       num_samples: draws of z for the first term.
       estimator: one of ``expectations``, for the gradient of the first term.
 
-    A KL divergence without a closed form is estimated from the same draws. Raises ValueError when a
+    A KL divergence without a closed form is estimated from the same draws. Raises ValueError if a
     log-density is not a scalar.
     """
     vae, x = vae.at(x)

@@ -267,7 +267,7 @@ def train(
 
     Returns the trained model. Raises ValueError if settings do not go together.
 
-    >>> import tempfile, jaxvae
+    >>> import tempfile, numpy as np, jaxvae
     >>> folder = tempfile.mkdtemp()
     >>> arrays = np.eye(16, dtype="uint8").reshape(16, 4, 4, 1)
     >>> model = jaxvae.train("digits", folder, data=arrays, steps=2, progress=False)
