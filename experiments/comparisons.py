@@ -103,7 +103,7 @@ def _row(examples: Any, place: Any) -> Any:
 
 
 def _wide(tree: Any) -> Any:
-    """In float64, where that is enabled."""
+    """An array in float64, if that is enabled."""
     return jax.tree.map(lambda a: jnp.asarray(a, float), tree)
 
 

@@ -131,7 +131,7 @@ def write(problem: str, options: Options, rows: dict[int, Any], exponents: dict[
 
 
 def _finite(value: Any) -> Any:
-    """As JSON can hold it: null for what is not finite."""
+    """A value as JSON can hold it; numbers that are not finite become null."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

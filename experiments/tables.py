@@ -193,7 +193,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def check_place(path: Path | None) -> None:
-    """Raises ValueError where results could not be written."""
+    """Raises ValueError if results could not be written."""
     if path is not None and not path.absolute().parent.is_dir():
         raise ValueError(f"{path}: the folder does not exist")
 

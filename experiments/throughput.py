@@ -202,14 +202,14 @@ def draw(path: Path, rows: dict[str, Any], settings: Settings) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the libraries that are compared."""
-    found: dict[str, str | None] = {}
+    """The versions of the libraries that are compared."""
+    installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 # The script

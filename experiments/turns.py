@@ -61,7 +61,7 @@ class Turns:
         self.start = self.answer()
 
     def answer(self) -> float:
-        """A number; nan, with the reason in ``missing``, where there is none."""
+        """A number; nan, with the reason in ``missing``, if there is none."""
         try:
             answer = self.pipe.recv()
         except EOFError:

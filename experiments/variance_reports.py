@@ -46,7 +46,7 @@ def judge(
     Args:
       rows: by estimator, with their means and variances [P].
       sampled: all that was sampled of those whose moments are not exact.
-      truth: the gradient [P], or None where it is not known.
+      truth: the gradient [P], or None if it is not known.
       table: the estimators.
       asked_reference: the estimator that stands for the truth, or None for the least noisy one.
     """

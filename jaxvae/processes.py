@@ -48,12 +48,12 @@ def initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
         )
     except (ValueError, RuntimeError, KeyError) as error:
-        found = {
+        settings = {
             "coordinator": coordinator,
             "number of processes": num_processes,
             "process id": process_id,
         }
-        missing = [name for name, value in found.items() if value is None]
+        missing = [name for name, value in settings.items() if value is None]
         asked = (
             f"; not given and not found in the environment: {', '.join(missing)}" if missing else ""
         )

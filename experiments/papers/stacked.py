@@ -164,9 +164,9 @@ def tuned(
     Args:
       encoders: the layers' parameters to start from.
       data: the examples.
-      rate: learning rate.
-      options: of the script.
-      seed: of the batches.
+      rate: the learning rate.
+      options: the options of the script.
+      seed: the seed of the batches.
     """
     classes = int(data["train"][1].max()) + 1
     kernel, bias = jnp.zeros((options.hidden[-1], classes)), jnp.zeros(classes)

@@ -45,9 +45,9 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
     A uniform float32 alone is a multiple of 2^-23: below p = 1e-6 a comparison with it draws rare
     events tens of percent too often, or never.
     """
-    own = jnp.finfo(jax.dtypes.canonicalize_dtype(dtype))
-    coarse, fine = (jax.random.uniform(key, shape, own.dtype) for key in jax.random.split(key))
-    return jnp.clip(coarse + own.eps * fine, 2 * own.tiny, 1 - own.epsneg)
+    limits = jnp.finfo(jax.dtypes.canonicalize_dtype(dtype))
+    coarse, fine = (jax.random.uniform(key, shape, limits.dtype) for key in jax.random.split(key))
+    return jnp.clip(coarse + limits.eps * fine, 2 * limits.tiny, 1 - limits.epsneg)
 
 
 def logistic(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:

@@ -22,7 +22,7 @@ def pairwise_log_densities(q: Any, z: Array) -> Array:
     """log q(z_id | x_j) of every code i under the posterior of every example j, [N, N, D].
 
     ``q`` is a stack of factorized posteriors, such as a ``Normal`` with leaves [N, D]; ``z`` is [N,
-    D]. Raises ValueError when the shapes differ or q has no density for each coordinate.
+    D]. Raises ValueError if the shapes differ or q has no density for each coordinate.
     """
     if getattr(type(q), "log_density", Factorized.log_density) is Factorized.log_density:
         raise ValueError(
@@ -162,8 +162,8 @@ def dip_ii(
     """The penalty of DIP-VAE-II: as ``dip_i`` with C the covariance of q(z).
 
     Args:
-      means: of the posteriors, [N, D].
-      variances: s^2 of the posteriors, [N, D].
+      means: the means of the posteriors, [N, D].
+      variances: the variances s^2 of the posteriors, [N, D].
       weight: [N].
       off_diagonal: l_od.
       diagonal: l_d, which is l_od in the study of Locatello et al. 2018 (arXiv:1811.12359).

@@ -65,7 +65,7 @@ def kl(q: Any, p: Any, key: Array | None = None, num_samples: int = 1) -> Array:
       key: for the Monte Carlo estimate; without it, a pair that has no closed form is refused.
       num_samples: samples of the Monte Carlo estimate.
 
-    Returns a scalar. Raises ValueError when the event shapes differ, when a log-density is not a
+    Returns a scalar. Raises ValueError if the event shapes differ, if a log-density is not a
     scalar, or when a key is needed and none came.
     """
     _check_same_event(q, p)

@@ -75,7 +75,7 @@ def surgery(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Surgery:
     Args:
       q: the posteriors of a split, any family with every leaf stacked ``[N, ...]``.
       p: the prior, any distribution.
-      key: of the draws.
+      key: the key of the draws.
       num_draws: draws of (n, z) in all. They are spread over the examples as evenly as possible.
         The work is N * num_draws densities, and the memory is bounded.
 
@@ -98,7 +98,7 @@ def decomposition(q: Any, p: Any, key: Array, num_draws: int = 10_000) -> Decomp
       q: the posteriors of a split, of a family with independent coordinates such as ``Normal``,
         leaves ``[N, D]``.
       p: a prior with independent coordinates over [D]; ``surgery`` takes any other.
-      key: of the draws.
+      key: the key of the draws.
       num_draws: as in ``surgery``; the work is N * num_draws * D densities.
 
     Raises ValueError if q or p has no density for each coordinate, or if their events are not the

@@ -117,11 +117,11 @@ def pareto_shape(largest: Array) -> Array:
 class Summary(NamedTuple):
     """The ELBO of a split, and what it is made of."""
 
-    elbo: float | None  # None where KL is infinite, such as for a deterministic encoder
+    elbo: float | None  # None if KL is infinite, such as for a deterministic encoder
     standard_error: float | None  # of the ELBO, over the examples
     reconstruction: float
     kl: float | None
-    kl_per_latent: list[float] | None  # None where no closed form is known
+    kl_per_latent: list[float] | None  # None if no closed form is known
     active_units: int | None  # None for a model without an encoder
     num_samples: int
     num_examples: int
@@ -201,7 +201,7 @@ class Likelihoods(NamedTuple):
     log_likelihood: float  # mean over the examples, nats
     standard_error: float  # of that mean, over the examples
     effective_samples: float  # mean over the examples
-    pareto_k: float | None  # mean over the examples; None where the tail was too short
+    pareto_k: float | None  # mean over the examples; None if the tail was too short
     pareto_k_above: float | None  # share of examples with k > 0.7, whose estimate is not reliable
     num_samples: int
     num_examples: int
@@ -343,7 +343,7 @@ def per_dimension(
     Args:
       nats: the log-likelihood of an example.
       dimensions: D, the number of values in an example.
-      levels: how many values each can take; None where they are real numbers.
+      levels: how many values each can take; None if they are real numbers.
       discrete: whether the likelihood is one of discrete values.
       scaled: whether a density is of values that are scaled to [0, 1].
     """

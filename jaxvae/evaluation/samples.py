@@ -35,7 +35,7 @@ class Neighbours(NamedTuple):
 def nearest_neighbours(points: Any, train: Any, k: int = 1) -> Neighbours:
     """The ``k`` rows of ``train [N, F]`` nearest to each of ``points [M, F]``, exhaustively.
 
-    Raises ValueError where the features disagree or there are fewer than k rows.
+    Raises ValueError if the features disagree or there are fewer than k rows.
     """
     points, train = _features("points", points), _features("train", train)
     _check_same_features(points, train)
@@ -203,8 +203,8 @@ def classifier_features(
     _check_labels(images, labels)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     order, seed = rng.permutation(len(images)), int(rng.integers(2**31))
-    rest, own = np.split(order, [max(int(held_out * len(images)), 1)])
-    loc, scale = images[own].mean(), images[own].std() or 1.0
+    rest, fitted = np.split(order, [max(int(held_out * len(images)), 1)])
+    loc, scale = images[fitted].mean(), images[fitted].std() or 1.0
     body, head = _body(images.shape[1:], width), networks.mlp((), int(labels.max()) + 1)
     activated = lambda params, x: jax.nn.relu(body.apply(params["body"], (x - loc) / scale))
     logits = lambda params, x: head.apply(params["head"], activated(params, x))
@@ -223,9 +223,9 @@ def classifier_features(
 
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     algorithm = training.gradient_descent(init, training.batch_mean(loss), optimizer)
-    examples = {"x": images[own], "y": labels[own].astype(np.int32)}
+    examples = {"x": images[fitted], "y": labels[fitted].astype(np.int32)}
     state = training.fit(
-        algorithm, examples, num_steps=num_steps, batch_size=min(batch_size, len(own)), seed=seed
+        algorithm, examples, num_steps=num_steps, batch_size=min(batch_size, len(fitted)), seed=seed
     )
     params = training.trained(state)
     classes = _in_batches(logits, params)(images[rest]).argmax(1)

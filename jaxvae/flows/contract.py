@@ -20,7 +20,7 @@ class Flow(NamedTuple):
     init: Callable[[Array], Any]  # key -> params that all examples share
     # (params, raw [size], z [D]) -> (y [D], log |det dy/dz|)
     forward: Callable[[Any, Array, Array], Pair]
-    # (params, raw, y) -> (z, log |det dz/dy|); None where there is no closed form
+    # (params, raw, y) -> (z, log |det dz/dy|); None if there is no closed form
     inverse: Callable[[Any, Array, Array], Pair] | None
 
 

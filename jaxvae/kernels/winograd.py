@@ -150,7 +150,7 @@ def layer(
 
 
 def _product(x: Array, kernel: Array, how: dict[str, Any]) -> Array:
-    """Of windows of the last dimension; [N, H, C], [T, C, O] -> [N, H, O]."""
+    """The product over windows of the last dimension, [N, H, C], [T, C, O] -> [N, H, O]."""
     windows = _side_by_side(x, len(kernel))
     return lax.dot_general(
         windows, kernel.reshape(-1, kernel.shape[-1]), (((x.ndim - 1,), (0,)), ((), ())), **how
@@ -317,12 +317,12 @@ def _transformed(matrices: Sequence[Matrix], parts: Parts) -> Parts:
     """Each dimension of the index times its matrix."""
     times = lambda c, a: a if c == 1 else -a if c == -1 else c * a
     for axis, matrix in enumerate(matrices):
-        found: Parts = {}
+        transformed: Parts = {}
         for before, after in dict.fromkeys((i[:axis], i[axis + 1 :]) for i in parts):
             for k, row in enumerate(matrix):
                 terms = [times(c, parts[*before, j, *after]) for j, c in enumerate(row) if c]
-                found[*before, k, *after] = functools.reduce(operator.add, terms)
-        parts = found
+                transformed[*before, k, *after] = functools.reduce(operator.add, terms)
+        parts = transformed
     return parts
 
 

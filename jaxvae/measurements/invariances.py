@@ -58,19 +58,19 @@ def invariances(
     over = jax.jit(jax.vmap(of, (0, None, None)))
     plain, moved = (_flat(over(keys, q, add)) for add in (0.0, 8.0))
     size = np.sqrt(np.mean(plain**2)) or 1.0
-    found: dict[str, float | None] = {"constant": float(np.abs(moved - plain).max() / size)}
-    found |= dict.fromkeys(("relabeled", "saturated", "float32"))
+    numbers: dict[str, float | None] = {"constant": float(np.abs(moved - plain).max() / size)}
+    numbers |= dict.fromkeys(("relabeled", "saturated", "float32"))
     if isinstance(q, Bernoulli | OneHotCategorical):
-        found["saturated"] = float(np.abs(_flat(over(keys, _saturated(q), 0.0))).max())
-        found["relabeled"] = _relabeled(estimator, q, f, k, settings)
+        numbers["saturated"] = float(np.abs(_flat(over(keys, _saturated(q), 0.0))).max())
+        numbers["relabeled"] = _relabeled(estimator, q, f, k, settings)
     noise = estimator.noise.draw(key, q, k if estimator.uses_samples_jointly else 1)
     with jax.enable_x64(True):
         estimate = jax.jit(jax.grad(lambda q, noise: estimator.estimate(noise, q, f, **settings)))
         single, double = (
             _flat(estimate(*_cast((q, noise), kind))) for kind in (jnp.float32, jnp.float64)
         )
-    found["float32"] = float(np.abs(single - double).max() / (np.sqrt(np.mean(double**2)) or 1.0))
-    return found
+    numbers["float32"] = float(np.abs(single - double).max() / (np.sqrt(np.mean(double**2)) or 1.0))
+    return numbers
 
 
 def _flat(tree: Any) -> np.ndarray:

@@ -49,14 +49,14 @@ def blocks_of(params: Any) -> dict[str, slice]:
 
     A part has the parameters whose paths share their first two names.
     """
-    found: dict[str, slice] = {}
+    places: dict[str, slice] = {}
     start = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path[:2])
         end = start + int(np.size(leaf))
-        found[name] = slice(found[name].start if name in found else start, end)
+        places[name] = slice(places[name].start if name in places else start, end)
         start = end
-    return {"all": slice(0, start)} | (found if len(found) > 1 else {})
+    return {"all": slice(0, start)} | (places if len(places) > 1 else {})
 
 
 def ravel(tree: Any) -> Array:
@@ -101,7 +101,7 @@ def measure(
     )
     gradients = _gradients(objective)
     aims = None if direction is None else _unit_vectors(np.asarray(direction, np.float64), spans)
-    found = []
+    per_unit = []
     for u, unit in enumerate(units):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, u), np.arange(num_draws)
@@ -112,19 +112,19 @@ def measure(
             with jax.enable_x64(True):
                 about = parts[0].mean if parts else jnp.mean(g, 0, dtype=jnp.float64)
                 parts.append(_Part(len(g), *map(np.asarray, _moments(g, about, aims, ends))))
-        found.append(_joined(parts, spans))
-    draws = lambda field: np.concatenate([getattr(unit, field) for unit in found], -1)
-    means, total = np.stack([unit.mean for unit in found]), len(found) * num_draws
+        per_unit.append(_joined(parts, spans))
+    draws = lambda field: np.concatenate([getattr(unit, field) for unit in per_unit], -1)
+    means, total = np.stack([unit.mean for unit in per_unit]), len(per_unit) * num_draws
     second, fourth = (
-        np.sum([getattr(unit, name) for unit in found], 0) for name in ("second", "fourth")
+        np.sum([getattr(unit, name) for unit in per_unit], 0) for name in ("second", "fourth")
     )
-    variance = second / (total - len(found))
+    variance = second / (total - len(per_unit))
     with np.errstate(invalid="ignore"):
         kurtosis = np.where(
             second > 0, total * fourth / np.where(second > 0, second, 1.0) ** 2, np.nan
         )
-    between = means.var(0, ddof=1) - variance / num_draws if len(found) > 1 else None
-    groups = np.mean([unit.groups for unit in found], 0)
+    between = means.var(0, ddof=1) - variance / num_draws if len(per_unit) > 1 else None
+    groups = np.mean([unit.groups for unit in per_unit], 0)
     along = None if aims is None else draws("along")
     columns = draws("squares"), draws("norms"), along
     return Sampled(
@@ -136,7 +136,7 @@ def measure(
         *columns,
         tuple(blocks),
         spans,
-        len(found),
+        len(per_unit),
     )
 
 

@@ -49,6 +49,12 @@ def answers(model: Any) -> Model:
     The result is cached, so that functions compiled for a model are compiled once. Raises
     ValueError for anything else.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxvae import likelihoods, models, networks, posteriors, priors
+    >>> vae = models.vae(
+    ...     networks.mlp((), 4), networks.mlp((), 3), posteriors.normal(2),
+    ...     likelihoods.bernoulli(), priors.standard_normal(2))
+    >>> params = vae.init(jax.random.key(0), jnp.zeros(3))
     >>> asked = models.answers(vae)
     >>> asked.draw(params, jax.random.key(2)).shape
     (2,)

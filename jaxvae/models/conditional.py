@@ -70,7 +70,7 @@ def cvae(
       prior: a network that takes y to ``[posterior.size]``, so that p(z|y) is of the posterior's
         family (Sohn et al. 2015, eq. 4); or a ``Prior``, which does not depend on y.
 
-    ``init`` raises ValueError when shapes disagree.
+    ``init`` raises ValueError if shapes disagree.
     """
     modules = Modules(encoder, decoder, posterior, likelihood)
     both = lambda a, b: jnp.concatenate([jnp.ravel(a), jnp.ravel(b)])

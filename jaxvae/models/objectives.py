@@ -48,18 +48,18 @@ def codes(
       params: its parameters.
       keys: one for each example, [B].
       x: this device's examples, [B, ...].
-      weight: of the examples, [B].
-      axis_name: of the devices, or None for one.
+      weight: the weights of the examples, [B].
+      axis_name: the axis of the devices, or None for one device.
 
     What a penalty does not look at is neither computed nor gathered in a compiled program.
     """
 
     def example(key: Array, x: Any) -> tuple[Any, Any, Any, Any]:
         key_z, key_other = jax.random.split(key)
-        here, x = vae.at(x)
-        here = here.in_training(key)
-        q = here.encode(params, x)
-        return q, q.sample(key_z), here.prior(params).sample(key_other), x
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
+        q = at_example.encode(params, x)
+        return q, q.sample(key_z), at_example.prior(params).sample(key_other), x
 
     pairs = jax.vmap(jax.random.split)(keys)  # [B, 2]
     rows = (*jax.vmap(example)(pairs[:, 0], x), weight, jax.random.key_data(pairs[:, 1]))
@@ -79,10 +79,10 @@ def negative_reconstruction(
     estimator = expectations.as_estimator(estimator)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        here, x = vae.at(x)
-        here = here.in_training(key)
-        log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
-        reconstruction = estimator(key, here.encode(params, x), log_likelihood, num_samples)
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
+        log_likelihood = lambda z: log_prob_of(at_example.decode(params, z), x)
+        reconstruction = estimator(key, at_example.encode(params, x), log_likelihood, num_samples)
         return -reconstruction, {"reconstruction": reconstruction}
 
     return loss
@@ -113,10 +113,10 @@ def decoder_gradient(vae: VAE) -> Loss:
     """
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        here, x = vae.at(x)
-        here = here.in_training(key)
-        z = here.encode(params, x).sample(key)
-        return jnp.sum(jax.jacfwd(lambda z: here.decode(params, z).mean)(z) ** 2), {}
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
+        z = at_example.encode(params, x).sample(key)
+        return jnp.sum(jax.jacfwd(lambda z: at_example.decode(params, z).mean)(z) ** 2), {}
 
     return loss
 
@@ -135,10 +135,10 @@ def with_kl_cost(
     ) -> tuple[Array, Terms]:
         def example(key: Array, x: Any) -> tuple[Array, Array]:
             key_z, key_kl = jax.random.split(key)
-            here, x = vae.at(x)
-            here = here.in_training(key)
-            q, p = here.encode(params, x), here.prior(params)
-            log_likelihood = lambda z: log_prob_of(here.decode(params, z), x)
+            at_example, x = vae.at(x)
+            at_example = at_example.in_training(key)
+            q, p = at_example.encode(params, x), at_example.prior(params)
+            log_likelihood = lambda z: log_prob_of(at_example.decode(params, z), x)
             reconstruction = estimator(key_z, q, log_likelihood, num_samples)
             return reconstruction, jnp.ravel(_kl_by_latent(q, p, key_kl))
 
@@ -169,8 +169,8 @@ def penalized(loss: BatchLoss, vae: VAE, penalties: dict[str, Penalty]) -> Batch
         pairs = jax.vmap(jax.random.split)(keys)
         total, terms = loss(params, pairs[:, 0], x, weight, step, axis_name)
         batch = codes(vae, params, pairs[:, 1], x, weight, axis_name)
-        found = {name: penalty(batch) for name, penalty in penalties.items()}
-        return total + sum(found.values()), terms | found
+        values_by_name = {name: penalty(batch) for name, penalty in penalties.items()}
+        return total + sum(values_by_name.values()), terms | values_by_name
 
     return whole
 
@@ -298,8 +298,8 @@ def adversarial_init(vae: VAE, adversary: Adversary) -> Callable[[Array, Any], d
     def init(key: Array, x: Any) -> dict[str, Params]:
         key_model, key_critic, key_z = jax.random.split(key, 3)
         params = vae.init(key_model, x)
-        here, x = vae.at(x)
-        z = here.encode(params, x).sample(key_z)
+        at_example, x = vae.at(x)
+        z = at_example.encode(params, x).sample(key_z)
         return {"model": params, "critic": adversary.init(key_critic, x, z)}
 
     return init

@@ -77,8 +77,9 @@ def vae(
       prior: the family of p(z), one of ``priors``.
 
     Parameters are ``{"encoder", "posterior", "decoder", "likelihood", "prior"}``. ``init`` raises
-    ValueError when shapes disagree.
+    ValueError if shapes disagree.
 
+    >>> from jaxvae import likelihoods, models, networks, posteriors, priors
     >>> posterior, prior = posteriors.normal(2), priors.standard_normal(2)
     >>> encoder, decoder = networks.mlp((16,), posterior.size), networks.mlp((16,), 64)
     >>> vae = models.vae(encoder, decoder, posterior, likelihoods.bernoulli(), prior)
@@ -121,7 +122,7 @@ class Modules(NamedTuple):
         return self.likelihood.make(params["likelihood"], raw)
 
     def training(self, with_modules: Callable[[Modules], Any]) -> Callable[[Array], Any] | None:
-        """key -> ``with_modules`` of networks with live dropout; None where there is no dropout."""
+        """key -> ``with_modules`` of networks with live dropout; None if there is no dropout."""
         if self.encoder.train is None and self.decoder.train is None:
             return None
 
@@ -238,7 +239,7 @@ def elbo_terms(
       num_samples: draws of z for the first term.
       estimator: one of ``expectations``, for the gradient of the first term.
 
-    A KL divergence without a closed form is estimated from the same draws. Raises ValueError when a
+    A KL divergence without a closed form is estimated from the same draws. Raises ValueError if a
     log-density is not a scalar.
     """
     vae, x = vae.at(x)
@@ -278,22 +279,29 @@ def negative_elbo(
     from ``schedules``, or a constant for a beta-VAE. ``estimator`` is one of ``expectations``; one
     that learns a control variate needs the model that ``with_control`` returns.
 
+    >>> from jaxvae import likelihoods, models, networks, posteriors, priors
+    >>> vae = models.vae(
+    ...     networks.mlp((), 4), networks.mlp((), 3), posteriors.normal(2),
+    ...     likelihoods.bernoulli(), priors.standard_normal(2))
+    >>> params = vae.init(jax.random.key(0), jnp.zeros(3))
     >>> loss = models.negative_elbo(vae, num_samples=2)
-    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(64), step=0)
+    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(3), step=0)
     >>> bool(jnp.allclose(value, terms["kl"] - terms["reconstruction"]))
     True
     """
     estimator = expectations.as_estimator(estimator)
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
-        here, x = vae.at(x)
-        here = here.in_training(key)
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
         estimate, learning = expectations.controlled_at(estimator, params, x)
 
         def problem(params: Params) -> tuple[Any, Callable]:
-            return here.encode(params, x), lambda z: log_prob_of(here.decode(params, z), x)
+            return at_example.encode(params, x), lambda z: log_prob_of(
+                at_example.decode(params, z), x
+            )
 
-        terms = _terms(here, params, key, x, num_samples, estimate)
+        terms = _terms(at_example, params, key, x, num_samples, estimate)
         total = kl_weight(step) * terms["kl"] - terms["reconstruction"]
         return total + learning(jax.random.split(key)[0], problem, num_samples), terms
 
@@ -313,19 +321,19 @@ def negative_sampled_elbo(
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        here, x = vae.at(x)
-        here = here.in_training(key)
-        terms = _sampled_terms(here, params, key_terms, x)
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
+        terms = _sampled_terms(at_example, params, key_terms, x)
         estimate, learning = expectations.controlled_at(estimator, params, x)
 
         def log_weight(params: Params, z: Any) -> Array:
-            q = here.encode(params, x)
+            q = at_example.encode(params, x)
             density = q if through_z else lax.stop_gradient(q)
-            joint = log_joint(here, params, x, here.prior(params))
+            joint = log_joint(at_example, params, x, at_example.prior(params))
             return joint(z) - log_prob_of(density, z)
 
         def problem(params: Params) -> tuple[Any, Callable]:
-            return here.encode(params, x), lambda z: log_weight(params, z)
+            return at_example.encode(params, x), lambda z: log_weight(params, z)
 
         value = estimate(key_bound, *problem(params), num_samples)
         return learning(key_bound, problem, num_samples) - value, terms
@@ -338,8 +346,13 @@ def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
 
     It also reports the two terms of the ELBO, from one more draw that carries no gradient.
 
+    >>> from jaxvae import bounds, likelihoods, models, networks, posteriors, priors
+    >>> vae = models.vae(
+    ...     networks.mlp((), 4), networks.mlp((), 3), posteriors.normal(2),
+    ...     likelihoods.bernoulli(), priors.standard_normal(2))
+    >>> params = vae.init(jax.random.key(0), jnp.zeros(3))
     >>> loss = models.negative(bounds.iwae, vae, num_samples=5)
-    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(64), step=0)
+    >>> value, terms = loss(params, jax.random.key(1), jnp.zeros(3), step=0)
     >>> sorted(terms)
     ['kl', 'reconstruction']
     """
@@ -347,14 +360,14 @@ def negative(bound: Callable, vae: VAE, num_samples: int = 1) -> Loss:
 
     def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         key_bound, key_terms = jax.random.split(key)
-        here, x = vae.at(x)
-        here = here.in_training(key)
-        terms = _sampled_terms(here, params, key_terms, x)
-        prior = here.prior(params)
+        at_example, x = vae.at(x)
+        at_example = at_example.in_training(key)
+        terms = _sampled_terms(at_example, params, key_terms, x)
+        prior = at_example.prior(params)
         density = lax.stop_gradient(prior) if bound.takes_prior else prior
         more = {"prior": prior} if bound.takes_prior else {}
-        joint = log_joint(here, params, x, density)
-        return -bound(key_bound, here.encode(params, x), joint, num_samples, **more), terms
+        joint = log_joint(at_example, params, x, density)
+        return -bound(key_bound, at_example.encode(params, x), joint, num_samples, **more), terms
 
     return loss
 
@@ -376,8 +389,8 @@ def with_control(vae: VAE, estimator: Expectation) -> VAE:
     def init(key: Array, x: Any) -> Params:
         key_model, key_control = jax.random.split(key)
         params = vae.init(key_model, x)
-        here, x = vae.at(x)
-        q, context = here.encode(params, x), expectations.context_of(x)
+        at_example, x = vae.at(x)
+        q, context = at_example.encode(params, x), expectations.context_of(x)
         return params | {"control": init_control(key_control, q, context)}
 
     return vae._replace(init=init)

@@ -14,7 +14,7 @@ class Network(NamedTuple):
     """A function of one example with parameters.
 
     ``apply`` is deterministic. ``train`` is the same network with the noise that only training
-    has, such as dropout; it is None where there is none.
+    has, such as dropout; it is None if there is none.
     """
 
     init: Callable[[Array, Any], Any]  # (key, x) -> params

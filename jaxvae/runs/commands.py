@@ -120,13 +120,15 @@ def evaluate(
     train = run.split(run.record.config.train_split) if metrics else None
     about = evaluation.metrics.Data(test, train, prior)
     more = evaluation.metrics.measure(metrics, run.built.model, run.params, run.key, about)
-    found = reports.results(run.built, run.data, run.params, run.key, test, num_samples, batch_size)
+    numbers = reports.results(
+        run.built, run.data, run.params, run.key, test, num_samples, batch_size
+    )
     about_run = {"dataset": run.dataset.name, "split": name, "checkpoint": run.step}
-    folders.write_json(workdir / "evaluation.json", about_run | found | more)
+    folders.write_json(workdir / "evaluation.json", about_run | numbers | more)
     print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
-    rows = reports.result_rows(found)
-    if found.get("kl_per_latent") is not None:
-        rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in found["kl_per_latent"])))
+    rows = reports.result_rows(numbers)
+    if numbers.get("kl_per_latent") is not None:
+        rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
     if per_example:
         file = workdir / "log_likelihoods.npy"

@@ -91,7 +91,7 @@ class Record(NamedTuple):
 
 
 def read(workdir: Path) -> Record:
-    """The record of a run folder. ValueError where it is none, or of another version."""
+    """Reads the record of a run folder. Raises ValueError if it is no run of this version."""
     file = workdir / "config.json"
     if not file.exists():
         raise ValueError(f"{workdir} is no run folder: it has no config.json")

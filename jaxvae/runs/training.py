@@ -267,7 +267,7 @@ def train(
 
     Returns the trained model. Raises ValueError if settings do not go together.
 
-    >>> import tempfile, jaxvae
+    >>> import tempfile, numpy as np, jaxvae
     >>> folder = tempfile.mkdtemp()
     >>> arrays = np.eye(16, dtype="uint8").reshape(16, 4, 4, 1)
     >>> model = jaxvae.train("digits", folder, data=arrays, steps=2, progress=False)
@@ -467,14 +467,16 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
     """Evaluates the parameters on the test split, draws the figures and prints a table."""
     config, data = run.config, run.record.data
     test = datasets.random_subset(run.test, config.test_examples)
-    found = reports.results(run.built, data, params, run.key, test, config.test_samples)
+    numbers = reports.results(run.built, data, params, run.key, test, config.test_samples)
     if not processes.is_first():
-        return found
+        return numbers
     lines = reports.read_lines(workdir / "metrics.jsonl")
     drawn = draw(run, params, workdir, lines)
     speed = reports.speeds(lines)
-    rest = {name: value for name, value in found.items() if name not in ("elbo", "log_likelihood")}
-    result = {"test_elbo": found["elbo"], "test_log_likelihood": found["log_likelihood"]} | rest
+    rest = {
+        name: value for name, value in numbers.items() if name not in ("elbo", "log_likelihood")
+    }
+    result = {"test_elbo": numbers["elbo"], "test_log_likelihood": numbers["log_likelihood"]} | rest
     result |= {"steps": step} | speed
     if data.classes:
         result["classes"] = list(data.classes)
@@ -486,7 +488,7 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
         ("checkpoint", str(workdir / "checkpoints" / str(step))),
         ("run", str(workdir)),
     ]
-    reports.table([*reports.result_rows(found), *places])
+    reports.table([*reports.result_rows(numbers), *places])
     return result
 
 
