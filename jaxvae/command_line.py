@@ -26,7 +26,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxvae import families, processes, settings, training
-from jaxvae.runs.training import Job, train_in
+from jaxvae.runs.preparing import Job
+from jaxvae.runs.training import train_in
 from jaxvae.settings import Chosen, changed, choice_names, fields_of, settings_of
 
 

@@ -320,7 +320,7 @@ SEVERAL = Dataset("mine", {"train": Split({"a": UNIT})})
 )
 def test_a_likelihood_gets_its_natural_preprocessing(likelihood, dataset, chosen):
     assert automatic(support_of(likelihood), dataset) == chosen
-    assert chosen_pixels("auto", likelihood, support, dataset) == chosen
+    assert chosen_pixels("auto", likelihood, support_of(likelihood), dataset) == chosen
 
 
 @pytest.mark.parametrize(

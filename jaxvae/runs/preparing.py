@@ -1,0 +1,237 @@
+"""From a configuration to all that it takes to train: the data, the model, the job."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxvae import datasets, processes, training
+from jaxvae.contracts import Array
+from jaxvae.families import FAMILIES, Built, Config, Data, family_of
+from jaxvae.ranges import Count, Whole
+from jaxvae.runs import folders
+from jaxvae.settings import changed
+
+HELD_FOR_EVALUATION = 10_000  # the most examples of a stream that are kept in memory to evaluate on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where and how a run is computed. Its numbers do not depend on this."""
+
+    data_dir: str | None = None
+    """Folder of prepared tensorflow-datasets; None is ~/tensorflow_datasets or $TFDS_DATA_DIR."""
+    stream: bool = False
+    """Read training examples when they are needed, for sets larger than memory (needs Grain)."""
+    devices: Count | None = None
+    """Devices to train on, in all processes together; None is one device, or all devices with
+    --distributed."""
+    mapping: Literal[training.MAPPINGS] = "pmap"  # type: ignore[valid-type]
+    """The JAX transformation that maps a step over several devices."""
+    distributed: bool = False
+    """Join a job of several processes. SLURM, Kubernetes or Cloud TPU tell what the next three
+    flags do not say."""
+    coordinator: str | None = None
+    """Address HOST:PORT of process 0."""
+    num_processes: Count | None = None
+    """Processes in the job."""
+    process_id: Whole | None = None
+    """Number of this process, from 0."""
+    heartbeat: Count = 100
+    """Seconds after which a process that is not heard of ends the whole job."""
+    profile: bool = False
+    """Write a trace of ten steps to WORKDIR/profile, for Perfetto or TensorBoard."""
+
+    def join(self) -> None:
+        """Joins the job of several processes, if there is one."""
+        if self.distributed:
+            processes.initialize(
+                self.coordinator, self.num_processes, self.process_id, self.heartbeat
+            )
+        elif (self.coordinator, self.num_processes, self.process_id) != (None, None, None):
+            raise ValueError(
+                "--coordinator, --num-processes and --process-id belong to --distributed"
+            )
+
+    def device_list(self) -> list[jax.Device]:
+        """The devices to train on, equally many in each process."""
+        count = self.devices or (jax.device_count() if self.distributed else 1)
+        every = [
+            [d for d in jax.devices() if d.process_index == process]
+            for process in range(jax.process_count())
+        ]
+        each, rest = divmod(count, len(every))
+        if rest or not 1 <= each <= min(map(len, every)):
+            have = f"this machine has {len(every[0])}"
+            if len(every) > 1:
+                have = f"the processes have {[*map(len, every)]}"
+            raise ValueError(f"devices={count}: {have}")
+        return [device for devices in every for device in devices[:each]]
+
+
+class Run(NamedTuple):
+    """A configuration with its data and its model, ready to train."""
+
+    record: folders.Record
+    built: Built
+    dataset: datasets.Dataset
+    train: Any  # a split or a stream, as the model takes it
+    test: Any
+    validation: Any  # what checkpoints are judged on
+    job: Job
+
+    @property
+    def config(self) -> Any:
+        """The configuration."""
+        return self.record.config
+
+    @property
+    def key(self) -> Array:
+        """The key of all that is drawn after training."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), 1)
+
+    def init_state(self) -> Any:
+        """A fresh state of the algorithm."""
+        first = jax.tree.map(lambda a: a[0], _first_rows(self.train))
+        return jax.jit(self.built.algorithm.init)(jax.random.key(self.config.seed), first)
+
+    def fit(self, devices: list[jax.Device] | None = None, **settings: Any) -> Any:
+        """Calls ``training.fit`` for this run."""
+        config = self.config
+        return training.fit(
+            self.built.algorithm,
+            self.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            devices=devices or self.job.device_list(),
+            mapping=self.job.mapping,
+            **settings,
+        )
+
+
+def _first_rows(split: Any) -> Any:
+    """The first example, [1, ...], with its preprocessing."""
+    if isinstance(split, datasets.Stream):
+        return datasets.Split(split[:1], preprocess=split.preprocess).examples
+    return datasets.rows_of(split.examples, slice(1))
+
+
+def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
+    """Loads the data of a configuration and builds its model.
+
+    Nothing is written. ``data`` replaces ``config.dataset``: it is a ``datasets.Dataset``, or a
+    source for ``datasets.load``. Raises ValueError if settings do not go together.
+    """
+    name = family_of(config)
+    family = FAMILIES[name]
+    dataset = _dataset(config, job, data)
+    raw_levels = dataset.levels
+    pixels = datasets.chosen_pixels(
+        config.pixels,
+        config.likelihood.name,
+        family.support(config),
+        dataset,
+        {name: family.support(changed(config, likelihood=name)) for name in _likelihoods(config)},
+    )
+    dataset = datasets.prepared(dataset, pixels, seed=config.seed)
+    train = datasets.select(dataset, config.train_split)
+    test = _held(datasets.select(dataset, config.test_split))
+    validation = _validation(config, dataset)
+    record = folders.Record(
+        name,
+        config,
+        describe(dataset, train, test, pixels)._replace(raw_levels=raw_levels),
+        folders.place_of(config, job.data_dir),
+    )
+    built = record.build()
+    judged = built.split(test if validation is None else validation)
+    run = Run(record, built, dataset, built.training_split(train), built.split(test), judged, job)
+    if config.early_stopping and validation is None:
+        raise ValueError(
+            f"early_stopping={config.early_stopping} needs a validation split, and {dataset.name} "
+            "has none: name one, such as --train-split train[:90%] --validation-split train[90%:]"
+        )
+    _trace(run)
+    return run
+
+
+def _likelihoods(config: Any) -> list[str]:
+    return list(config.likelihood.choice.members())
+
+
+def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
+    if isinstance(data, datasets.Dataset):
+        return data
+    load = datasets.stream if job.stream else datasets.load
+    return load(
+        config.dataset if data is None else data,
+        job.data_dir,
+        config.levels,
+        image_size=config.image_size,
+        unreadable=config.unreadable,
+    )
+
+
+def _held(split: Any) -> datasets.Split:
+    """A split in memory. A stream gives a fixed random subset."""
+    if isinstance(split, datasets.Stream):
+        return datasets.held(split, HELD_FOR_EVALUATION)
+    return split
+
+
+def _validation(config: Config, dataset: datasets.Dataset) -> Any:
+    if config.validation_split is not None:
+        return _held(datasets.select(dataset, config.validation_split))
+    return _held(dataset.splits["validation"]) if "validation" in dataset.splits else None
+
+
+def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels: str) -> Data:
+    """What a model must know of its data.
+
+    The data are a prepared set, its training examples and its test examples.
+    """
+    streamed = isinstance(train, datasets.Stream)
+    labels = None if streamed else train.y
+    num_classes = len(dataset.classes)
+    if labels is not None and getattr(labels, "ndim", 0) == 1:
+        num_classes = max(int(labels.max()) + 1, num_classes)
+    attributes = None if streamed else datasets.attributes(train.take(slice(1)))
+    levels = dataset.levels
+    pixel_max = {"counts": (levels or 2) - 1.0, "none": _largest(test)}.get(pixels, 1.0)
+    return Data(
+        dataset.name,
+        tuple(train.shape),
+        str(train.dtype),
+        levels,
+        pixels,
+        datasets.num_examples(train if streamed else train.x),
+        dataset.classes,
+        num_classes=num_classes,
+        num_attributes=0 if attributes is None else attributes.shape[1],
+        pixel_max=pixel_max,
+        examples=lambda count: (
+            datasets.random_subset(train if not streamed else _held(train), count).x
+        ),
+    )
+
+
+def _largest(split: datasets.Split) -> float:
+    return float(jnp.max(jnp.asarray(split.x[:1000])))
+
+
+def _trace(run: Run) -> None:
+    """Traces one step, so that a mistake is found before a folder is made."""
+    batch = batch_shapes(run)
+    jax.eval_shape(run.built.algorithm.step, jax.eval_shape(run.init_state), batch)
+
+
+def batch_shapes(run: Run) -> training.Batch:
+    """The shapes of a batch."""
+    size = run.config.batch_size
+    of: Any = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
+    x = jax.tree.map(of, _first_rows(run.train))
+    number: Any = lambda dtype: jax.ShapeDtypeStruct((size,), dtype)
+    return training.Batch(x, number(jnp.int32), number(jnp.float32), number(jnp.int32))
