@@ -29,6 +29,7 @@ from jaxvae import families, processes, settings, training
 from jaxvae.runs.preparing import Job
 from jaxvae.runs.training import train_in
 from jaxvae.settings import Chosen, changed, choice_names, fields_of, settings_of
+from jaxvae.stopping import Stop
 
 
 class Command(NamedTuple):
@@ -263,9 +264,16 @@ def _import_tyro() -> Any:
 def train(arguments: Sequence[str], program: str = "jaxvae train") -> None:
     """Trains a model, and resumes where a run with the same folder stopped."""
     command = parse(arguments, program)
-    place = command.workdir
     try:
-        train_in(command.preset, command.config, command.job, place, start_from=command.start_from)
+        with Stop() as stop:
+            train_in(
+                command.preset,
+                command.config,
+                command.job,
+                command.workdir,
+                start_from=command.start_from,
+                stop=stop,
+            )
     except ValueError as error:
         raise ValueError(_in_flags(str(error), command.config)) from error
 

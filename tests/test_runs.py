@@ -178,6 +178,8 @@ def test_training_stops_early_where_validation_no_longer_rises(
     assert len(scores) - 1 - best == 2
     assert jaxvae.load(tmp_path, "best").step == 100 * (best + 1)
     assert trained.result is not None and trained.result["steps"] == trained.step
+    again = jaxvae.train(config, tmp_path, data_dir=str(data_dir), progress=False)
+    assert again.step == trained.step
 
 
 def _validation(workdir: Path) -> list[dict[str, Any]]:

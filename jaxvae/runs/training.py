@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def train_in(
     data: Any = None,
     start_from: str | Path | None = None,
     progress: bool = True,
+    stop: Stop | None = None,
 ) -> Trained:
     """What ``train`` does, once preset, configuration and job are told apart.
 
@@ -77,8 +79,10 @@ def train_in(
       data: a data set in place of ``config.dataset``, or None.
       start_from: run folder whose parameters a new run starts from, or None.
       progress: whether to show a progress bar.
+      stop: hears the signals that ask to stop; without one they end the call as Python does.
     """
-    with Stop() as stop, contextlib.ExitStack() as locked:
+    stop = Stop() if stop is None else stop
+    with contextlib.ExitStack() as locked:
         job.join()
         job.device_list()
         if jax.process_count() > 1:
@@ -140,6 +144,8 @@ def fit_in(
         metrics = reports.Metrics(workdir, start, config.steps, progress, _cost(run, devices))
         judge = _Judge(run, workdir, saved, metrics)
         try:
+            if judge.early:  # before this call
+                return state, True
             state = run.fit(
                 devices,
                 num_steps=config.steps,
@@ -162,7 +168,7 @@ class _Judge:
         self.run, self.saved, self.metrics = run, saved, metrics
         before = reports.read_lines(workdir / "validation.jsonl")
         self.scores = [line["validation_elbo"] for line in before]
-        self.early = False
+        self.early = self._no_longer_rises()
 
     def __call__(self, now: training.HookState) -> bool:
         config = self.run.config
@@ -173,16 +179,19 @@ class _Judge:
         self.metrics.validate(now.step, score)
         self.saved.save(now.step, now.state, now.totals, metric=score)
         self.scores.append(score)
-        best = self.scores.index(max(self.scores))
-        self.early = bool(config.early_stopping) and (
-            len(self.scores) - 1 - best >= config.early_stopping
-        )
+        self.early = self._no_longer_rises()
         if self.early:
             reports.say(
                 f"stopped early at step {now.step}: {config.early_stopping} checkpoints without a "
                 "better validation score; checkpoint 'best' holds the best one"
             )
         return self.early
+
+    def _no_longer_rises(self) -> bool:
+        """Whether the best score is too many checkpoints ago; one that is not a number is none."""
+        patience = self.run.config.early_stopping
+        scores = [score if math.isfinite(score) else -math.inf for score in self.scores]
+        return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def _score(self, now: training.HookState) -> float:
         """The ELBO, or the reconstruction if the model has no ELBO."""
