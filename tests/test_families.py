@@ -241,7 +241,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "quadrants": ("cvae", {"condition": "quadrants", "quadrants": 2}),
 }
-OFTEN = ("stream",)
+OFTEN = ("bits and a bound",)
 
 
 @pytest.mark.parametrize("kind", slow_but(OFTEN, {**DISCRETE, **RUNS}))

@@ -32,6 +32,7 @@ def rows(problem: str, tmp_path: Path, **options: object) -> dict[str, dict]:
     return {row["estimator"]: row for found in written["checkpoints"].values() for row in found}
 
 
+@pytest.mark.slow
 def test_the_toy_by_its_law_with_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

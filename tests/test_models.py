@@ -364,6 +364,7 @@ def unrolled(kind: str, blocks: int, params: Any, x: jax.Array) -> jax.Array:
     return part("deconv_0", linen.ConvTranspose(1, (4, 4), strides=(2, 2)), jax.nn.silu(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGED)
 def test_a_scanned_stage_is_a_loop_over_its_blocks(kind: str) -> None:
     make, shape = STAGED[kind]

@@ -135,6 +135,7 @@ def test_a_run_starts_from_another_ones_parameters(
         )
 
 
+@pytest.mark.slow
 def test_default_folders_get_a_free_name(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def test_pixels_without_levels_are_refused_by_a_likelihood_of_levels(tmp_path: P
         jaxvae.train("digits", tmp_path, data=floats, likelihood="discretized_logistic")
 
 
+@pytest.mark.slow
 def test_a_users_files_in_colour(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "images.npy", rng.integers(0, 256, (30, 6, 5, 3), dtype=np.uint8))

@@ -236,7 +236,7 @@ def test_control_c_ends_a_script_in_one_sentence(script: str, tmp_path: Path) ->
     """At any moment from its first lines on: while it imports, and while it works."""
     arguments = {"gradient_variance.py": ["titsias_shi"], "papers/codes.py": ["penalties"]}
     for seconds in (0.0, 0.5, 1.5):
-        log = tmp_path / f"{seconds}"
+        log = tmp_path / f"after-{1000 * seconds:.0f}-ms"
         with Running(command(script, *arguments.get(script, [tmp_path])), log) as process:
             process.until(lambda process=process: process.hears(signal.SIGTERM))
             time.sleep(seconds)
