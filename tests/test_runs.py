@@ -243,6 +243,16 @@ def test_labels_keep_their_names(tmp_path: Path) -> None:
         trained.sample(jax.random.key(0), 2)
 
 
+def test_a_run_on_arrays_asks_for_its_data(tmp_path: Path) -> None:
+    arrays = np.eye(16, dtype=np.uint8).reshape(16, 4, 4, 1)
+    jaxvae.train("digits", tmp_path / "run", data=arrays, **QUICK | {"steps": 2})
+    with pytest.raises(ValueError, match="was trained on arrays: say with --dataset"):
+        evaluate(tmp_path / "run")
+    np.save(tmp_path / "arrays.npy", arrays)
+    evaluate(tmp_path / "run", num_samples=5, dataset=str(tmp_path / "arrays.npy"))
+    sample(tmp_path / "run", num=2)
+
+
 def test_a_model_without_an_answer_says_so(finished: Path) -> None:
     loaded = jaxvae.load(finished)
     silent = models.Model(loaded.model.init)

@@ -15,6 +15,7 @@ from jaxvae.contracts import Array
 from jaxvae.families import Built, Data
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import load, restore
+from jaxvae.runs.preparing import in_memory
 
 KEY = 1  # folded into the seed, it gives the key of all draws after training
 
@@ -40,7 +41,7 @@ class Opened(NamedTuple):
 
     def split(self, name: str, num_examples: int | None = None) -> Any:
         """A split as the model takes it, or a fixed random subset of it."""
-        split = self.built.split(datasets.select(self.dataset, name))
+        split = self.built.split(in_memory(datasets.select(self.dataset, name)))
         return datasets.random_subset(split, num_examples)
 
 
@@ -50,9 +51,11 @@ def opened(
     """A run folder with its data set. Raises ValueError if the model does not take the set."""
     record = folders.read(workdir)
     source = dataset or record.place["dataset"]
-    assert source is not None
+    if source is None:
+        raise ValueError(f"{workdir} was trained on arrays: say with --dataset what to open")
     config, data = record.config, record.data
-    loaded = datasets.load(
+    opener: Any = datasets.stream if record.place["stream"] else datasets.load
+    loaded = opener(
         source,
         data_dir or record.place["data_dir"],
         data.raw_levels,

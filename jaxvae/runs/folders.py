@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import jaxvae
-from jaxvae import families
-from jaxvae.families import FAMILIES, RESUMABLE, Config, Data
+from jaxvae import datasets, families
+from jaxvae.families import FAMILIES, RESUMABLE, Data
 from jaxvae.settings import from_json, to_json
 
 FORMAT = 2  # the version of config.json; folders of 0.1.0 had none
@@ -70,7 +69,7 @@ class Record(NamedTuple):
     family: str
     config: Any
     data: Data
-    place: dict[str, str | None]  # where the data set was: dataset, data_dir
+    place: dict[str, Any]  # where the data set was: dataset, data_dir, stream
 
     def json(self) -> dict[str, Any]:
         """The record as the file holds it."""
@@ -189,16 +188,15 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def place_of(config: Config, data_dir: str | None) -> dict[str, str | None]:
-    """The absolute place of the data set, for commands that run in another folder."""
-    from jaxvae import datasets
+def place_of(source: Any, data_dir: str | None, stream: bool) -> dict[str, Any]:
+    """The absolute place of the data set, for commands that run in another folder.
 
-    absolute = datasets.looks_like_path(config.dataset)
-    name = str(Path(config.dataset).expanduser().absolute()) if absolute else config.dataset
-    folder = None if data_dir is None else str(Path(data_dir).expanduser().absolute())
-    return {"dataset": name, "data_dir": folder}
-
-
-def moved(config: Any, place: dict[str, str | None]) -> Any:
-    """The configuration with the recorded place of its data set."""
-    return dataclasses.replace(config, dataset=place["dataset"])
+    The data set is None if it was given as arrays, which have no place.
+    """
+    named = isinstance(source, str | os.PathLike)
+    absolute = lambda path: str(Path(path).expanduser().absolute())
+    name = None
+    if named:
+        name = absolute(source) if datasets.looks_like_path(source) else str(source)
+    folder = None if data_dir is None else absolute(data_dir)
+    return {"dataset": name, "data_dir": folder, "stream": stream}

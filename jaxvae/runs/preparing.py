@@ -138,13 +138,13 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     )
     dataset = datasets.prepared(dataset, pixels, seed=config.seed)
     train = datasets.select(dataset, config.train_split)
-    test = _held(datasets.select(dataset, config.test_split))
+    test = in_memory(datasets.select(dataset, config.test_split))
     validation = _validation(config, dataset)
     record = folders.Record(
         name,
         config,
         describe(dataset, train, test, pixels)._replace(raw_levels=raw_levels),
-        folders.place_of(config, job.data_dir),
+        folders.place_of(config.dataset if data is None else data, job.data_dir, job.stream),
     )
     built = record.build()
     judged = built.split(test if validation is None else validation)
@@ -175,7 +175,7 @@ def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
     )
 
 
-def _held(split: Any) -> datasets.Split:
+def in_memory(split: Any) -> datasets.Split:
     """A split in memory. A stream gives a fixed random subset."""
     if isinstance(split, datasets.Stream):
         return datasets.held(split, HELD_FOR_EVALUATION)
@@ -184,8 +184,8 @@ def _held(split: Any) -> datasets.Split:
 
 def _validation(config: Config, dataset: datasets.Dataset) -> Any:
     if config.validation_split is not None:
-        return _held(datasets.select(dataset, config.validation_split))
-    return _held(dataset.splits["validation"]) if "validation" in dataset.splits else None
+        return in_memory(datasets.select(dataset, config.validation_split))
+    return in_memory(dataset.splits["validation"]) if "validation" in dataset.splits else None
 
 
 def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels: str) -> Data:
@@ -213,7 +213,7 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         num_attributes=0 if attributes is None else attributes.shape[1],
         pixel_max=pixel_max,
         examples=lambda count: (
-            datasets.random_subset(train if not streamed else _held(train), count).x
+            datasets.random_subset(train if not streamed else in_memory(train), count).x
         ),
     )
 
