@@ -101,7 +101,7 @@ def test_importance_weighted_bounds_rise_to_the_exact_value(images: np.ndarray) 
     vae, params = linear.vae("normal", rotated(linear))
     exact = linear.log_likelihood(x, linear.w, linear.mean, linear.s2).mean()
     estimate = lambda k: evaluation.estimate_log_likelihood(
-        vae, params, x, jax.random.key(0), num_samples=k, chunk=500
+        vae, params, jax.random.key(0), x, num_samples=k, chunk=500
     )
     values = [estimate(k).log_likelihood for k in (1, 5, 50, 500, 5000)]
     assert values == sorted(values)
