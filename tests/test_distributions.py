@@ -654,6 +654,7 @@ def test_logistic_noise_is_logistic():
     assert stats.kstest(noise(logistic, DRAWS), "logistic").pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_bernoulli_does_not_draw_what_is_too_rare():
     """p = 1e-9, 2^25 times: a float32 uniform < p in one of 2^23, which are zero."""
     count = lambda key: Bernoulli(jnp.full(2**20, jnp.log(1e-9))).sample(key).sum()

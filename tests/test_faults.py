@@ -149,6 +149,7 @@ def test_killed_at_random_moments_a_shell_loop_reaches_the_end(
     assert outcome(workdir) == undisturbed(steps)
 
 
+@pytest.mark.slow
 def test_killed_and_then_stopped_the_same_command_ends_as_if_undisturbed(
     tmp_path: Path, flags: Callable, undisturbed: Callable
 ) -> None:

@@ -85,6 +85,7 @@ MISTAKES = [
     ("sample", ".", "is no run folder"),
     ("evaluate", "", "Missing from jaxvae evaluate: PATH the run folder"),
     ("sample", ". --prior median", "invalid choice 'median'"),
+    ("sample", ". --components 3", "--components is of --prior gaussian_mixture"),
     ("gradient_variance", "toys", "no problem 'toys'; there are toy, titsias_shi"),
     (
         "gradient_variance",

@@ -155,6 +155,7 @@ def sample(
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     temperature: float = 1.0,
     encodings: int = 10_000,
+    components: int | None = None,
 ) -> None:
     """Draws images from a trained model: figures/samples.png and samples.npz.
 
@@ -172,9 +173,13 @@ def sample(
       temperature: factor of the standard deviations of p(z); a second VAE takes 1 only.
       encodings: training examples that every prior but the model's is made of, a fixed random
         subset.
+      components: Gaussians of --prior gaussian_mixture; None is 10.
     """
-    if num < 1 or encodings < 1:
-        raise ValueError("--num and --encodings must be at least 1")
+    if num < 1 or encodings < 1 or (components or 1) < 1:
+        raise ValueError("--num, --encodings and --components must be at least 1")
+    if components and prior != "gaussian_mixture":
+        raise ValueError(f"--components is of --prior gaussian_mixture; the prior is {prior}")
+    settings = {"components": components} if components else {}
     if prior == "model":
         trained = load(workdir, checkpoint)
         built, data, params, step = trained.built, trained.data, trained.params, trained.step
@@ -184,7 +189,9 @@ def sample(
         run = opened(workdir, checkpoint, dataset, data_dir)
         built, data, params, step = run.built, run.data, run.params, run.step
         train = run.split(run.record.config.train_split)
-        source = evaluation.source(prior, built.model, params, run.key, train, encodings)
+        source = evaluation.source(
+            prior, built.model, params, run.key, train, encodings, **settings
+        )
         key_z = jax.random.split(jax.random.key(seed))[0]
         z, conditions = distributions.tempered(source, temperature).sample(key_z, (num,)), None
     means, x = _decoded(built, params, jax.random.key(seed), z, conditions)
