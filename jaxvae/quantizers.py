@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ BEGIN_ANEW = Choice(codebooks.REVIVALS)("begin_anew")
 class Quantized(NamedTuple):
     """The vectors of one example after quantization."""
 
-    codes: Array  # int32 [*P, *Quantizer.depth]
+    codes: Any  # int32 [*P], or a tuple of such arrays if a position has several codes
     vectors: Array  # [*P, D], what the decoder sees; their gradient passes on to z
     loss: Array  # a scalar that training adds to its loss, a mean over P (and D)
     statistic: Array | None = None  # its mean over the batch goes into ``batch_loss``
@@ -45,11 +45,10 @@ class Player(NamedTuple):
 class Quantizer(NamedTuple):
     """A quantizer of vectors ``[*P, D]``."""
 
-    num_codes: int  # the values that a code can take, 0 .. num_codes - 1
+    num_codes: Any  # like the codes, ints: a code is 0 .. num_codes - 1
     init: Callable[[Array], Params]  # key -> parameters, such as a codebook
     quantize: Callable[[Params, Array], Quantized]  # (params, z) -> codes, vectors, loss
-    look_up: Callable[[Params, Array], Array]  # (params, codes) -> vectors
-    depth: tuple[int, ...] = ()  # axes of the codes at one position, none if there is one code
+    look_up: Callable[[Params, Any], Array]  # (params, codes) -> vectors
     batch_loss: Callable[[Array], Array] | None = None  # mean statistic -> scalar
     player: Player | None = None  # if the parameters are a player of their own
 
@@ -159,16 +158,17 @@ def residual(
 
         rest, (codes, losses) = lax.scan(one, z, params["book"])
         vectors = straight_through(z, z - rest)
-        return Quantized(jnp.moveaxis(codes, 0, -1), vectors, losses.sum())
+        return Quantized(tuple(codes), vectors, losses.sum())
 
-    def look_up(params: Params, codes: Array) -> Array:
-        return sum((params["book"][i, codes[..., i]] for i in range(quantizers)), jnp.zeros(()))
+    def look_up(params: Params, codes: tuple[Array, ...]) -> Array:
+        pairs = zip(params["book"], codes, strict=True)
+        return jnp.stack([book[each] for book, each in pairs]).sum(0)
 
     def init(key: Array) -> Params:
         keys = jax.random.split(key, quantizers)
         return {"book": jnp.stack([_start(key, codebook_size, latent) for key in keys])}
 
-    return Quantizer(codebook_size, init, quantize, look_up, depth=(quantizers,))
+    return Quantizer((codebook_size,) * quantizers, init, quantize, look_up)
 
 
 def finite_scalar(
@@ -269,6 +269,12 @@ def code_probabilities(logits: Array) -> Array:
 def entropy(probabilities: Array) -> Array:
     """-sum_k p_k log p_k over the last axis, in nats."""
     return jax.scipy.special.entr(probabilities).sum(-1)
+
+
+def uniform_nats(num_codes: Any, codes: Any) -> float:
+    """-log p(codes) under the uniform law of codes, in nats."""
+    nats = jax.tree.map(lambda size, each: math.log(size) * math.prod(each.shape), num_codes, codes)
+    return sum(jax.tree.leaves(nats))
 
 
 def frequencies(codes: Array, weight: Array, num_codes: int) -> Array:

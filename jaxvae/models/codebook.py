@@ -112,7 +112,7 @@ def _likelihood(model: Codebook, params: Params, raw: Any) -> Any:
     return model.likelihood.make(params["likelihood"], raw)
 
 
-def vectors_of(model: Codebook, params: Params, codes: Sequence[Array]) -> tuple[Array, ...]:
+def vectors_of(model: Codebook, params: Params, codes: Sequence[Any]) -> tuple[Array, ...]:
     """The vectors of the codes of all levels."""
     books = params["quantizers"]
     return tuple(
@@ -121,12 +121,9 @@ def vectors_of(model: Codebook, params: Params, codes: Sequence[Array]) -> tuple
     )
 
 
-def code_nats(model: Codebook, codes: Sequence[Array]) -> float:
-    """-log p(codes) under the uniform prior over all codes of all levels."""
-    return sum(
-        each.size * math.log(level.quantizer.num_codes)
-        for level, each in zip(model.levels, codes, strict=True)
-    )
+def num_codes(model: Codebook) -> tuple[Any, ...]:
+    """How many values the codes of each level have."""
+    return tuple(level.quantizer.num_codes for level in model.levels)
 
 
 # Losses
@@ -151,45 +148,42 @@ def negative_bound(model: Codebook) -> BatchLoss:
             return {"reconstruction": log_prob_of(p, x), "code_loss": code_loss}, levels
 
         terms, levels = jax.vmap(example)(x)
-        means = terms, [level.statistic for level in levels]
-        means = jax.tree.map(lambda a: jnp.tensordot(weight, a, 1, precision="float32"), means)
-        used = [
-            frequencies(level.quantizer, each.codes, weight)
-            for level, each in zip(model.levels, levels, strict=True)
-        ]
-        if axis_name is not None:
-            means, used = lax.psum((means, used), axis_name)
-        terms, statistics = means
+        codes = tuple(level.codes for level in levels)
+        sums = (
+            jax.tree.map(
+                lambda a: jnp.tensordot(weight, a, 1, precision="float32"),
+                (terms, [level.statistic for level in levels]),
+            ),
+            jax.tree.map(
+                lambda size, each: quantizers.frequencies(each, weight, size),
+                num_codes(model),
+                codes,
+            ),
+        )
+        sums = sums if axis_name is None else lax.psum(sums, axis_name)
+        (terms, statistics), used = sums
         for level, statistic in zip(model.levels, statistics, strict=True):
             if level.quantizer.batch_loss is not None:
                 terms["code_loss"] += level.quantizer.batch_loss(statistic)
-        nats = code_nats(model, [each.codes[0] for each in levels])
         total = math.prod(model.shape) / 2 * terms["code_loss"] - terms["reconstruction"]
+        nats = quantizers.uniform_nats(num_codes(model), jax.tree.map(lambda a: a[0], codes))
         return total, terms | {"kl": jnp.float32(nats)} | usage_terms(used)
 
     return loss
 
 
-def frequencies(quantizer: Quantizer, codes: Array, weight: Array) -> Array:
-    """How often each code of a batch [B, h, w, *depth] is used: [*depth, K]."""
-    if not quantizer.depth:
-        return quantizers.frequencies(codes, weight, quantizer.num_codes)
-    each = lambda codes: quantizers.frequencies(codes, weight, quantizer.num_codes)
-    return jax.vmap(each)(jnp.moveaxis(codes, -1, 0))
+def usage_terms(used: Any) -> Terms:
+    """Perplexities and the shares of codes in use, from a pytree of frequencies [K].
 
-
-def usage_terms(used: Sequence[Array]) -> Terms:
-    """Perplexity and usage of each level, from frequencies [*depth, K].
-
-    They have the level's number in their names if there are several, 1 for the coarsest. Of several
-    codes at a position the mean is taken.
+    If there are several arrays of codes, they have numbers, 1 for the coarsest level.
     """
-    terms = {}
-    for number, each in enumerate(used, 1):
-        name = f"_{number}" if len(used) > 1 else ""
-        terms[f"perplexity{name}"] = quantizers.perplexity(each).mean()
-        terms[f"usage{name}"] = jnp.mean(each > 0)
-    return terms
+    leaves = jax.tree.leaves(used)
+    names = [f"_{number}" for number in range(1, len(leaves) + 1)] if len(leaves) > 1 else [""]
+    perplexities = {
+        f"perplexity{n}": quantizers.perplexity(a) for n, a in zip(names, leaves, strict=True)
+    }
+    shares = {f"usage{n}": jnp.mean(a > 0) for n, a in zip(names, leaves, strict=True)}
+    return perplexities | shares
 
 
 def codebook_loss(model: Codebook) -> BatchLoss:
@@ -240,6 +234,7 @@ def codebook_answers(model: Codebook) -> Model:
     first = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
     like = jax.eval_shape(lambda params: coded(model, params, jnp.zeros(model.shape))[1], first)
     shapes = [level.quantized.vectors.shape for level in like]
+    sizes = num_codes(model)
     ends = [sum(map(math.prod, shapes[: i + 1])) for i in range(len(shapes))]
 
     def flat(vectors: Sequence[Array]) -> Array:
@@ -248,7 +243,7 @@ def codebook_answers(model: Codebook) -> Model:
     def codes(params: Params, x: Array) -> tuple[Array, ...]:
         return tuple(level.quantized.codes for level in coded(model, params, x)[1])
 
-    def decode_codes(params: Params, codes: Sequence[Array], condition: Any = None) -> Any:
+    def decode_codes(params: Params, codes: Sequence[Any], condition: Any = None) -> Any:
         return decoded(model, params, vectors_of(model, params, codes))
 
     def encode(params: Params, x: Array) -> Point:
@@ -259,17 +254,20 @@ def codebook_answers(model: Codebook) -> Model:
         return decoded(model, params, parts)
 
     def draw(params: Params, key: Array, condition: Any = None) -> Array:
-        drawn = [
-            jax.random.randint(key, each.quantized.codes.shape, 0, level.quantizer.num_codes)
-            for key, level, each in zip(
-                jax.random.split(key, len(like)), model.levels, like, strict=True
-            )
-        ]
+        shapes = tuple(level.quantized.codes for level in like)
+        leaves, structure = jax.tree.flatten(shapes)
+        keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+        drawn = jax.tree.map(
+            lambda key, size, each: jax.random.randint(key, each.shape, 0, size),
+            keys,
+            sizes,
+            shapes,
+        )
         return flat(vectors_of(model, params, drawn))
 
     def terms(params: Params, key: Array, x: Array, num_samples: int) -> Terms:
         p, made = coded(model, params, x)
-        nats = code_nats(model, [level.quantized.codes for level in made])
+        nats = quantizers.uniform_nats(sizes, tuple(level.quantized.codes for level in made))
         return {"reconstruction": log_prob_of(p, x), "kl": jnp.float32(nats)}
 
     def log_weights(params: Params, key: Array, x: Array, num_samples: int) -> Array:
@@ -285,5 +283,5 @@ def codebook_answers(model: Codebook) -> Model:
         log_weights=log_weights,
         codes=codes,
         decode_codes=decode_codes,
-        num_codes=tuple(level.quantizer.num_codes for level in model.levels),
+        num_codes=sizes,
     )
