@@ -5,6 +5,7 @@ The faults are those that published codes have.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def test_gradients_pass_straight_through(name: str) -> None:
 
 # Codebooks that follow their codes
 
+FAR = np.concatenate([BOOK[:2], BOOK[2:] + 50])  # three codes that nothing is near to
 REVIVALS = {
     "none": codebooks.no_revival(),
     "split": codebooks.split_most_used(0.4),
@@ -95,110 +97,115 @@ REVIVALS = {
 }
 
 
-def game(
-    loss: Callable[..., Any],
-    revival: codebooks.Revival = REVIVALS["none"],
-    book: np.ndarray = BOOK,
-    decay: float = 0.9,
-    start: Callable[..., Any] = codebooks.started,
-) -> training.Algorithm:
-    """A codebook that follows the vectors of a set."""
-    player = training.Player(
-        lambda params, keys, z, weight, step, axis: (
-            loss(params["book"], keys, z, weight, axis),
+def of_one_device(*args: Any) -> Any:
+    """The fault: statistics that are not summed over devices."""
+    return codebooks.statistics(*args[:-1], None)
+
+
+def without_counts(book: Any, revival: codebooks.Revival) -> Any:
+    """The fault of most ports, N = 0 with S = e at the start."""
+    return {"count": jnp.zeros(len(book)), "sum": book}
+
+
+# Codebooks of one game: loss, revival, start, vectors at the start.
+CODEBOOKS: dict[str, tuple[Any, ...]] = {
+    "near": (codebooks.statistics, "none", codebooks.started, BOOK),
+    **{name: (codebooks.statistics, name, codebooks.started, FAR) for name in REVIVALS},
+    "of one device": (of_one_device, "none", codebooks.started, BOOK),
+    "without counts": (codebooks.statistics, "none", without_counts, FAR),
+}
+
+
+@functools.cache
+def game() -> training.Algorithm:
+    """All codebooks, which follow the same vectors."""
+
+    def player(name: str) -> training.Player:
+        loss, revival, *_ = CODEBOOKS[name]
+        of_batch = lambda params, keys, z, weight, step, axis_name: (
+            loss(params[name], keys, z, weight, axis_name),
             {},
-        ),
-        codebooks.averaging(decay, revival),
-    )
-    init = lambda key, x: {"book": start(jnp.asarray(book), revival)}
-    return training.players(init, {"book": player})
+        )
+        return training.Player(of_batch, codebooks.averaging(0.8, REVIVALS[revival]))
+
+    def init(key: Any, x: Any) -> Any:
+        rows = CODEBOOKS.items()
+        return {name: start(jnp.asarray(e), REVIVALS[r]) for name, (_, r, start, e) in rows}
+
+    return training.players(init, {name: player(name) for name in CODEBOOKS})
 
 
-def averages(
-    algorithm: training.Algorithm, devices: int = 1, steps: int = 6, rows: Any = ROWS
-) -> Any:
-    """The averages after some steps, on batches of all rows."""
+@functools.cache
+def averages(devices: int = 1, steps: int = 12) -> Any:
+    """The averages of all codebooks after some steps, on batches of all rows."""
     state = training.fit(
-        algorithm,
-        rows,
+        game(),
+        ROWS,
         num_steps=steps,
-        batch_size=len(rows),
+        batch_size=len(ROWS),
         devices=jax.local_devices()[:devices],
     )
-    return jax.tree.map(np.asarray, state.params["book"])
+    return jax.tree.map(np.asarray, state.params)
+
+
+def vectors(name: str, steps: int = 12) -> np.ndarray:
+    return np.asarray(codebooks.vectors_of(averages(steps=steps)[name]))
 
 
 def test_averages_are_their_recursion() -> None:
     """N <- g N + (1 - g) n and S <- g S + (1 - g) s in float64, with codes from S / N."""
     count, total = np.full(5, 0.2), BOOK.astype(np.float64) / 5
     flat = ROWS.reshape(-1, 2).astype(np.float64)
-    for _ in range(6):
+    for _ in range(12):
         chosen = np.eye(5)[hand_codes(flat, total / count[:, None])] / len(flat)
-        count, total = 0.9 * count + 0.1 * chosen.sum(0), 0.9 * total + 0.1 * chosen.T @ flat
-    params = averages(game(codebooks.statistics))
+        count, total = 0.8 * count + 0.2 * chosen.sum(0), 0.8 * total + 0.2 * chosen.T @ flat
+    params = averages()["near"]
     np.testing.assert_allclose(params["count"], count, rtol=1e-5)
     np.testing.assert_allclose(params["sum"], total, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(codebooks.vectors_of(params), total / count[:, None], rtol=1e-4)
+    np.testing.assert_allclose(vectors("near"), total / count[:, None], rtol=1e-4)
 
 
 def test_averages_end_at_the_means_of_kmeans() -> None:
     """Another iteration of k-means leaves the vectors where they are."""
-    book = np.asarray(codebooks.vectors_of(averages(game(codebooks.statistics), steps=300)))
+    book = vectors("near", 300)
     means = KMeans(5, init=book, n_init=1, max_iter=1).fit(ROWS.reshape(-1, 2)).cluster_centers_
     np.testing.assert_allclose(book, means, atol=1e-4)
     assert np.abs(book - BOOK).max() > 0.1
 
 
-FAR = np.concatenate([BOOK[:2], BOOK[2:] + 50])  # three codes that nothing is near to
-
-
-def check_devices(loss: Callable[..., Any], revival: codebooks.Revival) -> None:
+def check_devices(name: str) -> None:
     """Eleven examples on one device, and on two and four with padding: the same averages."""
-    one, *others = (averages(game(loss, revival, FAR, 0.5), n) for n in (1, 2, 4))
-    for other in others:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other
-        )
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for devices in (2, 4):
+        jax.tree.map(same, averages()[name], averages(devices)[name])
 
 
-@pytest.mark.parametrize("name", REVIVALS)
+@pytest.mark.parametrize("name", ["near", *REVIVALS])
 def test_statistics_are_of_all_devices(name: str) -> None:
-    check_devices(codebooks.statistics, REVIVALS[name])
+    check_devices(name)
 
 
 def test_statistics_of_one_device_are_caught() -> None:
-    alone = lambda params, keys, z, weight, axis: codebooks.statistics(
-        params, keys, z, weight, None
-    )
     with pytest.raises(AssertionError):
-        check_devices(alone, REVIVALS["none"])
+        check_devices("of one device")
 
 
-def check_idle(start: Callable[..., Any]) -> None:
+def check_idle(name: str) -> None:
     """Codes that are not used stay where they are."""
-    params = averages(game(codebooks.statistics, book=FAR, start=start), steps=1)
-    np.testing.assert_allclose(codebooks.vectors_of(params)[2:], FAR[2:], rtol=1e-3)
+    np.testing.assert_allclose(vectors(name)[2:], FAR[2:], rtol=1e-3)
 
 
 def test_a_start_without_counts_is_caught() -> None:
-    """N = 0 with S = e, as most ports have it, moves an idle code to .9 e / eps."""
-    check_idle(codebooks.started)
-
-    def without_counts(book: Any, revival: Any) -> Any:
-        return {"count": jnp.zeros(len(book)), "sum": book}
-
+    """It moves an idle code from e to e / eps."""
+    check_idle("none")
     with pytest.raises(AssertionError):
-        check_idle(without_counts)
+        check_idle("without counts")
 
 
-@pytest.mark.parametrize("name", ["split", "begin_anew"])
+@pytest.mark.parametrize("name", REVIVALS)
 def test_dead_codes_are_used_again(name: str) -> None:
-    used = {}
-    for each in ("none", name):
-        params = averages(game(codebooks.statistics, REVIVALS[each], FAR, 0.5), steps=12)
-        book = np.asarray(codebooks.vectors_of(params))
-        used[each] = len(np.unique(hand_codes(ROWS, book)))
-    assert used == {"none": 2, name: 5}
+    used = np.unique(hand_codes(ROWS, vectors(name)))
+    assert len(used) == (2 if name == "none" else 5)
 
 
 def test_a_split_keeps_the_sums() -> None:
