@@ -20,8 +20,15 @@ from scipy.special import logsumexp
 from scipy.stats import entropy
 from sklearn.cluster import KMeans
 
-from jaxvae import codebooks, evaluation, families, quantizers, training
-from jaxvae.families import Data
+from jaxvae import (
+    codebooks,
+    evaluation,
+    families,
+    likelihoods,
+    networks,
+    quantizers,
+    training,
+)
 from jaxvae.models import codebook
 
 KEY = jax.random.key(0)
@@ -288,30 +295,53 @@ def test_usage_is_of_weighted_frequencies() -> None:
     assert float(quantizers.perplexity(jnp.full(9, 1 / 9))) == pytest.approx(9)
 
 
-# Whole models
+# Whole models, of two levels with one and four positions
 
-TWO_LEVELS = {
-    **{"top_hidden": (3,), "hidden": (2,), "latent": 2, "blocks": 1, "block_hidden": 2},
-    **{"codebook_size": 2},
-}
 SHAPE = (4, 4, 1)
 X = RANDOM.integers(0, 4, (11, *SHAPE)).astype(np.float32) / 3
 
 
-def model_of(preset: str, **named: Any) -> tuple[families.Built, codebook.Codebook]:
-    data = Data("toy", SHAPE, "float32", 4, "none", len(X))
-    family = families.FAMILIES["codebook"]
-    config = families.preset(preset, **{"optimizer": "sgd", "schedule": "constant", **named})
-    built = family.build(config, data)
-    return built, built.source
+def pooled(width: int) -> networks.Network:
+    """Halves height and width: a layer of patches of 2 x 2."""
+
+    def apply(params: Any, x: Any) -> Any:
+        h, w, channels = x.shape
+        patches = x.reshape(h // 2, 2, w // 2, 2, channels).swapaxes(1, 2)
+        return jnp.tanh(patches.reshape(h // 2, w // 2, -1) @ params)
+
+    init = lambda key, x: jax.random.normal(key, (4 * x.shape[-1], width))
+    return networks.Network(init, apply)
+
+
+def spread(channels: int) -> networks.Network:
+    """Doubles height and width."""
+
+    def apply(params: Any, x: Any) -> Any:
+        h, w, _ = x.shape
+        patches = (x @ params).reshape(h, w, 2, 2, channels).swapaxes(1, 2)
+        return patches.reshape(2 * h, 2 * w, channels)
+
+    init = lambda key, x: jax.random.normal(key, (x.shape[-1], 4 * channels))
+    return networks.Network(init, apply)
+
+
+def affine(output: int) -> networks.Network:
+    init = lambda key, x: jax.random.normal(key, (x.shape[-1], output))
+    return networks.Network(init, lambda params, x: x @ params)
+
+
+def of_levels(quantizer: Callable[..., quantizers.Quantizer], **settings: Any) -> codebook.Codebook:
+    """An autoencoder of two levels."""
+    level = codebook.Level(pooled(3), affine(2), spread(2), quantizer(2, **settings))
+    return codebook.Codebook((level, level), likelihoods.discretized_logistic(4), SHAPE)
 
 
 def test_the_bound_is_below_the_evidence_of_all_codes() -> None:
-    """Two levels, of one position and of four: all 32 codes are summed."""
-    answers = model_of("vq-vae-2", **TWO_LEVELS)[0].model
+    """All 32 codes are summed."""
+    model = of_levels(quantizers.nearest, codebook_size=2)
+    answers = codebook.codebook_answers(model)
     params = answers.init(KEY, X[0])
-    like = answers.codes(params, X[0])
-    assert [each.shape for each in like] == [(1, 1), (2, 2)]
+    assert [each.shape for each in answers.codes(params, X[0])] == [(1, 1), (2, 2)]
     every = np.array(list(itertools.product(range(2), repeat=5)))
     codes = (every[:, :1].reshape(-1, 1, 1), every[:, 1:].reshape(-1, 2, 2))
 
@@ -332,11 +362,11 @@ def test_the_bound_is_below_the_evidence_of_all_codes() -> None:
     assert np.all(bound < evidence)
 
 
-def terms_of(built: families.Built, devices: int) -> dict[str, Any]:
+def terms_of(algorithm: training.Algorithm, devices: int) -> dict[str, Any]:
     """The terms of the second step."""
     reports: list[dict[str, Any]] = []
     training.fit(
-        built.algorithm,
+        algorithm,
         X,
         num_steps=2,
         batch_size=11,
@@ -344,58 +374,62 @@ def terms_of(built: families.Built, devices: int) -> dict[str, Any]:
         report=lambda step, report: reports.append(report),
         report_every=1,
     )
-    return {n: v for n, v in reports[1].items() if n != "images_per_second"}
+    return {name.rpartition("/")[2]: value for name, value in reports[1].items()}
 
 
-@pytest.mark.parametrize("preset", ["vq-vae-2", "lfq"])
-def test_terms_are_of_the_global_batch(preset: str) -> None:
+QUANTIZERS = {
+    "moving_average": of_levels(quantizers.moving_average, codebook_size=8),
+    "lookup_free": of_levels(quantizers.lookup_free),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_terms_are_of_the_global_batch(name: str) -> None:
     """Perplexities and the entropy of all codes, on one device and on four."""
-    settings = {n: v for n, v in TWO_LEVELS.items() if preset != "lfq" or n != "codebook_size"}
-    built, _ = model_of(preset, **settings, learning_rate=1e-3)
-    one, four = (terms_of(built, devices) for devices in (1, 4))
-    assert one.keys() == four.keys()
-    assert {n.rpartition("/")[2] for n in one} >= {"perplexity_1", "perplexity_2", "usage_2", "kl"}
-    for name, value in one.items():
-        assert value == pytest.approx(four[name], rel=1e-4, abs=1e-5), name
+    config = families.preset("vq-vae", optimizer="sgd", learning_rate=1e-3)
+    algorithm = families.codebook.algorithm_of(config, QUANTIZERS[name])
+    one, four = (terms_of(algorithm, devices) for devices in (1, 4))
+    assert one.keys() >= {"perplexity_1", "perplexity_2", "usage_2", "kl", "code_loss"}
+    for term in one.keys() - {"images_per_second"}:
+        assert one[term] == pytest.approx(four[term], rel=1e-4, abs=1e-5), term
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "moving_average"])
-def test_each_gradient_has_its_source(quantizer: str) -> None:
+@pytest.mark.parametrize("quantizer", [quantizers.nearest, quantizers.moving_average])
+def test_each_gradient_has_its_source(quantizer: Any) -> None:
     """Codebooks learn from their own term alone; followed ones have none in the model's loss."""
-    settings = TWO_LEVELS | {"codebook_size": 4, "quantizer": quantizer}
-    _, model = model_of("vq-vae-2", **settings)
-    params = codebook.init(model, KEY)
+    model = of_levels(quantizer, codebook_size=4)
+    params = jax.jit(lambda key: codebook.init(model, key))(KEY)
 
-    def gradient(of: Callable[..., Any]) -> Any:
-        def mean(params: Any) -> Any:
-            return jax.vmap(lambda x: of(*codebook.coded(model, params, x), x))(X).mean()
+    def mean(of: Callable[..., Any]) -> Callable[[Any], Any]:
+        return lambda params: jax.vmap(lambda x: of(*codebook.coded(model, params, x), x))(X).mean()
 
-        return jax.grad(mean)(params)
+    def code_loss(p: Any, made: Any, x: Any) -> Any:
+        return sum(level.quantized.loss for level in made) * math.prod(SHAPE) / 2
 
-    decoder = gradient(lambda p, made, x: -p.log_prob(x))
-    codes = gradient(lambda p, made, x: sum(level.quantized.loss for level in made) * X[0].size / 2)
-    loss = lambda p: codebook.negative_bound(model)(p, KEYS, X, WEIGHT, 0, None)[0]
-    whole = jax.grad(loss)(params)
-    jax.tree.map(
-        lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-3, atol=1e-4),
-        decoder,
-        codes,
-        whole,
+    losses = (
+        mean(lambda p, made, x: -p.log_prob(x)),
+        mean(code_loss),
+        lambda params: codebook.negative_bound(model)(params, KEYS, X, WEIGHT, 0, None)[0],
     )
+    decoder, codes, whole = jax.jit(lambda params: [jax.grad(loss)(params) for loss in losses])(
+        params
+    )
+    same = lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-3, atol=1e-4)
+    jax.tree.map(same, decoder, codes, whole)
     moves = lambda tree: any(np.any(leaf) for leaf in jax.tree.leaves(tree))
     assert not moves(decoder["quantizers"])
-    assert moves(codes["quantizers"]) == (quantizer == "nearest")
+    assert moves(codes["quantizers"]) == (quantizer is quantizers.nearest)
     assert moves(decoder["levels"][0]["down"]) and moves(codes["levels"][0]["down"])
     assert not moves(codes["levels"][1]["up"])  # the decoder of x
 
 
 def test_usage_of_a_split_is_counted() -> None:
-    built, _ = model_of("vq-vae-2", **TWO_LEVELS)
-    params = built.model.init(KEY, X[0])
-    found = evaluation.code_usage(built.model, params, KEY, X, batch_size=4)
-    codes = jax.vmap(lambda x: built.model.codes(params, x))(X)
+    answers = codebook.codebook_answers(QUANTIZERS["lookup_free"])
+    params = answers.init(KEY, X[0])
+    found = evaluation.code_usage(answers, params, KEY, X, batch_size=4)
+    codes = jax.vmap(lambda x: answers.codes(params, x))(X)
     for usage, each in zip(found, codes, strict=True):
-        counts = np.bincount(np.asarray(each).ravel(), minlength=2)
-        assert (usage.num_codes, usage.positions) == (2, each[0].size)
+        counts = np.bincount(np.asarray(each).ravel(), minlength=4)
+        assert (usage.num_codes, usage.positions) == (4, each[0].size)
         assert usage.usage == np.mean(counts > 0)
         assert usage.perplexity == pytest.approx(np.exp(entropy(counts)), rel=1e-5)
