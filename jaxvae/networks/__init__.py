@@ -17,6 +17,7 @@ from jaxvae.networks.contract import (
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
 from jaxvae.networks.dense import mlp
+from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
@@ -34,6 +35,8 @@ __all__ = [
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
+    "feature_decoder",
+    "feature_encoder",
     "from_linen",
     "from_nnx",
     "in_training",
@@ -41,6 +44,7 @@ __all__ = [
     "mlp_pair",
     "of_input",
     "on_slice",
+    "pointwise",
     "renamed",
     "residual_decoder",
     "residual_encoder",
