@@ -31,8 +31,7 @@ def networks_of(
       likelihood: says how many numbers the decoder gives for each channel.
       shape: the shape of x.
     """
-    output = (*shape[:-1], shape[-1] * likelihood.size)
-    pair = config.network(size=posterior.size, output=output)
+    pair = config.network(size=posterior.size, output=likelihood.outputs(shape))
     encoder, decoder = (networks.with_precision(each, config.precision) for each in pair)
     return networks.scaled_input(encoder, data.input_scale), decoder
 
