@@ -209,9 +209,8 @@ def pixel_logistic_mixture(levels: int, pixel_components: Count = 10) -> Likelih
             logits[..., 0, :], loc, jnp.maximum(log_scale, -7.0), jnp.tanh(slopes), levels
         )
 
-    return Likelihood(
-        0, make, ("scale",), True, per_pixel=lambda channels: pixel_components * sum(parts(channels))
-    )
+    numbers = lambda channels: pixel_components * sum(parts(channels))
+    return Likelihood(0, make, ("scale",), True, per_pixel=numbers)
 
 
 def categorical(levels: int) -> Likelihood:

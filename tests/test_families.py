@@ -25,6 +25,13 @@ OWN: dict[str, dict[str, Any]] = {
     "vampprior": {"components": 4},
     "wae-gan": {"critic_hidden": (8,)},
     "factor-vae": {"critic_hidden": (8,)},
+    "ladder": {"hidden": (8, 6)},
+    "vdvae-small": {"blocks": (1, 1)},
+    "nvae-small": {"blocks": (1, 2), "kl_warmup_steps": 5},
+    **{
+        name: {"dataset": "digits", "layout": "pyramid", "blocks": (1, 1), "warmup_steps": 0}
+        for name in ("vdvae-cifar10", "vdvae-imagenet64")
+    },
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow

@@ -126,11 +126,15 @@ def _algorithm(
             accumulate=config.accumulate,
             virtual_shards=config.virtual_shards,
             ema_decay=config.ema_decay,
+            skip_norm=config.skip_norm,
         )
     optimizers = {"model": optimizer, "critic": penalty.optimizer}
     losses = models.adversarial_losses(loss, model, penalty.adversary)
     init = models.adversarial_init(vae, penalty.adversary)
     players = {name: training.Player(losses[name], optimizers[name]) for name in losses}
     return training.players(
-        lambda key, example: init(key, clean(example)), players, config.ema_decay
+        lambda key, example: init(key, clean(example)),
+        players,
+        config.ema_decay,
+        skip_norm=config.skip_norm,
     )

@@ -39,6 +39,9 @@ class Model(NamedTuple):
     # (params, example, z) -> log p(x, z)
     log_joint: Callable[[Params, Any, Any], Array] | None = None
     parts: Callable[[Any], tuple[Any, Any]] = _whole  # example -> (x, condition)
+    # (params, example, l) -> p(x|z), z at means: the first l layers of q's, the others of p's
+    partly: Callable[[Params, Any, Any], Any] | None = None
+    layers: int = 1  # of z
 
 
 @functools.lru_cache(maxsize=64)
