@@ -11,7 +11,14 @@ from jaxvae.models.conditional import (
     cvae,
     gaussian_stochastic,
 )
-from jaxvae.models.hierarchy import Bound, Layers, hierarchy, negative_terms, with_layer_costs
+from jaxvae.models.hierarchy import (
+    Bound,
+    Layers,
+    bound,
+    hierarchy,
+    negative_terms,
+    with_layer_costs,
+)
 from jaxvae.models.objectives import (
     Adversary,
     Codes,
@@ -62,6 +69,7 @@ __all__ = [
     "adversarial_init",
     "adversarial_losses",
     "answers",
+    "bound",
     "code_penalty",
     "codes",
     "condition_on",

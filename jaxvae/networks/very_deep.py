@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxvae import kernels
@@ -21,17 +22,55 @@ Array = jax.Array
 LARGEST_BIAS = 64  # the resolution up to which a level of the decoder has a learned bias
 
 
-# Parts of one image [H, W, C]
+# Parameters
 
 
-def _init_conv(
-    key: Array, taps: int, inputs: int, outputs: int, factor: float = 1.0
-) -> dict[str, Array]:
-    """Weights uniform within 1 / sqrt(inputs of a place), as PyTorch draws them, and bias 0."""
+class _Weights(NamedTuple):
+    """Parameters before they are drawn: uniform within ``limit`` of ``center``."""
+
+    shape: tuple[int, ...]
+    limit: float = 0.0
+    center: float = 0.0
+
+
+def _drawn(key: Array, tree: Any) -> Any:
+    """A tree of ``_Weights``, drawn at once: a draw for each would take seconds to compile."""
+    weights, structure = jax.tree.flatten(tree, is_leaf=lambda node: isinstance(node, _Weights))
+    ends = np.cumsum([math.prod(each.shape) if each.limit else 0 for each in weights])
+    draws = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-1.0), ends[:-1])
+    values = [
+        each.center + each.limit * draw.reshape(each.shape)
+        if each.limit
+        else jnp.full(each.shape, each.center, jnp.float32)
+        for each, draw in zip(weights, draws, strict=True)
+    ]
+    return jax.tree.unflatten(structure, values)
+
+
+def _conv_weights(
+    blocks: tuple[int, ...], taps: int, inputs: int, outputs: int, factor: float = 1.0
+) -> dict[str, _Weights]:
+    """Kernels within 1 / sqrt(inputs of a place), as PyTorch draws them, and biases of 0."""
     limit = factor / math.sqrt(taps * taps * inputs)
-    shape = (taps, taps, inputs, outputs)
-    kernel = jax.random.uniform(key, shape, minval=-limit, maxval=limit)
-    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+    kernel = _Weights((*blocks, taps, taps, inputs, outputs), limit)
+    return {"kernel": kernel, "bias": _Weights((*blocks, outputs))}
+
+
+def _bottleneck_weights(
+    blocks: tuple[int, ...], size: Size, widths: tuple[int, int, int], last: float = 1.0
+) -> dict[str, Any]:
+    """Weights for inputs, middle and outputs; ``last`` scales those of c4."""
+    taps = 3 if min(size) > 2 else 1
+    inputs, middle, outputs = widths
+    return {
+        "c1": _conv_weights(blocks, 1, inputs, middle),
+        "c2": _conv_weights(blocks, taps, middle, middle),
+        "c3": _conv_weights(blocks, taps, middle, middle),
+        "c4": _conv_weights(blocks, 1, middle, outputs, last),
+    }
+
+
+# Parts of one image [H, W, C]
 
 
 def _conv(params: dict[str, Array], x: Array) -> Array:
@@ -42,21 +81,6 @@ def _conv(params: dict[str, Array], x: Array) -> Array:
     numbers = ("NHWC", "HWIO", "NHWC")
     y = kernels.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers)
     return y[0] + bias
-
-
-def _init_bottleneck(
-    key: Array, size: Size, widths: tuple[int, int, int], last: float = 1.0
-) -> dict[str, Any]:
-    """Weights for inputs, middle and outputs; ``last`` scales those of c4."""
-    taps = 3 if min(size) > 2 else 1
-    inputs, middle, outputs = widths
-    keys = jax.random.split(key, 4)
-    return {
-        "c1": _init_conv(keys[0], 1, inputs, middle),
-        "c2": _init_conv(keys[1], taps, middle, middle),
-        "c3": _init_conv(keys[2], taps, middle, middle),
-        "c4": _init_conv(keys[3], 1, middle, outputs, last),
-    }
 
 
 def _pooled(x: Array, factors: Size) -> Array:
@@ -99,48 +123,41 @@ class _Network(NamedTuple):
 
     def init(self, key: Array, x: Array) -> Any:
         """All parameters; ``x`` is an image."""
-        keys = jax.random.split(key, 4)
         stages, levels = self.layout
         last = self.widths[levels[-1].size]
-        return {
-            "input": _init_conv(keys[0], 3, x.shape[-1], self.widths[stages[0].size]),
-            "encoder": self._each(keys[1], stages, self._init_stage),
-            "decoder": self._each(keys[2], levels, self._init_level),
-            "gain": jnp.ones(last),
-            "bias": jnp.zeros(last),
-            "output": _init_conv(keys[3], 1, last, self.output[-1]),
+        weights = {
+            "input": _conv_weights((), 3, x.shape[-1], self.widths[stages[0].size]),
+            "encoder": {_named(stage.size): self._of_stage(stage) for stage in stages},
+            "decoder": {_named(level.size): self._of_level(level) for level in levels},
+            "gain": _Weights((last,), center=1.0),
+            "bias": _Weights((last,)),
+            "output": _conv_weights((), 1, last, self.output[-1]),
         }
+        return _drawn(key, weights)
 
-    def _each(self, key: Array, parts: Sequence[Any], init: Callable) -> dict[str, Any]:
-        keys = jax.random.split(key, len(parts))
-        return {_named(part.size): init(k, part) for k, part in zip(keys, parts, strict=True)}
-
-    def _init_stage(self, key: Array, stage: Stage) -> dict[str, Any]:
+    def _of_stage(self, stage: Stage) -> dict[str, Any]:
         width = self.widths[stage.size]
-        blocks = sum(s.blocks + (s.pool is not None) for s in self.layout.stages)
-        shape = (width, width // 4, width)
-        one = lambda key: _init_bottleneck(key, stage.size, shape, blocks**-0.5)
-        key_blocks, key_pool = jax.random.split(key)
-        params = {"blocks": jax.vmap(one)(jax.random.split(key_blocks, stage.blocks))}
-        return params | ({"pool": one(key_pool)} if stage.pool else {})
+        depth = sum(s.blocks + (s.pool is not None) for s in self.layout.stages)
+        of = lambda blocks: _bottleneck_weights(
+            blocks, stage.size, (width, width // 4, width), depth**-0.5
+        )
+        return {"blocks": of((stage.blocks,))} | ({"pool": of(())} if stage.pool else {})
 
-    def _init_level(self, key: Array, level: Level) -> dict[str, Any]:
-        one = lambda key: self._init_block(key, level.size)
-        params = {"blocks": jax.vmap(one)(jax.random.split(key, level.blocks))}
-        if max(level.size) > LARGEST_BIAS:
-            return params
-        return params | {"bias": jnp.zeros((*level.size, self.widths[level.size]))}
-
-    def _init_block(self, key: Array, size: Size) -> dict[str, Any]:
-        width, latent = self.widths[size], self.latent
-        factor, middle = len(self.names) ** -0.5, width // 4
-        keys = jax.random.split(key, 4)
-        return {
-            "posterior": _init_bottleneck(keys[0], size, (2 * width, middle, 2 * latent)),
-            "prior": _init_bottleneck(keys[1], size, (width, middle, 2 * latent + width), 0.0),
-            "latent": _init_conv(keys[2], 1, latent, width, factor),
-            "residual": _init_bottleneck(keys[3], size, (width, middle, width), factor),
+    def _of_level(self, level: Level) -> dict[str, Any]:
+        width, latent, blocks = self.widths[level.size], self.latent, (level.blocks,)
+        middle, factor = width // 4, len(self.names) ** -0.5
+        of = lambda inputs, outputs, last=1.0: _bottleneck_weights(
+            blocks, level.size, (inputs, middle, outputs), last
+        )
+        weights: dict[str, Any] = {
+            "posterior": of(2 * width, 2 * latent),
+            "prior": of(width, 2 * latent + width, 0.0),
+            "latent": _conv_weights(blocks, 1, latent, width, factor),
+            "residual": of(width, width, factor),
         }
+        if max(level.size) > LARGEST_BIAS:
+            return {"blocks": weights}
+        return {"blocks": weights, "bias": _Weights((*level.size, width))}
 
     @property
     def names(self) -> tuple[str, ...]:
