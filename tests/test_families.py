@@ -30,6 +30,13 @@ OWN: dict[str, dict[str, Any]] = {
     "rq-vae": {"codebook_size": 8, "quantizers": 2, "blocks": 0},
     "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
     "lfq": {"blocks": 0},
+    "ladder": {"hidden": (8, 6)},
+    "vdvae-small": {"blocks": (1, 1)},
+    "nvae-small": {"blocks": (1, 2), "kl_warmup_steps": 5},
+    **{
+        name: {"dataset": "digits", "layout": "pyramid", "blocks": (1, 1), "warmup_steps": 0}
+        for name in ("vdvae-cifar10", "vdvae-imagenet64")
+    },
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow

@@ -16,6 +16,7 @@ import difflib
 from typing import Any
 
 from jaxvae.families import autoencoder, codebook, conditional, discrete, flat
+from jaxvae.families import autoencoder, conditional, discrete, flat, hierarchy
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
 from jaxvae.settings import changed
 
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
     "conditional": conditional.FAMILY,
     "predictor": conditional.PREDICTOR,
     "codebook": codebook.FAMILY,
+    "hierarchy": hierarchy.FAMILY,
 }
 
 

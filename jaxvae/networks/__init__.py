@@ -18,20 +18,29 @@ from jaxvae.networks.contract import (
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
 from jaxvae.networks.dense import mlp
 from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
+from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
+from jaxvae.networks.layouts import LAYOUTS, Layout
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
+from jaxvae.networks.very_deep import very_deep
 
 __all__ = [
     "ACTIVATIONS",
+    "LAYOUTS",
     "PAIRS",
     "PRECISIONS",
     "Activation",
     "ActivationName",
+    "Layer",
+    "Layout",
     "Network",
     "Pair",
     "Precision",
+    "TopDown",
+    "absolute",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
@@ -39,17 +48,22 @@ __all__ = [
     "feature_encoder",
     "from_linen",
     "from_nnx",
+    "halved",
     "in_training",
+    "ladder",
+    "merged",
     "mlp",
     "mlp_pair",
     "of_input",
     "on_slice",
     "pointwise",
     "renamed",
+    "residual",
     "residual_decoder",
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "very_deep",
     "with_precision",
     "wrapped",
 ]

@@ -243,7 +243,8 @@ def _from_prior(
             raise ValueError("this model's prior has no density: --temperature must be 1")
         return jax.vmap(lambda k: model.draw(params, k))(jax.random.split(key_z, num))
     if conditions is None:
-        return distributions.tempered(model.prior(params), temperature).sample(key_z, (num,))
+        prior = lambda params: distributions.tempered(model.prior(params), temperature)
+        return jax.jit(lambda params: prior(params).sample(key_z, (num,)))(params)
     draw = lambda k, y: distributions.tempered(model.prior(params, y), temperature).sample(k)
     return jax.jit(jax.vmap(draw))(jax.random.split(key_z, num), conditions)
 

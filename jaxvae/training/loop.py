@@ -335,6 +335,12 @@ class _Pace:
             self.wish = int(max(min(self.most, 16 * agreed, self.seconds / a_step), 1))
 
 
+def _above(metrics: dict[str, np.ndarray], i: int) -> str:
+    """What is said of a step that was skipped though all of its metrics are finite."""
+    norms = [values[i] for term, values in metrics.items() if term.endswith("gradient_norm")]
+    return f"a gradient of norm {max(norms, default=np.nan):.4g}, above skip_norm, which may be low"
+
+
 def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limit: int) -> Any:
     """Returns the first step of the present row of skipped updates, with the term at fault.
 
@@ -347,10 +353,13 @@ def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limi
             terms = [
                 term for term in metrics if term != "skipped" and not np.isfinite(metrics[term][i])
             ]
-            first_bad = step, " and ".join(terms) or "an update"
+            first_bad = (
+                step,
+                " and ".join(terms) + " not finite" if terms else _above(metrics, int(i)),
+            )
         if skipped[i] >= limit:
             raise NotFiniteError(
-                f"step {first_bad[0]}: {first_bad[1]} not finite. {limit} updates in a row were "
+                f"step {first_bad[0]}: {first_bad[1]}. {limit} updates in a row were "
                 "skipped, and the parameters are those from before. Lower the learning rate, clip "
                 "the gradient's norm, or look for values that are not finite in the data."
             )
