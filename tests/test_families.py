@@ -25,6 +25,9 @@ OWN: dict[str, dict[str, Any]] = {
     "vampprior": {"components": 4},
     "wae-gan": {"critic_hidden": (8,)},
     "factor-vae": {"critic_hidden": (8,)},
+    "vae-gan": {"critic_hidden": (8,)},
+    "cvae-gan": {"critic_hidden": (8,)},
+    "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow

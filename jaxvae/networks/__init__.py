@@ -16,6 +16,13 @@ from jaxvae.networks.contract import (
     wrapped,
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
+from jaxvae.networks.critics import (
+    CRITICS,
+    Judgement,
+    convolutional_critic,
+    leaky_relu,
+    mlp_critic,
+)
 from jaxvae.networks.dense import mlp
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
@@ -24,20 +31,25 @@ from jaxvae.networks.residual import residual_decoder, residual_encoder
 
 __all__ = [
     "ACTIVATIONS",
+    "CRITICS",
     "PAIRS",
     "PRECISIONS",
     "Activation",
     "ActivationName",
+    "Judgement",
     "Network",
     "Pair",
     "Precision",
+    "convolutional_critic",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
     "from_linen",
     "from_nnx",
     "in_training",
+    "leaky_relu",
     "mlp",
+    "mlp_critic",
     "mlp_pair",
     "of_input",
     "on_slice",
