@@ -195,7 +195,7 @@ _GAN: dict[str, Any] = {
 PRESETS = {
     "vae-gan": (
         "reconstructions compared in a critic's hidden layer (Larsen et al. 2016)",
-        changed(Config(), **_GAN),
+        changed(Config(), **_GAN, similarity_weight=30.0, critic_weight=30.0),
     ),
 }
 CONDITIONAL_PRESETS = {
