@@ -51,10 +51,10 @@ def conditional() -> models.CVAE:
     return models.cvae(*pair, family, LIKELIHOOD, PRIOR)
 
 
-def matching(decay: float = 0.5, **weights: float) -> models.hybrids.Matching:
+def matching(decay: float = 0.5, **weights: float) -> models.MeanMatching:
     judges, groups = {"critic": CRITIC, "classifier": CLASSIFIER}, {"critic": 1, "classifier": 3}
     both = {"critic": 2.0, "classifier": 3.0} | weights
-    return models.mean_matching(conditional(), judges, both, groups, decay)
+    return models.MeanMatching(conditional(), judges, both, groups, decay)
 
 
 @functools.cache

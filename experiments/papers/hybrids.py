@@ -55,6 +55,8 @@ class Options(tables.Options):
     """Network of the critic of images."""
     critic_hidden: tuple[int, ...] = (256, 256)
     """Widths of the critic's hidden layers."""
+    classifier_steps: int = 1000
+    """Training steps of the classifier whose features samples are seen in."""
     pictures: Path | None = None
     """Folder for pictures of samples and reconstructions."""
 
@@ -82,7 +84,9 @@ def classifier_of(options: Options) -> tuple[evaluation.samples.Classifier, Any]
         )
     train = datasets.random_subset(run.train, metrics.FOR_CLASSIFIER)
     x = evaluation.preprocessed_split(run.key, train)
-    classifier = evaluation.samples.classifier_features(x, train.y, run.key)
+    classifier = evaluation.samples.classifier_features(
+        x, train.y, run.key, num_steps=options.classifier_steps
+    )
     seen, classes = classifier.features(x), int(train.y.max()) + 1
     centres = np.stack([seen[train.y == c].mean(0) for c in range(classes)])
     nearest = lambda seen: evaluation.samples.nearest_neighbours(seen, centres).places[:, 0]

@@ -140,7 +140,7 @@ def build_conditional(config: Conditional, data: Data) -> Built:
         "critic": config.critic_means_weight,
         "classifier": config.classifier_means_weight,
     }
-    matching = models.mean_matching(cvae, judges, weights, groups, config.means_decay)
+    matching = models.MeanMatching(cvae, judges, weights, groups, config.means_decay)
     losses = {
         **models.hybrid_losses(cvae, judges, config.weights),
         "classifier": models.classification(cvae, judges["classifier"]),

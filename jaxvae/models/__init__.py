@@ -13,12 +13,12 @@ from jaxvae.models.conditional import (
 )
 from jaxvae.models.hybrids import (
     Judge,
+    MeanMatching,
     Weights,
     classification,
     hybrid_init,
     hybrid_losses,
     joined,
-    mean_matching,
 )
 from jaxvae.models.implicit import (
     CONTRASTS,
@@ -71,6 +71,7 @@ __all__ = [
     "Denoising",
     "Judge",
     "Loss",
+    "MeanMatching",
     "Model",
     "NoiseBasis",
     "Penalty",
@@ -96,7 +97,6 @@ __all__ = [
     "hybrid_init",
     "hybrid_losses",
     "joined",
-    "mean_matching",
     "negative",
     "negative_elbo",
     "negative_reconstruction",

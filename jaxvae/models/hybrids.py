@@ -16,7 +16,7 @@ import optax
 from jax import lax
 
 from jaxvae import divergences
-from jaxvae.contracts import Array, BatchLoss, Loss, Params, Terms
+from jaxvae.contracts import Array, Loss, Params, Terms
 from jaxvae.distributions import log_prob_of
 from jaxvae.networks import Judgement, Network
 
@@ -116,7 +116,7 @@ def hybrid_losses(model: Any, judges: dict[str, Judge], weights: Weights) -> dic
     With one judge, the critic, it is VAE/GAN (arXiv:1512.09300, alg. 1), where 1 / gamma is the
     weight ``critic``. The paper's decoder ascends log s(-c), whose gradient vanishes if the critic
     is certain. With a classifier as second judge it is CVAE-GAN (arXiv:1703.10155), whose decoder
-    also descends ``mean_matching``.
+    also descends ``MeanMatching``.
 
     Args:
       model: a VAE or a CVAE.
@@ -190,87 +190,82 @@ class Centres(NamedTuple):
     decoded: Array
 
 
-class Matching(NamedTuple):
-    """Matching of means: the decoder's loss, and a player that keeps the means."""
-
-    init: Callable[[Players, Any], dict[str, Centres]]  # (params of the judges, x) -> zeros
-    loss: BatchLoss  # of the decoder
-    centring: BatchLoss  # of the player ``centres``, whose optimizer is ``sgd(1 - decay)``
-
-
-def mean_matching(
-    model: Any,
-    judges: dict[str, Judge],
-    weights: dict[str, float],
-    groups: dict[str, int],
-    decay: float,
-) -> Matching:
+class MeanMatching(NamedTuple):
     """sum_j weight_j sum_g |E f_j(x) - E f_j(x_p)|^2 / 2, with f_j a judge's last hidden layer.
 
-    Bao et al. 2017, arXiv:1703.10155, eq. 5 and 7. The means are over all examples for the critic,
-    and over each class g for the classifier. x_p is decoded from a draw of the prior. Means of a
-    batch scatter: between two batches of one distribution the expectation is tr Cov f / B. So the
-    means are moving averages. The gradient is that of the batch's mean of f(x_p).
-
-    Args:
-      model: a CVAE, whose examples have one-hot y.
-      judges: networks by the names of their players.
-      weights: the weight of each judge's term.
-      groups: how many groups each judge has: 1, or the number of classes.
-      decay: decay of the moving averages; 0 takes the means of the batch.
+    Bao et al. 2017, arXiv:1703.10155, sec. 3. The means are over all examples for the critic, and
+    over each class g for the classifier. x_p is decoded from a draw of the prior. Means of a batch
+    scatter: between two batches of one distribution the expectation is tr Cov f / B. So the means
+    are moving averages, which are the parameters of a player ``centres``. The gradient is that of
+    the batch's mean of f(x_p).
     """
 
-    def init(params: Players, x: Array) -> dict[str, Centres]:
+    model: Any  # a CVAE, whose examples have one-hot y
+    judges: dict[str, Judge]  # by the names of their players
+    weights: dict[str, float]  # by judge
+    groups: dict[str, int]  # by judge: 1, or the number of classes
+    decay: float  # of the moving averages; 0 takes the means of the batch
+
+    def init(self, params: Players, x: Array) -> dict[str, Centres]:
+        """The parameters of ``centres``, which are zeros, for the judges' parameters."""
+
         def of_judge(name: str, judge: Judge) -> Centres:
             last = jax.eval_shape(judge.network.apply, params[name], x).layers[-1]
-            zeros = jnp.zeros((groups[name], *last.shape))
+            zeros = jnp.zeros((self.groups[name], *last.shape))
             return Centres(zeros, zeros)
 
-        return {name: of_judge(name, judge) for name, judge in judges.items()}
+        return {name: of_judge(name, judge) for name, judge in self.judges.items()}
 
-    def now(
-        params: Players, keys: Array, examples: Any, weight: Array, axis_name: str | None
+    def of_batch(
+        self, params: Players, keys: Array, examples: Any, weight: Array, axis_name: str | None
     ) -> dict[str, tuple[Centres, Array]]:
-        """The means of the global batch by judge, and which groups are in it, [groups, 1]."""
+        """The means of the global batch by judge, and which groups are in it, [groups, 1].
 
-        def one(key: Array, example: Any) -> dict[str, tuple[Array, ...]]:
-            x, _, drawn = passes(model, params, key, example).images
-            pairs = {n: judged(judge, params[n], (x, drawn)) for n, judge in judges.items()}
-            return {name: tuple(each.layers[-1] for each in pairs[name]) for name in judges}
+        Args:
+          params: the parameters of all players.
+          keys: one for each example, [B].
+          examples: x with one-hot y, [B, ...].
+          weight: the weights of the examples, [B].
+          axis_name: the axis of the devices, or None.
+        """
 
-        features = jax.vmap(one)(keys, examples)
+        def one(key: Array, example: Any) -> dict[str, list[Array]]:
+            x, _, drawn = passes(self.model, params, key, example).images
+            pairs = {n: judged(judge, params[n], (x, drawn)) for n, judge in self.judges.items()}
+            return {name: [each.layers[-1] for each in pair] for name, pair in pairs.items()}
+
         means = {}
-        for name, pair in features.items():
-            member = examples.y if groups[name] > 1 else jnp.ones((len(weight), 1))
-            shares = member * weight[:, None]  # [B, groups]
+        for name, pair in jax.vmap(one)(keys, examples).items():
+            members = examples.y if self.groups[name] > 1 else jnp.ones((len(weight), 1))
+            shares = members * weight[:, None]  # [B, groups]
             totals = [jnp.tensordot(shares, f, (0, 0), precision="float32") for f in pair]
             sums = (totals, shares.sum(0)[:, None])
             totals, count = sums if axis_name is None else lax.psum(sums, axis_name)
-            count = jnp.where(present := count > 0, count, 1.0)
-            means[name] = Centres(*(total / count for total in totals)), present
+            present = count > 0
+            means[name] = Centres(*(t / jnp.where(present, count, 1.0) for t in totals)), present
         return means
 
     def loss(
-        params: Players, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
+        self, params: Players, keys: Array, x: Any, weight: Array, step: Array, axis_name: Any
     ) -> tuple[Array, Terms]:
+        """The decoder's loss, a ``BatchLoss``."""
         params = only(params, "decoder")
         terms = {}
-        for name, (mean, present) in now(params, keys, x, weight, axis_name).items():
-            moved = lambda old, new: decay * old + (1 - decay) * new
+        for name, (mean, present) in self.of_batch(params, keys, x, weight, axis_name).items():
+            moved = lambda old, new: self.decay * old + (1 - self.decay) * new
             centre = jax.tree.map(moved, params["centres"][name], lax.stop_gradient(mean))
             decoded = centre.decoded + mean.decoded - lax.stop_gradient(mean.decoded)
             terms[f"{name}_means"] = half_square(present * centre.real, present * decoded)
-        costs = [weights[name] * terms[f"{name}_means"] for name in judges]
+        costs = [self.weights[name] * terms[f"{name}_means"] for name in self.judges]
         return jnp.stack(costs).sum(), terms
 
     def centring(
-        params: Players, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
+        self, params: Players, keys: Array, x: Any, weight: Array, step: Array, axis_name: Any
     ) -> tuple[Array, Terms]:
+        """The loss of ``centres``, whose averages move where ``sgd(1 - decay)`` descends it."""
         params = only(params, "centres")
         total = jnp.zeros(())
-        for name, (mean, present) in now(params, keys, x, weight, axis_name).items():
+        for name, (mean, present) in self.of_batch(params, keys, x, weight, axis_name).items():
             for old, new in zip(params["centres"][name], mean, strict=True):
                 total += half_square(present * old, present * new)
         return total, {}
-
-    return Matching(init, loss, centring)

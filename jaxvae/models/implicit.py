@@ -31,8 +31,8 @@ START = 2.0  # widths start at e^-2
 class NoiseBasis:
     """z = z_0 + sum_i a_i v_i(e_i), e_i ~ N(0, I): without a density, but with moments.
 
-    Mescheder et al. 2017, sec. 3.3. The functions v_i are the same for all examples, so means and
-    variances of z follow from theirs.
+    This is the authors' encoder for adaptive contrast. The functions v_i are the same for all
+    examples, so means and variances of z follow from theirs.
     """
 
     loc: Array  # z_0 [D]
@@ -112,12 +112,12 @@ class Contrast(NamedTuple):
 
 
 def prior_contrast(q: Any, p: Any, key: Array) -> Contrast:
-    """The prior itself, r = p (sec. 3.1)."""
+    """The prior itself, r = p."""
     return Contrast(lambda z: z, p.sample, lambda z: jnp.zeros(()))
 
 
 def adaptive_contrast(q: NoiseBasis, p: Any, key: Array) -> Contrast:
-    """The Gaussian with the moments of q(z|x), standardized (sec. 3.3).
+    """The Gaussian with the moments of q(z|x), standardized: adaptive contrast.
 
     The critic then has to learn only how q differs from a Gaussian. It sees (z - m) / s beside
     draws of N(0, I).
@@ -195,10 +195,10 @@ class AdversarialBayes(NamedTuple):
             model:  -log p(x|z) + kl (critic T(x, u) + log r(z|x) - log p(z)),  z ~ q(z|x)
             critic: -log s(T(x, u)) - log s(-T(x, v)),  v ~ r
 
-        At the critic's optimum T = log q - log r, and the model's loss is the negative ELBO. The
-        gradient of T's optimum in q's parameters has mean zero under q (prop. 2), so only z carries
-        a gradient (eq. 3.7). With ``critic_weight`` 0, the adaptive contrast and a Gaussian q it is
-        a VAE.
+        At the critic's optimum T = log q - log r, and with kl = critic = 1 the model's loss is the
+        negative ELBO. The optimum also depends on q, and the gradient of T in q's parameters has
+        mean zero there. So a gradient through z and u is enough. With ``critic_weight`` 0, the
+        adaptive contrast and a Gaussian q it is a VAE.
         """
 
         def model(params: Any, key: Array, x: Array, step: Array) -> tuple[Array, Terms]:
