@@ -37,6 +37,9 @@ OWN: dict[str, dict[str, Any]] = {
         name: {"dataset": "digits", "layout": "pyramid", "blocks": (1, 1), "warmup_steps": 0}
         for name in ("vdvae-cifar10", "vdvae-imagenet64")
     },
+    "vae-gan": {"critic_hidden": (8,)},
+    "cvae-gan": {"critic_hidden": (8,)},
+    "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow

@@ -17,6 +17,7 @@ from typing import Any
 
 from jaxvae.families import autoencoder, codebook, conditional, discrete, flat
 from jaxvae.families import autoencoder, conditional, discrete, flat, hierarchy
+from jaxvae.families import autoencoder, conditional, discrete, flat, hybrid, implicit
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
 from jaxvae.settings import changed
 
@@ -32,6 +33,9 @@ FAMILIES: dict[str, Family] = {
     "predictor": conditional.PREDICTOR,
     "codebook": codebook.FAMILY,
     "hierarchy": hierarchy.FAMILY,
+    "hybrid": hybrid.FAMILY,
+    "conditional-hybrid": hybrid.CONDITIONAL,
+    "implicit": implicit.FAMILY,
 }
 
 

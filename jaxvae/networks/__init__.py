@@ -16,6 +16,13 @@ from jaxvae.networks.contract import (
     wrapped,
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
+from jaxvae.networks.critics import (
+    CRITICS,
+    Judgement,
+    convolutional_critic,
+    leaky_relu,
+    mlp_critic,
+)
 from jaxvae.networks.dense import mlp
 from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
 from jaxvae.networks.ladder import halved, ladder
@@ -30,6 +37,7 @@ from jaxvae.networks.very_deep import very_deep
 __all__ = [
     "ACTIVATIONS",
     "LAYOUTS",
+    "CRITICS",
     "PAIRS",
     "PRECISIONS",
     "Activation",
@@ -41,6 +49,11 @@ __all__ = [
     "Precision",
     "TopDown",
     "absolute",
+    "Judgement",
+    "Network",
+    "Pair",
+    "Precision",
+    "convolutional_critic",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
@@ -52,7 +65,9 @@ __all__ = [
     "in_training",
     "ladder",
     "merged",
+    "leaky_relu",
     "mlp",
+    "mlp_critic",
     "mlp_pair",
     "of_input",
     "on_slice",
