@@ -15,11 +15,21 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxvae.families import autoencoder, conditional, discrete, flat
-from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
+from jaxvae.families import autoencoder, conditional, discrete, flat, prior
+from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
 
-__all__ = ["FAMILIES", "RESUMABLE", "Built", "Config", "Data", "Family", "family_of", "preset"]
+__all__ = [
+    "FAMILIES",
+    "RESUMABLE",
+    "Built",
+    "Config",
+    "Data",
+    "Family",
+    "FirstStage",
+    "family_of",
+    "preset",
+]
 
 FAMILIES: dict[str, Family] = {
     "flat": flat.FAMILY,
@@ -29,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "autoencoder": autoencoder.FAMILY,
     "conditional": conditional.FAMILY,
     "predictor": conditional.PREDICTOR,
+    "prior": prior.FAMILY,
 }
 
 

@@ -6,6 +6,7 @@ module. Parameters are float32; ``with_precision`` states the precision in which
 """
 
 from jaxvae.networks.adapters import from_linen, from_nnx
+from jaxvae.networks.autoregressive import Autoregressive, Codes, Grid, log_probs_of_grids
 from jaxvae.networks.contract import (
     Network,
     in_training,
@@ -19,8 +20,10 @@ from jaxvae.networks.convolutional import convolutional_decoder, convolutional_e
 from jaxvae.networks.dense import mlp
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
+from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.networks.transformer import causal_transformer
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,15 +31,21 @@ __all__ = [
     "PRECISIONS",
     "Activation",
     "ActivationName",
+    "Autoregressive",
+    "Codes",
+    "Grid",
     "Network",
     "Pair",
     "Precision",
+    "causal_transformer",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
     "from_linen",
     "from_nnx",
+    "gated_pixelcnn",
     "in_training",
+    "log_probs_of_grids",
     "mlp",
     "mlp_pair",
     "of_input",

@@ -6,7 +6,7 @@ the grids from the top one on. So p(bottom | top) follows p(top).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,16 +42,15 @@ class Autoregressive(NamedTuple):
     # (params, key, context, temperature) -> codes, drawn one after the other
     sample: Callable[[Any, Array, Any, Any], Codes]
 
-    def log_prob(self, params: Any, codes: Codes, context: Any, key: Any = None) -> Array:
-        """log p of each grid given those above it, [levels] in nats."""
-        logits = self.logits(params, codes, context, key)
-        return jnp.stack([log_prob_of_grid(*pair) for pair in zip(logits, codes, strict=True)])
 
+def log_probs_of_grids(logits: Sequence[Array], codes: Codes) -> Array:
+    """sum_t log p(c_t) of each grid by its logits [H, W, K], [levels] in nats."""
 
-def log_prob_of_grid(logits: Array, codes: Array) -> Array:
-    """sum_t log p(c_t) of codes [H, W] by their logits [H, W, K], in nats."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jnp.take_along_axis(log_p, codes[..., None], -1).sum()
+    def one(logits: Array, codes: Array) -> Array:
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return jnp.take_along_axis(log_p, codes[..., None], -1).sum()
+
+    return jnp.stack([one(*pair) for pair in zip(logits, codes, strict=True)])
 
 
 def drawn(key: Array, logits: Array, temperature: Any) -> Array:

@@ -112,7 +112,8 @@ def _axes(grids: Sequence[Grid]) -> tuple[np.ndarray, np.ndarray]:
     """The row and the column of each position [T]; each grid has its own numbers."""
     first_rows = _firsts([grid.height for grid in grids])
     first_columns = _firsts([grid.width for grid in grids])
-    rows, columns = zip(*(np.indices((g.height, g.width)).reshape(2, -1) for g in grids), strict=True)
+    places = [np.indices((grid.height, grid.width)).reshape(2, -1) for grid in grids]
+    rows, columns = zip(*places, strict=True)
     numbered = lambda parts, firsts: np.concatenate(
         [part + first for part, first in zip(parts, firsts, strict=True)]
     )
