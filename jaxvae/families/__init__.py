@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxvae.families import autoencoder, conditional, discrete, flat, prior
+from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, prior
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
 
@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "autoencoder": autoencoder.FAMILY,
     "conditional": conditional.FAMILY,
     "predictor": conditional.PREDICTOR,
+    "codebook": codebook.FAMILY,
     "prior": prior.FAMILY,
 }
 

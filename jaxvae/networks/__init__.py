@@ -18,6 +18,7 @@ from jaxvae.networks.contract import (
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
 from jaxvae.networks.dense import mlp
+from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
 from jaxvae.networks.pixelcnn import gated_pixelcnn
@@ -41,6 +42,8 @@ __all__ = [
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
+    "feature_decoder",
+    "feature_encoder",
     "from_linen",
     "from_nnx",
     "gated_pixelcnn",
@@ -50,6 +53,7 @@ __all__ = [
     "mlp_pair",
     "of_input",
     "on_slice",
+    "pointwise",
     "renamed",
     "residual_decoder",
     "residual_encoder",
