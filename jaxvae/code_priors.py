@@ -377,8 +377,7 @@ def ddpm(
 ) -> CodePrior:
     """Denoising diffusion of z, learned by its simple loss (Ho et al. 2020, arXiv:2006.11239).
 
-    The loss is |e - e(z_t, t)|^2 / D (eq. 14). The bound on log p(z) is the one of eq. 3. b_t has
-    the cosine schedule of arXiv:2102.09672, eq. 17.
+    The loss is |e - e(z_t, t)|^2 / D (eq. 14). The bound on log p(z) is the one of eq. 3.
 
     Args:
       latent: D, the number of latents.
@@ -388,7 +387,7 @@ def ddpm(
       diffusion_steps: T, the number of steps.
     """
     network = _network(latent, prior_hidden, precision)
-    betas = cosine_betas(diffusion_steps)
+    betas = noise_schedule(diffusion_steps)
 
     def noise_in(params: Params, z: Array, t: Array, context: Any) -> Array:
         return network.apply(params, _at_time(z, t, context))
@@ -408,11 +407,14 @@ def ddpm(
     return CodePrior(init, make, loss, density=False)
 
 
-def cosine_betas(steps: int) -> Array:
-    """b_t = 1 - a_t / a_(t-1), a_t ~ cos^2((t / T + 0.008) / 1.008 pi / 2), at most 0.999: [T]."""
-    t = jnp.arange(steps + 1) / steps
-    kept = jnp.cos((t + 0.008) / 1.008 * jnp.pi / 2) ** 2
-    return jnp.clip(1 - kept[1:] / kept[:-1], 1e-5, 0.999)
+def noise_schedule(steps: int) -> Array:
+    """b_t whose log a_t / (1 - a_t) falls in a straight line from 8 to -6: [T].
+
+    Kingma et al. 2021, arXiv:2107.00630, app. G. No b_t is near one, where an error of the network
+    would be multiplied.
+    """
+    kept = jax.nn.sigmoid(jnp.linspace(8.0, -6.0, steps))
+    return 1 - kept / jnp.concatenate([jnp.ones(1), kept[:-1]])
 
 
 CODE_PRIORS: dict[str, Callable[..., CodePrior]] = {

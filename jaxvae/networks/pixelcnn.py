@@ -162,7 +162,8 @@ class _Level(NamedTuple):
         codes = jnp.zeros((self.grid.height, self.grid.width), jnp.int32)
         inputs = codes, self.features(params, upper), context
         params["vertical"] = self.vertical.init(keys[1], inputs)
-        across = self.vertical.apply(params["vertical"], inputs)
+        shape = jax.eval_shape(self.vertical.apply, params["vertical"], inputs)
+        across = jnp.zeros(shape.shape, shape.dtype)
         params["horizontal"] = self.horizontal.init(keys[2], (codes, across))
         return params
 

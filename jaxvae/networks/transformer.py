@@ -67,7 +67,7 @@ def _norm(name: str) -> linen.LayerNorm:
     return linen.LayerNorm(epsilon=1e-6, name=name)
 
 
-class _Transformer(linen.Module):
+class Transformer(linen.Module):
     """Logits [T, sum of K] after tokens [T], of which each precedes a position."""
 
     grids: tuple[Grid, ...]
@@ -101,6 +101,11 @@ class _Transformer(linen.Module):
 
 def _tokens(grids: Sequence[Grid]) -> int:
     return sum(grid.codes for grid in grids)
+
+
+def preceding(begin: int, tokens: Array) -> Array:
+    """The token before each of the tokens [T], of which the first one has ``begin`` before it."""
+    return jnp.concatenate([jnp.full(1, begin), tokens[:-1]])
 
 
 def _firsts(numbers: Sequence[int]) -> list[int]:
@@ -149,7 +154,7 @@ def causal_transformer(
     if width % heads:
         raise ValueError(f"heads={heads} must divide width={width}: choose another of the two")
     total, firsts = sum(grid.size for grid in grids), _firsts([grid.codes for grid in grids])
-    module = _Transformer(grids, width, layers, heads, dropout)
+    module = Transformer(grids, width, layers, heads, dropout)
     network = with_precision(from_linen(module), precision)
     begin = _tokens(grids)
 
@@ -160,7 +165,7 @@ def causal_transformer(
     def logits(params: Any, codes: Codes, context: Any, key: Any = None) -> tuple[Array, ...]:
         live = network if key is None else in_training(network, key)
         flat = [c.reshape(-1) + first for c, first in zip(codes, firsts, strict=True)]
-        tokens = jnp.concatenate([jnp.full(1, begin), *flat])[:-1]
+        tokens = preceding(begin, jnp.concatenate(flat))
         every, _ = live.apply(params, (tokens, context, None, 0))
         return tuple(
             every[place : place + g.size, first : first + g.codes].reshape(*g)
