@@ -268,10 +268,11 @@ def flow_matching(
     prior_hidden: Count = 256,
     ode_steps: Count = 20,
 ) -> CodePrior:
-    """A velocity from noise to z, learned by regression (Lipman et al. 2022, arXiv:2210.02747).
+    """A velocity that leads from noise to z, learned by regression.
 
-    The loss is |v(z_t, t) - (z - e)|^2 / D for z_t = (1 - t) e + t z and e ~ N(0, I). The density
-    is ``flows.continuous``, with an exact trace. It is exact but for the error of the solver.
+    Lipman et al. 2022, arXiv:2210.02747. The loss is |v(z_t, t) - (z - e)|^2 / D for
+    z_t = (1 - t) e + t z and e ~ N(0, I). The density is the one of ``flows.continuous``, with an
+    exact trace. It is exact but for the error of the solver.
 
     Args:
       latent: D, the number of latents.
@@ -375,9 +376,10 @@ def ddpm(
     prior_hidden: Count = 256,
     diffusion_steps: Count = 100,
 ) -> CodePrior:
-    """Denoising diffusion of z, learned by its simple loss (Ho et al. 2020, arXiv:2006.11239).
+    """Denoising diffusion of z, learned by its simple loss.
 
-    The loss is |e - e(z_t, t)|^2 / D (eq. 14). The bound on log p(z) is the one of eq. 3.
+    Ho et al. 2020, arXiv:2006.11239. The loss is |e - e(z_t, t)|^2 / D (eq. 14). The bound on
+    log p(z) is the one of eq. 3.
 
     Args:
       latent: D, the number of latents.
