@@ -86,7 +86,7 @@ MISTAKES = [
     (
         "train",
         "prior --heads 2",
-        "--heads belongs to --prior transformer; here it is --prior natural",
+        "--heads belongs to --prior transformer",
     ),
     ("train", "--of x", "--of belongs to the presets prior"),
     ("evaluate", ".", "is no run folder"),
