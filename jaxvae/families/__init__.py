@@ -19,9 +19,21 @@ from jaxvae.families import autoencoder, codebook, conditional, discrete, flat
 from jaxvae.families import autoencoder, conditional, discrete, flat, hierarchy
 from jaxvae.families import autoencoder, conditional, discrete, flat, hybrid, implicit
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
+from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, prior
+from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
 
-__all__ = ["FAMILIES", "RESUMABLE", "Built", "Config", "Data", "Family", "family_of", "preset"]
+__all__ = [
+    "FAMILIES",
+    "RESUMABLE",
+    "Built",
+    "Config",
+    "Data",
+    "Family",
+    "FirstStage",
+    "family_of",
+    "preset",
+]
 
 FAMILIES: dict[str, Family] = {
     "flat": flat.FAMILY,
@@ -36,6 +48,7 @@ FAMILIES: dict[str, Family] = {
     "hybrid": hybrid.FAMILY,
     "conditional-hybrid": hybrid.CONDITIONAL,
     "implicit": implicit.FAMILY,
+    "prior": prior.FAMILY,
 }
 
 

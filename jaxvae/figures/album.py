@@ -167,8 +167,8 @@ def draw_samples(path: Path, shown: Shown) -> bool:
 
 
 def draw_interpolations(path: Path, shown: Shown) -> bool:
-    """Draws straight lines between posterior means, except on a sphere, which they would leave."""
-    if isinstance(shown.posterior(), PowerSpherical | VonMisesFisher):
+    """Draws straight lines between posterior means, where they do not leave the latents."""
+    if not _is_flat(shown.posterior()):
         return False
     half = COLUMNS // 2
     starts, ends = (rows_of(shown.examples, slice(i, i + half)) for i in (0, half))
@@ -177,13 +177,21 @@ def draw_interpolations(path: Path, shown: Shown) -> bool:
     return _grid(path, shown, shown.pictures(x, shown.one()), title)
 
 
+def _is_flat(q: Any) -> bool:
+    """Whether latents are numbers that can be moved: neither on a sphere nor whole."""
+    return not _is_whole(q) and not isinstance(q, PowerSpherical | VonMisesFisher)
+
+
+def _is_whole(q: Any) -> bool:
+    """Whether latents are codes, whole numbers."""
+    return any(jnp.issubdtype(a.dtype, jnp.integer) for a in jax.tree.leaves(mean_of(q)))
+
+
 def draw_traversals(path: Path, shown: Shown) -> bool:
     """Draws the strongest latents, one at a time, from the posterior mean of an example."""
     q = shown.posterior()
     center = mean_of(q)
-    if isinstance(q, PowerSpherical | VonMisesFisher) or not all(
-        leaf.ndim in (1, 2) for leaf in jax.tree.leaves(center)
-    ):
+    if not _is_flat(q) or not all(leaf.ndim in (1, 2) for leaf in jax.tree.leaves(center)):
         return False
     strongest = np.argsort(-_strengths(shown), kind="stable")[:COLUMNS]
     values, columns = _values(q)
@@ -239,7 +247,9 @@ def _latent_names(center: Any) -> list[str]:
 
 
 def draw_codes(path: Path, shown: Shown) -> bool:
-    """Draws posterior means in two dimensions, coloured by label."""
+    """Draws posterior means in two dimensions, coloured by label, if they are real numbers."""
+    if _is_whole(shown.posterior()):
+        return False
     means = jax.eval_shape(lambda: mean_of(shown.posterior()))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(means))
     some = random_subset(shown.split, min(CODES, max(CODE_NUMBERS // numbers, 2)))

@@ -6,6 +6,7 @@ module. Parameters are float32; ``with_precision`` states the precision in which
 """
 
 from jaxvae.networks.adapters import from_linen, from_nnx
+from jaxvae.networks.autoregressive import Autoregressive, Codes, Grid, log_probs_of_grids
 from jaxvae.networks.contract import (
     Network,
     in_training,
@@ -29,10 +30,12 @@ from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.layouts import LAYOUTS, Layout
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
+from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
 from jaxvae.networks.very_deep import very_deep
+from jaxvae.networks.transformer import causal_transformer
 
 __all__ = [
     "ACTIVATIONS",
@@ -54,6 +57,13 @@ __all__ = [
     "Pair",
     "Precision",
     "convolutional_critic",
+    "Autoregressive",
+    "Codes",
+    "Grid",
+    "Network",
+    "Pair",
+    "Precision",
+    "causal_transformer",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
@@ -66,6 +76,9 @@ __all__ = [
     "ladder",
     "merged",
     "leaky_relu",
+    "gated_pixelcnn",
+    "in_training",
+    "log_probs_of_grids",
     "mlp",
     "mlp_critic",
     "mlp_pair",

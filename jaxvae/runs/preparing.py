@@ -12,7 +12,7 @@ from jaxvae import datasets, processes, training
 from jaxvae.contracts import Array
 from jaxvae.families import FAMILIES, Built, Config, Data, family_of
 from jaxvae.ranges import Count, Whole
-from jaxvae.runs import folders
+from jaxvae.runs import folders, stages
 from jaxvae.settings import changed
 
 HELD_FOR_EVALUATION = 10_000  # the most examples of a stream that are kept in memory to evaluate on
@@ -126,18 +126,16 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     source for ``datasets.load``. Raises ValueError if settings do not go together.
     """
     name = family_of(config)
-    family = FAMILIES[name]
+    stage = stages.open_stage(config) if FAMILIES[name].second_stage else None
+    if stage is not None:
+        config, job = stage.completed(config), _of_stage(job, stage)
     dataset = _dataset(config, job, data)
     raw_levels = dataset.levels
-    pixels = datasets.chosen_pixels(
-        config.pixels,
-        config.likelihood.name,
-        family.support(config),
-        dataset,
-        {name: family.support(changed(config, likelihood=name)) for name in _likelihoods(config)},
-    )
-    dataset = datasets.prepared(dataset, pixels, seed=config.seed)
+    pixels = _pixels(config, dataset) if stage is None else config.pixels
+    dataset = datasets.prepared(dataset, pixels, seed=(stage or config).seed)
     train = datasets.select(dataset, config.train_split)
+    if stage is not None:
+        stage.check(dataset.name, tuple(train.shape))
     test = in_memory(datasets.select(dataset, config.test_split))
     validation = _validation(config, dataset)
     record = folders.Record(
@@ -145,8 +143,9 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
         config,
         describe(dataset, train, test, pixels)._replace(raw_levels=raw_levels),
         folders.place_of(config.dataset if data is None else data, job.data_dir, job.stream),
+        None if stage is None else stage.record,
     )
-    built = record.build()
+    built = record.build(None if stage is None else stage.for_build(in_memory(train)))
     judged = built.split(test if validation is None else validation)
     run = Run(record, built, dataset, built.training_split(train), built.split(test), judged, job)
     if config.early_stopping and validation is None:
@@ -158,13 +157,25 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     return run
 
 
-def _likelihoods(config: Any) -> list[str]:
-    return list(config.likelihood.choice.members())
+def _of_stage(job: Job, stage: stages.Stage) -> Job:
+    """The job with the place of the data set of the first stage."""
+    return dataclasses.replace(job, data_dir=job.data_dir or stage.record.place["data_dir"])
+
+
+def _pixels(config: Any, dataset: datasets.Dataset) -> str:
+    """The preprocessing that a configuration takes of a data set."""
+    support = FAMILIES[family_of(config)].support
+    members = config.likelihood.choice.members()
+    supports = {name: support(changed(config, likelihood=name)) for name in members}
+    likelihood = config.likelihood.name
+    return datasets.chosen_pixels(config.pixels, likelihood, support(config), dataset, supports)
 
 
 def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
     if isinstance(data, datasets.Dataset):
         return data
+    if data is None and not config.dataset:
+        raise ValueError("the first stage was trained on arrays: give dataset, or data from Python")
     load = datasets.stream if job.stream else datasets.load
     return load(
         config.dataset if data is None else data,

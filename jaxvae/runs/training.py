@@ -212,7 +212,8 @@ def _warm(run: Run, state: Any, start_from: Path) -> Any:
         names = saved.arrays(saved.latest)
         part = "average" if any(name.startswith("average/") for name in names) else "params"
         there = {name.split("/")[1] for name in names if name.startswith("params/")}
-        like = {player: tree for player, tree in state.params.items() if player in there}
+        trained = [player for player in state.opt_state if player in there]
+        like = {player: state.params[player] for player in trained}
         other = saved.restore_part(saved.latest, {part: like})[part]
     return training.start_from(state, other)
 

@@ -8,7 +8,7 @@ in the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -89,6 +89,7 @@ def players(
     ema_decay: float = 0.0,
     gradient_norm: bool = True,
     skip_norm: float = 0.0,
+    frozen: Sequence[str] = (),
 ) -> Algorithm:
     """Gradient descent of several players at once, each in its own parameters.
 
@@ -112,6 +113,7 @@ def players(
         it a step checks the loss only and reads the gradients once less, which saves a tenth of a
         step with small batches on a CPU.
       skip_norm: the norm of a player's gradient above which a step is skipped; 0 is off.
+      frozen: names of parameters that the losses see and no player changes.
 
     A step whose loss or gradient is not finite, or whose gradient is above ``skip_norm``, leaves
     parameters, optimizer and average as they were. An optimizer that takes more than gradients
@@ -126,7 +128,7 @@ def players(
     def initial(key: Array, x: Any) -> State:
         key_init, key_steps = jax.random.split(key)
         params = init(key_init, preprocessed(key_init, x))
-        if params.keys() != members.keys():
+        if params.keys() != {*members, *frozen}:
             raise ValueError(
                 f"init gave parameters for {sorted(params)}; the players are {sorted(members)}"
             )
@@ -149,7 +151,7 @@ def players(
             reports[name] = terms | {"loss": value} | norm
 
         finite = _finite(reports, skip_norm or jnp.inf)
-        params: dict[str, Params] = {}
+        params: dict[str, Params] = {name: state.params[name] for name in frozen}
         opt_state: dict[str, Any] = {}
         for name, player in members.items():
             earlier = reports, grads, dict(params)
