@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxvae.families import autoencoder, conditional, discrete, flat
+from jaxvae.families import autoencoder, conditional, discrete, flat, latent
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
 from jaxvae.settings import changed
 
@@ -29,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     "autoencoder": autoencoder.FAMILY,
     "conditional": conditional.FAMILY,
     "predictor": conditional.PREDICTOR,
+    "latent": latent.FAMILY,
 }
 
 

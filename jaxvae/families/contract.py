@@ -39,6 +39,8 @@ class Data(NamedTuple):
     pixel_max: float = 1.0  # the value of x that pictures show as white
     # count -> so many raw training examples; None if the set is not there
     examples: Callable[[int], Any] | None = None
+    # count -> at most so many raw training examples with their labels [N]; None without labels
+    labelled: Callable[[int], tuple[Any, Any]] | None = None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -83,6 +85,7 @@ class Built(NamedTuple):
     condition: Callable[[Any], Any] | None = None  # raw condition -> as the model takes it
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
+    notes: tuple[str, ...] = ()  # what the report of a training says of how it is done
 
     def split(self, split: Any) -> Any:
         """A split to evaluate on, whose examples are what the model takes."""

@@ -165,11 +165,14 @@ def draw_interpolations(path: Path, shown: Shown) -> bool:
 
 
 def draw_traversals(path: Path, shown: Shown) -> bool:
-    """Draws the strongest latents, one at a time, from the posterior mean of an example."""
+    """Draws the strongest latents, one at a time, from the posterior mean of an example.
+
+    Latents that are maps [h, w, D] are too many to be drawn so.
+    """
     q = shown.posterior()
     center = mean_of(q)
     if isinstance(q, PowerSpherical | VonMisesFisher) or not all(
-        leaf.ndim for leaf in jax.tree.leaves(center)
+        leaf.ndim in (1, 2) for leaf in jax.tree.leaves(center)
     ):
         return False
     strongest = np.argsort(-_strengths(shown), kind="stable")[:COLUMNS]

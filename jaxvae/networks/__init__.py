@@ -19,6 +19,7 @@ from jaxvae.networks.convolutional import convolutional_decoder, convolutional_e
 from jaxvae.networks.dense import mlp
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
+from jaxvae.networks.patches import patch_critic, patches, vgg_maps
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
 
@@ -41,11 +42,14 @@ __all__ = [
     "mlp_pair",
     "of_input",
     "on_slice",
+    "patch_critic",
+    "patches",
     "renamed",
     "residual_decoder",
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "vgg_maps",
     "with_precision",
     "wrapped",
 ]

@@ -52,7 +52,9 @@ def opened(
     record = folders.read(workdir)
     source = dataset or record.place["dataset"]
     if source is None:
-        raise ValueError(f"{workdir} was trained on arrays: say with --dataset what to open")
+        raise ValueError(
+            f"{workdir} was trained on arrays or imported: say with --dataset what to open"
+        )
     config, data = record.config, record.data
     opener: Any = datasets.stream if record.place["stream"] else datasets.load
     loaded = opener(
@@ -130,7 +132,7 @@ def evaluate(
     folders.write_json(workdir / "evaluation.json", about_run | numbers | more)
     print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
     rows = reports.result_rows(numbers)
-    if numbers.get("kl_per_latent") is not None:
+    if np.ndim(numbers.get("kl_per_latent")) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
     if per_example:

@@ -73,8 +73,8 @@ class Record(NamedTuple):
 
     def json(self) -> dict[str, Any]:
         """The record as the file holds it."""
-        data = self.data._replace(examples=None)._asdict()
-        del data["examples"]
+        data = self.data._asdict()
+        del data["examples"], data["labelled"]
         return {
             "format": FORMAT,
             "version": jaxvae.__version__,
