@@ -138,7 +138,7 @@ def to_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = config.get("_class_name")
     if kind not in BOTTLENECKS:
         raise ValueError(f"_class_name is {kind!r}; it must be {' or '.join(BOTTLENECKS)}")
-    full = USUAL | config
+    full = USUAL | dict(config)
     _check_same(full)
     settings = {
         "hidden": tuple(_counts("block_out_channels", full)),
@@ -157,7 +157,7 @@ def to_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_same(config: Mapping[str, Any]) -> None:
     for name in WHOLE:
-        _counts(name, config | {name: [config[name]]})
+        _counts(name, {name: [config[name]]})
     expected = {"act_fn": "silu", "norm_type": "group", "out_channels": config["in_channels"]}
     expected |= {"use_post_quant_conv": config["use_quant_conv"]}
     for name, value in expected.items():
@@ -191,7 +191,7 @@ def _attention_levels(config: Mapping[str, Any]) -> tuple[int, ...]:
 
 def image_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """The shape [H, W, C] of the images that a config.json says the model was trained on."""
-    full = USUAL | config
+    full = USUAL | dict(config)
     size = full["sample_size"]
     sides = _counts("sample_size", {"sample_size": size if isinstance(size, list) else [size] * 2})
     if len(sides) != 2:

@@ -46,7 +46,7 @@ def distance_by(network: Network) -> Callable[[Params, Array, Array], Array]:
 
     def distance(params: Params, x: Array, y: Array) -> Array:
         pairs = zip(params["weights"], units(params, x), units(params, y), strict=True)
-        return sum(((a - b) ** 2 * w).sum(-1).mean() for w, a, b in pairs)  # type: ignore[return-value]
+        return sum(((a - b) ** 2 * w).sum(-1).mean() for w, a, b in pairs)
 
     return distance
 
@@ -90,7 +90,7 @@ def of_file(
     maps = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((*shape[:2], 3)))
     like = {"maps": maps, "weights": [jax.ShapeDtypeStruct((c,), jnp.float32) for c in channels]}
     params = _from_file(Path(file), like) if read else jax.tree.map(_zeros, like)
-    colours = {"location": np.float32(LOCATION), "scale": np.float32(SCALE)}
+    colours = {"location": np.array(LOCATION, np.float32), "scale": np.array(SCALE, np.float32)}
     return Perceptual(
         params | colours, distance_by(network), f"perceptual distance: the network of {file}"
     )

@@ -25,6 +25,11 @@ OWN: dict[str, dict[str, Any]] = {
     "vampprior": {"components": 4},
     "wae-gan": {"critic_hidden": (8,)},
     "factor-vae": {"critic_hidden": (8,)},
+    "vq-vae": {"codebook_size": 8, "blocks": 1, "block_hidden": 4},
+    "vq-vae-2": {"codebook_size": 8, "top_hidden": (4,), "blocks": 0},
+    "rq-vae": {"codebook_size": 8, "quantizers": 2, "blocks": 0},
+    "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
+    "lfq": {"blocks": 0},
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow
@@ -128,6 +133,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("cvae", {"kl_cost": "free_bits", "cvae_weight": 0.5}, "cvae_weight must be 1"),
     ("bits", {"kl_cost": "free_bits", "estimator": "relax"}, "takes no estimator that learns"),
     ("digits", {"early_stopping": 2}, "needs a validation split"),
+    ("vq-vae", {"accumulate": 5}, "averages of codes need the whole batch"),
+    ("fsq", {"latent": 3}, "state one for each"),
+    ("lfq", {"latent": 19}, "18 at most"),
     ("digits", {"warmup_steps": 9}, "must be fewer than steps"),
 ]
 

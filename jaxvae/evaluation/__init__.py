@@ -36,6 +36,7 @@ from jaxvae.evaluation.likelihoods import (
 )
 from jaxvae.evaluation.metrics import METRICS, Data, measure
 from jaxvae.evaluation.sources import SOURCES, source
+from jaxvae.evaluation.usage import Usage, code_usage
 
 __all__ = [
     "ACTIVE_VARIANCE",
@@ -47,9 +48,11 @@ __all__ = [
     "Likelihoods",
     "LogLikelihood",
     "Summary",
+    "Usage",
     "as_matrix",
     "bits_per_dim",
     "clusters",
+    "code_usage",
     "decompositions",
     "disentanglement",
     "encode_split",

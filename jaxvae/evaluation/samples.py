@@ -230,7 +230,7 @@ def classifier_features(
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     algorithm = training.gradient_descent(init, training.batch_mean(loss), optimizer)
     examples = {"x": images[fitted], "y": labels[fitted].astype(np.int32)}
-    settings = {"batch_size": min(batch_size, len(fitted)), "seed": seed}
+    settings: dict[str, Any] = {"batch_size": min(batch_size, len(fitted)), "seed": seed}
     # Every process of a job trains a classifier of its own.
     device = jax.local_devices()[:1]
     state = training.fit(algorithm, examples, num_steps=num_steps, devices=device, **settings)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxvae.families import autoencoder, conditional, discrete, flat, latent
+from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, latent
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
 from jaxvae.settings import changed
 
@@ -30,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     "conditional": conditional.FAMILY,
     "predictor": conditional.PREDICTOR,
     "latent": latent.FAMILY,
+    "codebook": codebook.FAMILY,
 }
 
 

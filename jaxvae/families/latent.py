@@ -43,14 +43,10 @@ def gaussian(kl_weight: Amount = 1e-6, kl_warmup: Chosen = Warmup("none")) -> op
     return kl_warmup(end=kl_weight)
 
 
-class _Bottlenecks(dict):
-    """Gaussian maps, and every member of ``quantizers.QUANTIZERS``."""
-
-    def items(self) -> Any:
-        return ({"gaussian": gaussian} | quantizers.QUANTIZERS).items()
-
-
-Bottleneck = Choice(_Bottlenecks())
+QUANTIZERS = "nearest", "residual", "finite_scalar"  # those that descend the model's own loss
+Bottleneck = Choice(
+    {"gaussian": gaussian} | {name: quantizers.QUANTIZERS[name] for name in QUANTIZERS}
+)
 
 
 # Perceptual distances
@@ -278,9 +274,11 @@ def autoencoder(config: Config, data: Data) -> models.Autoencoder:
     made_of = architecture(config, data.shape[-1])
     wide = 2 if gaussian else 1
     precise = lambda network: networks.with_precision(network, config.precision)
+    halves = diffusers.decoder(made_of)
     ends = models.Ends(
         precise(diffusers.encoder(made_of, wide * config.latent, wide * size)),
-        *map(precise, diffusers.decoder(made_of)),
+        precise(halves.trunk),
+        precise(halves.head),
         likelihood_of(config, data),
         data.shape,
         made_of.factor,

@@ -39,11 +39,11 @@ class Model(NamedTuple):
     # (params, example, z) -> log p(x, z)
     log_joint: Callable[[Params, Any, Any], Array] | None = None
     parts: Callable[[Any], tuple[Any, Any]] = _whole  # example -> (x, condition)
-    # Models with discrete codes have three more answers. The codes are a pytree of int32 arrays, in
-    # a tuple from the coarsest level to the finest if there are several levels.
+    # Models with discrete codes have three more answers. The codes are a pytree of int32 arrays,
+    # whose leaves are in the order in which a prior explains them, such as coarse before fine.
     codes: Callable[[Params, Any], Any] | None = None  # (params, example) -> codes
     decode_codes: Callable[..., Any] | None = None  # (params, codes, condition=None) -> p(x|codes)
-    num_codes: Any = None  # the same pytree of ints: how many values the codes of an array have
+    num_codes: Any = None  # the same pytree of ints: a code of an array is 0 .. num_codes - 1
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,6 @@ Rombach et al. 2022, arXiv:2112.10752, app. G; Esser et al. 2021, arXiv:2012.098
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -121,13 +120,11 @@ def gaussian_maps(ends: Ends, latent: int, kl_weight: optax.Schedule) -> Autoenc
 def quantized_maps(ends: Ends, latent: int, quantizer: quantizers.Quantizer) -> Autoencoder:
     """Codes c(x) of a map's vectors, a uniform prior over them, and the quantizer's loss.
 
-    log p(x) >= log p(x|c(x)) - P log K for P positions and K codes: q(c|x) has no entropy. The loss
+    log p(x) >= log p(x|c(x)) - P log K for P codes of K values, because q(c|x) has no entropy. The loss
     of the quantizer is a mean over the map. It counts once for each value of x, because the
     reconstruction is a sum over them.
     """
     shape = ends.map_shape(latent)
-    positions = shape[:-1]
-    cost_of_codes = math.prod(positions) * math.log(quantizer.num_codes)
 
     def init(key: Array, x: Array) -> Params:
         key_ends, key_book = jax.random.split(key)
@@ -142,8 +139,20 @@ def quantized_maps(ends: Ends, latent: int, quantizer: quantizers.Quantizer) -> 
     def decode(params: Params, z: Array, condition: Any = None) -> Any:
         return ends.decode(params, z)
 
+    def codes(params: Params, x: Array) -> Any:
+        return quantize(params, x).codes
+
+    like = jax.eval_shape(
+        lambda key: quantizer.quantize(quantizer.init(key), jnp.zeros(shape)).codes,
+        jax.random.key(0),
+    )
+    nats = quantizers.uniform_nats(quantizer.num_codes, like)
+
     def draw(params: Params, key: Array, condition: Any = None) -> Array:
-        return look_up(params, jax.random.randint(key, positions, 0, quantizer.num_codes))
+        leaves, structure = jax.tree.flatten(like)
+        keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+        one = lambda key, size, codes: jax.random.randint(key, codes.shape, 0, size)
+        return look_up(params, jax.tree.map(one, keys, quantizer.num_codes, like))
 
     def code(params: Params, key: Array, x: Array, step: Array) -> tuple[Array, Array, Terms]:
         quantized = quantize(params, x)
@@ -151,7 +160,7 @@ def quantized_maps(ends: Ends, latent: int, quantizer: quantizers.Quantizer) -> 
 
     def terms(params: Params, key: Array, x: Array, num_samples: int) -> Terms:
         p = ends.decode(params, quantize(params, x).vectors)
-        return {"reconstruction": log_prob_of(p, x), "kl": jnp.float32(cost_of_codes)}
+        return {"reconstruction": log_prob_of(p, x), "kl": jnp.float32(nats)}
 
     def log_weights(params: Params, key: Array, x: Array, num_samples: int) -> Array:
         parts = terms(params, key, x, 1)
@@ -164,7 +173,7 @@ def quantized_maps(ends: Ends, latent: int, quantizer: quantizers.Quantizer) -> 
         draw=draw,
         terms=terms,
         log_weights=log_weights,
-        codes=lambda params, x: quantize(params, x).codes,
+        codes=codes,
         decode_codes=lambda params, codes, condition=None: ends.decode(
             params, look_up(params, codes)
         ),
@@ -282,7 +291,8 @@ def losses(autoencoder: Autoencoder, pictures: Pictures) -> dict[str, BatchLoss]
         h, _, _ = coded(lax.stop_gradient(params["model"]), keys, x, step)
         return _Batch(params, x, weight, axis_name).mean(pictures.hinge, h)
 
-    return {"model": of_model} | ({} if critic is None else {"critic": of_critic})
+    made: dict[str, BatchLoss] = {"model": of_model}
+    return made if critic is None else made | {"critic": of_critic}
 
 
 Part = Callable[[Params, Array, Array], tuple[Array, Terms]]  # (params, h, x) -> value, terms

@@ -17,6 +17,7 @@ from jaxvae.networks.contract import (
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
 from jaxvae.networks.dense import mlp
+from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
 from jaxvae.networks.patches import patch_critic, patches, vgg_maps
@@ -35,6 +36,8 @@ __all__ = [
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
+    "feature_decoder",
+    "feature_encoder",
     "from_linen",
     "from_nnx",
     "in_training",
@@ -44,6 +47,7 @@ __all__ = [
     "on_slice",
     "patch_critic",
     "patches",
+    "pointwise",
     "renamed",
     "residual_decoder",
     "residual_encoder",

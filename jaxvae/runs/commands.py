@@ -132,7 +132,7 @@ def evaluate(
     folders.write_json(workdir / "evaluation.json", about_run | numbers | more)
     print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
     rows = reports.result_rows(numbers)
-    if np.ndim(numbers.get("kl_per_latent")) == 1:
+    if np.ndim(numbers.get("kl_per_latent") or 0) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
     if per_example:

@@ -115,6 +115,7 @@ def _flags(record: folders.Record) -> str:
     kind = {name: kind for kind, name in interchange.BOTTLENECKS.items()}[config.bottleneck.name]
     preset = interchange.PRESETS[kind]
     usual = dict(settings_of(families.preset(preset)))
+    names: tuple[str, ...]
     names = ("hidden", "latent", "blocks", "norm_groups", "attention_levels", "code_size")
     names += ("codebook_size",) if kind == "VQModel" else ()
     given = {name: setting.value for name, setting in settings_of(config) if name in names}

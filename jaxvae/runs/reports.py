@@ -165,6 +165,9 @@ def results(
         found |= {"terms": summary.terms} if summary.terms else {}
         if summary.elbo is None:
             return found
+    if model.codes is not None:
+        usage = evaluation.code_usage(model, params, key, split)
+        found["codes"] = [each._asdict() for each in usage]
     if model.log_weights is None:
         return found
     return found | _likelihood(built, data, params, key, split, num_samples, batch_size)
@@ -254,6 +257,10 @@ def result_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows = [("reconstruction", f"{found['reconstruction']:.3f} nats, {units}")]
     for name, value in found.get("terms", {}).items():
         rows.append((f"  {name}", f"{value:.3f} nats"))
+    for codes in found.get("codes", []):
+        share, diversity = codes["usage"], codes["perplexity"]
+        text = f"{share:.1%} of {codes['num_codes']} in use, perplexity {diversity:.1f}"
+        rows.append(("codes", text))
     return rows if found["log_likelihood"] is None else rows + _likelihood_rows(found)
 
 

@@ -1,0 +1,394 @@
+"""Quantizers and codebooks: gradients by hand, averages by their recursion, faults that are caught.
+
+The faults are those that published codes have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
+from scipy.stats import entropy
+from sklearn.cluster import KMeans
+
+from jaxvae import codebooks, evaluation, families, quantizers, training
+from jaxvae.families import Data
+from jaxvae.models import codebook
+
+KEY = jax.random.key(0)
+RANDOM = np.random.default_rng(0)
+Z = RANDOM.normal(size=(4, 3, 2)).astype(np.float32)  # one example's vectors
+BOOK = RANDOM.normal(size=(5, 2)).astype(np.float32)
+ROWS = RANDOM.normal(size=(11, 3, 2)).astype(np.float32)  # eleven examples' vectors
+WEIGHT = np.full(11, 1 / 11, np.float32)
+KEYS = jax.random.split(KEY, 11)
+
+
+def hand_codes(z: np.ndarray, book: np.ndarray) -> np.ndarray:
+    return cdist(z.reshape(-1, z.shape[-1]), book).argmin(1).reshape(z.shape[:-1])
+
+
+# Gradients
+
+
+def test_the_gradient_of_a_codebook_is_its_own_and_the_encoders_is_commitment() -> None:
+    """Of beta |z - stop(e)|^2 + |stop(z) - e|^2, by hand: beta is on the encoder's side."""
+    quantizer = quantizers.nearest(2, codebook_size=5, commitment=0.25)
+    loss = lambda book, z: quantizer.quantize({"book": book}, z).loss
+    of_book, of_z = jax.jit(jax.grad(loss, (0, 1)))(BOOK, Z)
+    codes = hand_codes(Z, BOOK)
+    by_hand = np.zeros_like(BOOK)
+    np.add.at(by_hand, codes, 2 * (BOOK[codes] - Z) / Z.size)
+    np.testing.assert_allclose(of_book, by_hand, atol=1e-6)
+    np.testing.assert_allclose(of_z, 0.25 * 2 * (Z - BOOK[codes]) / Z.size, atol=1e-6)
+
+
+PASSES: dict[str, Callable[[], quantizers.Quantizer]] = {
+    "nearest": lambda: quantizers.nearest(2, codebook_size=5),
+    "moving_average": lambda: quantizers.moving_average(2, codebook_size=5),
+    "residual": lambda: quantizers.residual(2, codebook_size=5, quantizers=3),
+    "finite_scalar": lambda: quantizers.finite_scalar(2, code_levels=(5, 4)),
+    "lookup_free": lambda: quantizers.lookup_free(2),
+}
+
+
+def rounding_slope(z: np.ndarray) -> np.ndarray:
+    """d/dz of h tanh(z + atanh(o/h)) / floor(L/2) for 5 and 4 levels."""
+    half, offset = np.array([2.0, 1.5]) * 1.001, np.array([0.0, 0.5])
+    return half / 2 / np.cosh(z + np.arctanh(offset / half)) ** 2
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_gradients_pass_straight_through(name: str) -> None:
+    quantizer = PASSES[name]()
+    params = quantizer.init(KEY)
+    cotangent = RANDOM.normal(size=Z.shape).astype(np.float32)
+
+    @jax.jit
+    def pulled(params: Any, z: Any) -> Any:
+        vectors, pull = jax.vjp(lambda p, z: quantizer.quantize(p, z).vectors, params, z)
+        codes = quantizer.quantize(params, z).codes
+        return vectors, pull(cotangent), codes, quantizer.look_up(params, codes)
+
+    vectors, (of_params, of_z), codes, looked_up = pulled(params, Z)
+    slope = rounding_slope(Z) if name == "finite_scalar" else 1.0
+    np.testing.assert_allclose(of_z, cotangent * slope, rtol=1e-4)
+    np.testing.assert_allclose(vectors, looked_up, atol=1e-6)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_params))
+    jax.tree.map(lambda k, each: np.testing.assert_array_less(each, k), quantizer.num_codes, codes)
+
+
+# Codebooks that follow their codes
+
+REVIVALS = {
+    "none": codebooks.no_revival(),
+    "split": codebooks.split_most_used(0.4),
+    "begin_anew": codebooks.begin_anew(0.4),
+}
+
+
+def game(
+    loss: Callable[..., Any],
+    revival: codebooks.Revival = REVIVALS["none"],
+    book: np.ndarray = BOOK,
+    decay: float = 0.9,
+    start: Callable[..., Any] = codebooks.started,
+) -> training.Algorithm:
+    """A codebook that follows the vectors of a set."""
+    player = training.Player(
+        lambda params, keys, z, weight, step, axis: (
+            loss(params["book"], keys, z, weight, axis),
+            {},
+        ),
+        codebooks.averaging(decay, revival),
+    )
+    init = lambda key, x: {"book": start(jnp.asarray(book), revival)}
+    return training.players(init, {"book": player})
+
+
+def averages(
+    algorithm: training.Algorithm, devices: int = 1, steps: int = 6, rows: Any = ROWS
+) -> Any:
+    """The averages after some steps, on batches of all rows."""
+    state = training.fit(
+        algorithm,
+        rows,
+        num_steps=steps,
+        batch_size=len(rows),
+        devices=jax.local_devices()[:devices],
+    )
+    return jax.tree.map(np.asarray, state.params["book"])
+
+
+def test_averages_are_their_recursion() -> None:
+    """N <- g N + (1 - g) n and S <- g S + (1 - g) s in float64, with codes from S / N."""
+    count, total = np.full(5, 0.2), BOOK.astype(np.float64) / 5
+    flat = ROWS.reshape(-1, 2).astype(np.float64)
+    for _ in range(6):
+        chosen = np.eye(5)[hand_codes(flat, total / count[:, None])] / len(flat)
+        count, total = 0.9 * count + 0.1 * chosen.sum(0), 0.9 * total + 0.1 * chosen.T @ flat
+    params = averages(game(codebooks.statistics))
+    np.testing.assert_allclose(params["count"], count, rtol=1e-5)
+    np.testing.assert_allclose(params["sum"], total, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(codebooks.vectors_of(params), total / count[:, None], rtol=1e-4)
+
+
+def test_averages_end_at_the_means_of_kmeans() -> None:
+    """Another iteration of k-means leaves the vectors where they are."""
+    book = np.asarray(codebooks.vectors_of(averages(game(codebooks.statistics), steps=300)))
+    means = KMeans(5, init=book, n_init=1, max_iter=1).fit(ROWS.reshape(-1, 2)).cluster_centers_
+    np.testing.assert_allclose(book, means, atol=1e-4)
+    assert np.abs(book - BOOK).max() > 0.1
+
+
+FAR = np.concatenate([BOOK[:2], BOOK[2:] + 50])  # three codes that nothing is near to
+
+
+def check_devices(loss: Callable[..., Any], revival: codebooks.Revival) -> None:
+    """Eleven examples on one device, and on two and four with padding: the same averages."""
+    one, *others = (averages(game(loss, revival, FAR, 0.5), n) for n in (1, 2, 4))
+    for other in others:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other
+        )
+
+
+@pytest.mark.parametrize("name", REVIVALS)
+def test_statistics_are_of_all_devices(name: str) -> None:
+    check_devices(codebooks.statistics, REVIVALS[name])
+
+
+def test_statistics_of_one_device_are_caught() -> None:
+    alone = lambda params, keys, z, weight, axis: codebooks.statistics(
+        params, keys, z, weight, None
+    )
+    with pytest.raises(AssertionError):
+        check_devices(alone, REVIVALS["none"])
+
+
+def check_idle(start: Callable[..., Any]) -> None:
+    """Codes that are not used stay where they are."""
+    params = averages(game(codebooks.statistics, book=FAR, start=start), steps=1)
+    np.testing.assert_allclose(codebooks.vectors_of(params)[2:], FAR[2:], rtol=1e-3)
+
+
+def test_a_start_without_counts_is_caught() -> None:
+    """N = 0 with S = e, as most ports have it, moves an idle code to .9 e / eps."""
+    check_idle(codebooks.started)
+
+    def without_counts(book: Any, revival: Any) -> Any:
+        return {"count": jnp.zeros(len(book)), "sum": book}
+
+    with pytest.raises(AssertionError):
+        check_idle(without_counts)
+
+
+@pytest.mark.parametrize("name", ["split", "begin_anew"])
+def test_dead_codes_are_used_again(name: str) -> None:
+    used = {}
+    for each in ("none", name):
+        params = averages(game(codebooks.statistics, REVIVALS[each], FAR, 0.5), steps=12)
+        book = np.asarray(codebooks.vectors_of(params))
+        used[each] = len(np.unique(hand_codes(ROWS, book)))
+    assert used == {"none": 2, name: 5}
+
+
+def test_a_split_keeps_the_sums() -> None:
+    count, total = jnp.array([0.7, 0.29, 0.01, 0.0]), jnp.arange(8.0).reshape(4, 2)
+    total = total.at[2:].set(0.0)  # dead codes have no part in them
+    new, new_total = codebooks.split_most_used(0.1).revive(KEY, count, total, jnp.zeros((0, 2)))
+    np.testing.assert_allclose(new_total.sum(0), total.sum(0), rtol=1e-6)
+    np.testing.assert_allclose(np.sort(new), [0.175, 0.175, 0.29, 0.35], rtol=1e-6)
+
+
+def test_draws_are_the_highest_scores_and_repeat() -> None:
+    scores = jnp.array([0.5, -jnp.inf, 2.0, 1.0])
+    drawn = codebooks.draw(scores, jnp.arange(4.0)[:, None], 5, None)
+    np.testing.assert_array_equal(drawn[:, 0], [2, 3, 0, 2, 3])
+
+
+# Quantizers without a codebook
+
+
+@pytest.mark.parametrize("levels", [(3,), (8, 5, 5), (4, 7), (1000,)])
+def test_every_code_of_finite_scalars_is_reached(levels: tuple[int, ...]) -> None:
+    """The look-up gives every code once, and vectors far out end at the outermost levels."""
+    quantizer = quantizers.finite_scalar(len(levels), code_levels=levels)
+    codes = jnp.arange(math.prod(levels))
+    vectors = np.asarray(quantizer.look_up({}, codes))
+    grids = [(np.arange(n) - n // 2) / (n // 2) for n in levels]
+    expected = [row[::-1] for row in itertools.product(*grids[::-1])]
+    np.testing.assert_allclose(vectors, expected, rtol=1e-6)
+    half, offset = (np.array(levels) - 1) * 1.001 / 2, np.where(np.array(levels) % 2, 0, 0.5)
+    ratio = np.clip((vectors * (np.array(levels) // 2) + offset) / half, -1 + 1e-7, 1 - 1e-7)
+    z = np.arctanh(ratio) - np.arctanh(offset / half)
+    found = quantizer.quantize({}, jnp.asarray(z, jnp.float32))
+    np.testing.assert_array_equal(found.codes, codes)
+    zero = quantizer.quantize({}, jnp.zeros(len(levels)))
+    np.testing.assert_array_equal(zero.vectors, 0)
+
+
+def test_two_levels_are_refused() -> None:
+    with pytest.raises(ValueError, match="code_levels must be from 3 to 1000"):
+        quantizers.finite_scalar(2, code_levels=(2, 3))
+
+
+def test_entropies_of_signs_are_those_of_the_table() -> None:
+    z = 0.3 * Z.reshape(-1, 2)[:, [0, 1, 0]] + np.array([0, 0.1, -0.2])
+    signs = np.array(list(itertools.product([-1, 1], repeat=3)))[:, ::-1]
+    logits = 2 * 1.5 * z @ signs.T
+    table = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))  # p(c|z)
+    quantizer = quantizers.lookup_free(3, 0.25, 0.1, 2.0, inverse_temperature=1.5)
+    found = quantizer.quantize({}, jnp.asarray(z, jnp.float32))
+    np.testing.assert_allclose(found.statistic, table.mean(0), rtol=1e-5)
+    commitment = 0.25 * np.mean((z - np.sign(z)) ** 2)
+    assert float(found.loss) == pytest.approx(0.1 * entropy(table.T).mean() + commitment, rel=1e-5)
+    whole = float(quantizer.batch_loss(found.statistic))  # type: ignore[misc]
+    assert whole == pytest.approx(-0.2 * entropy(table.mean(0)), rel=1e-5)
+    np.testing.assert_array_equal(found.codes, logits.argmax(1))
+    np.testing.assert_array_equal(quantizer.look_up({}, jnp.arange(8)), signs)
+
+
+def test_each_codebook_lowers_what_is_left() -> None:
+    """A code at zero can leave the rest as it is."""
+    quantizer = quantizers.residual(2, codebook_size=5, quantizers=4)
+    book = quantizer.init(KEY)["book"].at[:, 0].set(0.0)
+    codes = quantizer.quantize({"book": book}, Z).codes
+    rest, energies = Z, [np.sum(Z**2)]
+    for each, vectors in zip(codes, np.asarray(book), strict=True):
+        np.testing.assert_array_equal(each, hand_codes(rest, vectors))
+        rest = rest - vectors[each]
+        energies.append(np.sum(rest**2))
+    assert np.all(np.diff(energies) <= 0) and energies[-1] < energies[0]
+    np.testing.assert_allclose(quantizer.look_up({"book": book}, codes), Z - rest, atol=1e-6)
+
+
+def test_usage_is_of_weighted_frequencies() -> None:
+    codes = RANDOM.integers(0, 6, (11, 2, 3))
+    weight = np.append(np.full(10, 0.1), 0.0)  # the last one is padding
+    found = quantizers.frequencies(jnp.asarray(codes), jnp.asarray(weight), 7)
+    expected = np.bincount(codes[:10].ravel(), minlength=7) / 60
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert float(quantizers.perplexity(found)) == pytest.approx(np.exp(entropy(expected)))
+    assert float(quantizers.perplexity(jnp.full(9, 1 / 9))) == pytest.approx(9)
+
+
+# Whole models
+
+TWO_LEVELS = {
+    **{"top_hidden": (3,), "hidden": (2,), "latent": 2, "blocks": 1, "block_hidden": 2},
+    **{"codebook_size": 2},
+}
+SHAPE = (4, 4, 1)
+X = RANDOM.integers(0, 4, (11, *SHAPE)).astype(np.float32) / 3
+
+
+def model_of(preset: str, **named: Any) -> tuple[families.Built, codebook.Codebook]:
+    data = Data("toy", SHAPE, "float32", 4, "none", len(X))
+    family = families.FAMILIES["codebook"]
+    config = families.preset(preset, **{"optimizer": "sgd", "schedule": "constant", **named})
+    built = family.build(config, data)
+    return built, built.source
+
+
+def test_the_bound_is_below_the_evidence_of_all_codes() -> None:
+    """Two levels, of one position and of four: all 32 codes are summed."""
+    answers = model_of("vq-vae-2", **TWO_LEVELS)[0].model
+    params = answers.init(KEY, X[0])
+    like = answers.codes(params, X[0])
+    assert [each.shape for each in like] == [(1, 1), (2, 2)]
+    every = np.array(list(itertools.product(range(2), repeat=5)))
+    codes = (every[:, :1].reshape(-1, 1, 1), every[:, 1:].reshape(-1, 2, 2))
+
+    def given(x: Any) -> Any:
+        log_p = jax.vmap(lambda codes: answers.decode_codes(params, codes).log_prob(x))(codes)
+        terms = answers.terms(params, KEY, x, 1)
+        chosen = answers.decode_codes(params, answers.codes(params, x)).log_prob(x)
+        through_z = answers.decode(params, answers.encode(params, x).mean).log_prob(x)
+        return log_p, terms, chosen, through_z, answers.log_weights(params, KEY, x, 3)
+
+    log_p, terms, chosen, through_z, log_weights = jax.jit(jax.vmap(given))(X)
+    np.testing.assert_allclose(terms["reconstruction"], chosen, rtol=1e-5)
+    np.testing.assert_allclose(through_z, chosen, rtol=1e-5)
+    np.testing.assert_allclose(terms["kl"], 5 * np.log(2), rtol=1e-6)
+    bound = terms["reconstruction"] - terms["kl"]
+    np.testing.assert_allclose(log_weights, np.repeat(bound[:, None], 3, 1), rtol=1e-6)
+    evidence = logsumexp(log_p, axis=1) - 5 * np.log(2)
+    assert np.all(bound < evidence)
+
+
+def terms_of(built: families.Built, devices: int) -> dict[str, Any]:
+    """The terms of the second step."""
+    reports: list[dict[str, Any]] = []
+    training.fit(
+        built.algorithm,
+        X,
+        num_steps=2,
+        batch_size=11,
+        devices=jax.local_devices()[:devices],
+        report=lambda step, report: reports.append(report),
+        report_every=1,
+    )
+    return {n: v for n, v in reports[1].items() if n != "images_per_second"}
+
+
+@pytest.mark.parametrize("preset", ["vq-vae-2", "lfq"])
+def test_terms_are_of_the_global_batch(preset: str) -> None:
+    """Perplexities and the entropy of all codes, on one device and on four."""
+    settings = {n: v for n, v in TWO_LEVELS.items() if preset != "lfq" or n != "codebook_size"}
+    built, _ = model_of(preset, **settings, learning_rate=1e-3)
+    one, four = (terms_of(built, devices) for devices in (1, 4))
+    assert one.keys() == four.keys()
+    assert {n.rpartition("/")[2] for n in one} >= {"perplexity_1", "perplexity_2", "usage_2", "kl"}
+    for name, value in one.items():
+        assert value == pytest.approx(four[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("quantizer", ["nearest", "moving_average"])
+def test_each_gradient_has_its_source(quantizer: str) -> None:
+    """Codebooks learn from their own term alone; followed ones have none in the model's loss."""
+    settings = TWO_LEVELS | {"codebook_size": 4, "quantizer": quantizer}
+    _, model = model_of("vq-vae-2", **settings)
+    params = codebook.init(model, KEY)
+
+    def gradient(of: Callable[..., Any]) -> Any:
+        def mean(params: Any) -> Any:
+            return jax.vmap(lambda x: of(*codebook.coded(model, params, x), x))(X).mean()
+
+        return jax.grad(mean)(params)
+
+    decoder = gradient(lambda p, made, x: -p.log_prob(x))
+    codes = gradient(lambda p, made, x: sum(level.quantized.loss for level in made) * X[0].size / 2)
+    loss = lambda p: codebook.negative_bound(model)(p, KEYS, X, WEIGHT, 0, None)[0]
+    whole = jax.grad(loss)(params)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-3, atol=1e-4),
+        decoder,
+        codes,
+        whole,
+    )
+    moves = lambda tree: any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+    assert not moves(decoder["quantizers"])
+    assert moves(codes["quantizers"]) == (quantizer == "nearest")
+    assert moves(decoder["levels"][0]["down"]) and moves(codes["levels"][0]["down"])
+    assert not moves(codes["levels"][1]["up"])  # the decoder of x
+
+
+def test_usage_of_a_split_is_counted() -> None:
+    built, _ = model_of("vq-vae-2", **TWO_LEVELS)
+    params = built.model.init(KEY, X[0])
+    found = evaluation.code_usage(built.model, params, KEY, X, batch_size=4)
+    codes = jax.vmap(lambda x: built.model.codes(params, x))(X)
+    for usage, each in zip(found, codes, strict=True):
+        counts = np.bincount(np.asarray(each).ravel(), minlength=2)
+        assert (usage.num_codes, usage.positions) == (2, each[0].size)
+        assert usage.usage == np.mean(counts > 0)
+        assert usage.perplexity == pytest.approx(np.exp(entropy(counts)), rel=1e-5)
