@@ -30,6 +30,14 @@ OWN: dict[str, dict[str, Any]] = {
     "rq-vae": {"codebook_size": 8, "quantizers": 2, "blocks": 0},
     "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
     "lfq": {"blocks": 0},
+    "autoencoder-kl": {
+        **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
+        **{"classifier_hidden": (4,), "classifier_steps": 3},
+    },
+    "vq-gan": {
+        **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2, "codebook_size": 8},
+        **{"classifier_hidden": (4,), "classifier_steps": 3},
+    },
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow

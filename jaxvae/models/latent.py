@@ -120,8 +120,8 @@ def gaussian_maps(ends: Ends, latent: int, kl_weight: optax.Schedule) -> Autoenc
 def quantized_maps(ends: Ends, latent: int, quantizer: quantizers.Quantizer) -> Autoencoder:
     """Codes c(x) of a map's vectors, a uniform prior over them, and the quantizer's loss.
 
-    log p(x) >= log p(x|c(x)) - P log K for P codes of K values, because q(c|x) has no entropy. The loss
-    of the quantizer is a mean over the map. It counts once for each value of x, because the
+    log p(x) >= log p(x|c(x)) - P log K for P codes of K values, because q(c|x) has no entropy. The
+    loss of the quantizer is a mean over the map. It counts once for each value of x, because the
     reconstruction is a sum over them.
     """
     shape = ends.map_shape(latent)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxvae import checkpoints, datasets, families, interchange, tensors
+from jaxvae import checkpoints, datasets, families, interchange, tensors, training
 from jaxvae.families import Data
 from jaxvae.runs import folders, reports
 from jaxvae.runs.commands import opened
@@ -47,10 +47,7 @@ def import_folder(
     workdir = Path("runs") / folder.resolve().name if to is None else to
     if folders.has_checkpoints(workdir):
         raise ValueError(f"{workdir} holds a run; name another folder with --to")
-    built = record.build()
-    example = datasets.Examples(np.zeros(record.data.shape, np.uint8), built.preprocess)
-    state = jax.jit(built.algorithm.init)(jax.random.key(0), example)
-    state = state._replace(params={"model": jax.tree.map(jnp.asarray, params)})
+    state = _state(record, params)
     with folders.lock(workdir), checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         (workdir / KEPT).mkdir(exist_ok=True)
         (workdir / KEPT / interchange.CONFIG).write_bytes((folder / "config.json").read_bytes())
@@ -66,6 +63,17 @@ def import_folder(
             ("run", str(workdir)),
         ]
     )
+
+
+def _state(record: folders.Record, params: Any) -> training.State:
+    """The state of a run before its first step, whose optimizer has no moments."""
+    built = record.build()
+    example = datasets.Examples(np.zeros(record.data.shape, np.uint8), built.preprocess)
+    shapes = jax.eval_shape(built.algorithm.init, jax.random.key(0), example)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes._replace(key=None, params=None)
+    )
+    return zeros._replace(key=jax.random.key(0), params={"model": params})
 
 
 def _named(folder: Path, read: Any) -> Any:
@@ -104,8 +112,9 @@ def _record(
     data = Data(folder.resolve().name, (height, width, channels), "uint8", 256, "scale", 0)
     place = {"dataset": None, "data_dir": None, "stream": False}
     record = folders.Record("latent", ours, data, place)
-    model = record.build().model
-    like = jax.jit(model.init)(jax.random.key(0), jnp.zeros(data.shape))
+    built = record.build()
+    like = jax.eval_shape(built.model.init, jax.random.key(0), jnp.zeros(data.shape))
+    like["likelihood"] = built.source.ends.likelihood.init(jax.random.key(0))
     return record, interchange.from_arrays(held.arrays, like)
 
 
