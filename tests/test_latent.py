@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -190,12 +191,13 @@ def lpips_by_scipy(arrays: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) 
     return total
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_a_perceptual_distance_is_lpips_of_its_file(suffix: str, tmp_path: Path) -> None:
-    arrays, file = vgg_arrays(), tmp_path / f"vgg{suffix}"
-    np.savez(file, **arrays) if suffix == ".npz" else tensors.write_safetensors(file, arrays)
+def test_a_perceptual_distance_is_lpips_of_its_file(tmp_path: Path) -> None:
+    arrays, files = vgg_arrays(), [tmp_path / f"vgg{suffix}" for suffix in (".npz", ".safetensors")]
+    np.savez(files[0], **arrays)
+    tensors.write_safetensors(files[1], arrays)
     x, y = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
-    made = perceptual.of_file(str(file), (16, 16, 3), WIDTHS, "float32")
+    made, other = (perceptual.of_file(str(f), (16, 16, 3), WIDTHS, "float32") for f in files)
+    jax.tree.map(np.testing.assert_array_equal, made.params, other.params)
     value, gradient = jax.jit(jax.value_and_grad(made.distance, 2))(made.params, x, y)
     np.testing.assert_allclose(value, lpips_by_scipy(arrays, x, y), rtol=1e-5)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
@@ -248,6 +250,7 @@ KEYS = jax.random.split(jax.random.key(2), 6)
 WEIGHT = jnp.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.0])
 
 
+@functools.cache
 def of_players() -> dict[str, Any]:
     return {
         "model": MADE.model.init(KEY, BATCH[0]),
@@ -256,24 +259,34 @@ def of_players() -> dict[str, Any]:
     }
 
 
-def compiled(likeness: Any, critic: Any) -> dict[str, Any]:
-    losses = latent.losses(MADE, latent.Pictures(ENDS, likeness, critic))
-    return {name: jax.jit(loss, static_argnums=5) for name, loss in losses.items()}
+START = 5  # the step at which the autoencoder begins to pay for the critic's term
 
 
-def of_losses(start: int = 0) -> dict[str, Any]:
-    critic = latent.PatchCritic(CRITIC, 0.8, start)
-    return compiled(LIKENESS, critic)
+@functools.cache
+def of_losses(likeness: float | None = 0.7, critic: bool = True) -> dict[str, Any]:
+    """The compiled losses of the players, (players, keys, x, weight, step) -> loss, terms."""
+    pictures = latent.Pictures(
+        ENDS,
+        None if likeness is None else LIKENESS._replace(weight=likeness),
+        latent.PatchCritic(CRITIC, 0.8, START) if critic else None,
+    )
+    bound = lambda loss: lambda *args: loss(*args, None)
+    return {name: jax.jit(bound(loss)) for name, loss in latent.losses(MADE, pictures).items()}
+
+
+def at(step: int) -> tuple[Any, ...]:
+    """The arguments of a loss after the players."""
+    return KEYS, BATCH, WEIGHT, jnp.int32(step)
 
 
 def test_without_critic_and_distance_it_is_a_vae() -> None:
     """With a Laplace likelihood; the noise is the same too."""
-    loss = compiled(None, None)["model"]
+    loss = of_losses(None, False)["model"]
     vae = jaxvae.models.VAE(MADE.model.init, MADE.model.encode, ENDS.decode, MADE.model.prior)
     other = jax.jit(batch_mean(negative_elbo(vae, kl_weight=lambda step: 0.25)), static_argnums=5)
     players = of_players()
-    value, terms = loss(players, KEYS, BATCH, WEIGHT, 0, None)
-    expected, parts = other(players["model"], KEYS, BATCH, WEIGHT, 0, None)
+    value, terms = loss(players, *at(0))
+    expected, parts = other(players["model"], *at(0), None)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(terms["kl"], parts["kl"], rtol=1e-6)
     scale = math.exp(players["model"]["likelihood"]["log_scale"])
@@ -308,7 +321,7 @@ def test_the_adaptive_weight_balances_gradients_in_the_last_kernel() -> None:
 
     (of_error, first), (of_pretence, second) = map(of_batch, (error, pretence))
     expected = 0.8 * first / (second + 1e-4)
-    value, terms = of_losses()["model"](players, KEYS, BATCH, WEIGHT, 0, None)
+    value, terms = of_losses()["model"](players, *at(START))
     np.testing.assert_allclose(terms["critic_weight"], expected, rtol=1e-5)
     whole = of_error + 0.25 * terms["kl"] + expected * of_pretence
     np.testing.assert_allclose(value, whole, rtol=1e-5)
@@ -316,46 +329,40 @@ def test_the_adaptive_weight_balances_gradients_in_the_last_kernel() -> None:
 
 
 def test_the_critics_term_begins_at_its_step() -> None:
-    players, losses = of_players(), of_losses(start=5)
-    at = lambda step: losses["model"](players, KEYS, BATCH, WEIGHT, jnp.int32(step), None)
-    assert at(4)[1]["critic_weight"] == 0 < at(5)[1]["critic_weight"]
-    alone = compiled(LIKENESS, None)["model"]
-    np.testing.assert_array_equal(at(4)[0], alone(players, KEYS, BATCH, WEIGHT, 4, None)[0])
-    assert losses["critic"](players, KEYS, BATCH, WEIGHT, jnp.int32(0), None)[0] > 0  # it learns
+    players, losses = of_players(), of_losses()
+    (before, terms), (_, later) = (losses["model"](players, *at(START + i)) for i in (-1, 0))
+    assert terms["critic_weight"] == 0 < later["critic_weight"]
+    alone = of_losses(critic=False)["model"]
+    np.testing.assert_allclose(before, alone(players, *at(START - 1))[0], rtol=1e-6)
+    assert losses["critic"](players, *at(0))[0] > 0  # the critic learns before
 
 
 def test_losses_reach_their_own_player_alone() -> None:
     """The published example leaks both ways, and its perceptual distance has no gradient."""
     players = of_players()
     for player, loss in of_losses().items():
-        value = lambda p, f=loss: f(p, KEYS, BATCH, WEIGHT, 0, None)[0]
+        value = lambda p, f=loss: f(p, *at(START))[0]
         gradients = jax.jit(jax.grad(value))(players)
         for name, tree in gradients.items():
             for leaf in jax.tree.leaves(tree):
                 assert (np.abs(leaf).max() > 0) == (name == player), (player, name)
 
-    def with_distance(weight: float) -> Any:
-        likeness = LIKENESS._replace(weight=weight)
-        loss = compiled(likeness, None)["model"]
-        value = lambda p: loss(p, KEYS, BATCH, WEIGHT, 0, None)[0]
-        return jax.jit(jax.grad(value))(players)["model"]
-
-    kernels = [ENDS.last_kernel(with_distance(weight)) for weight in (0.0, 0.7)]
-    assert np.abs(kernels[0] - kernels[1]).max() > 0.1
+    losses = [of_losses(likeness, False)["model"] for likeness in (None, 0.7)]
+    more = jax.jit(jax.grad(lambda p: losses[1](p, *at(0))[0] - losses[0](p, *at(0))[0]))(players)
+    assert np.abs(ENDS.last_kernel(more["model"])).max() > 0.1  # the distance has a gradient
 
 
-@pytest.mark.parametrize("devices", [2, 3])
-def test_losses_are_those_of_the_whole_batch_on_any_devices(devices: int) -> None:
+def test_losses_are_those_of_the_whole_batch_on_three_devices() -> None:
     """The norms of the adaptive weight too; the mean of ratios would be another number."""
     players = of_players()
-    cut = lambda a: a.reshape(devices, -1, *a.shape[1:])
-    for loss in of_losses().values():
-        value, terms = loss(players, KEYS, BATCH, WEIGHT, 0, None)
-        each = jax.vmap(lambda k, x, w, f=loss: f(players, k, x, w, 0, "d"), axis_name="d")
-        values, all_terms = each(cut(KEYS), cut(BATCH), cut(WEIGHT))
-        np.testing.assert_allclose(values, np.full(devices, value), rtol=1e-5)
-        for name, term in terms.items():
-            np.testing.assert_allclose(all_terms[name], np.full(devices, term), rtol=1e-5)
+    cut = lambda a: a.reshape(3, -1, *a.shape[1:])
+    critic = latent.PatchCritic(CRITIC, 0.8, START)
+    for player, loss in latent.losses(MADE, latent.Pictures(ENDS, LIKENESS, critic)).items():
+        on_devices = lambda k, x, w, f=loss: f(players, k, x, w, START, "d")
+        each = jax.jit(jax.vmap(on_devices, axis_name="d"))(cut(KEYS), cut(BATCH), cut(WEIGHT))
+        whole = of_losses()[player](players, *at(START))
+        same = lambda a, b: np.testing.assert_allclose(a, np.full(3, b), rtol=1e-5)
+        jax.tree.map(same, each, whole)
 
 
 def test_codes_of_a_map_have_an_honest_bound() -> None:

@@ -87,6 +87,7 @@ def evaluate(
     batch_size: int = 50,
     decompose: bool = False,
     samples: bool = False,
+    reconstructions: bool = False,
     factors: bool = False,
     clustering: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
@@ -107,6 +108,8 @@ def evaluate(
         dimension-wise KL. A posterior without a density for each coordinate has two parts.
       samples: write precision, recall, density, coverage, Frechet distance and copies of samples of
         x, in the features of a classifier that is trained on the labels.
+      reconstructions: write PSNR of decoder means at posterior means, and for a set with labels
+        their Frechet distance, in the features of a classifier.
       factors: write scores of disentanglement, for a set whose factors are known (shapes).
       clustering: write the accuracy of the prior's components, each matched to a class.
       prior: what z of the samples is drawn from, as in jaxvae sample.
@@ -118,6 +121,7 @@ def evaluate(
     asked = {
         "decompose": decompose,
         "samples": samples,
+        "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
     }
