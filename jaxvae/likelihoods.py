@@ -149,6 +149,21 @@ def laplace() -> Likelihood:
     return _elementwise(2, lambda loc, log_scale: Laplace(loc, jnp.exp(log_scale)), REAL, False)
 
 
+def laplace_learned(scale: Positive = 0.5) -> Likelihood:
+    """Laplace with decoded location and one learned scale for all pixels.
+
+    At the optimum the scale is the mean absolute residual.
+
+    Args:
+      scale: the scale that learning starts from, in the units of x.
+    """
+
+    def make(params: Any, raw: Array) -> Laplace:
+        return Laplace(raw[..., 0], jnp.exp(params["log_scale"]))
+
+    return Likelihood(1, make, REAL, False, lambda key: {"log_scale": jnp.log(jnp.float32(scale))})
+
+
 def discretized_logistic(levels: int) -> Likelihood:
     """Discretized logistic over ``levels`` values in [0, 1].
 
@@ -247,6 +262,7 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
     "normal_decoded": normal_decoded,
     "normal_banded": normal_banded,
     "laplace": laplace,
+    "laplace_learned": laplace_learned,
     "discretized_logistic": discretized_logistic,
     "discretized_logistic_mixture": discretized_logistic_mixture,
     "pixel_logistic_mixture": pixel_logistic_mixture,

@@ -50,6 +50,14 @@ OWN: dict[str, dict[str, Any]] = {
     "vae-gan": {"critic_hidden": (8,)},
     "cvae-gan": {"critic_hidden": (8,)},
     "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
+    "autoencoder-kl": {
+        **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
+        **{"classifier_hidden": (4,), "classifier_steps": 3},
+    },
+    "vq-gan": {
+        **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2, "codebook_size": 8},
+        **{"classifier_hidden": (4,), "classifier_steps": 3},
+    },
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow

@@ -84,6 +84,18 @@ def test_samples_of_the_data_are_as_good_as_the_data() -> None:
     assert far["recall"] < good["recall"]
 
 
+def test_reconstructions_are_measured_in_decibels() -> None:
+    """An error of a tenth is 20 dB."""
+    x = np.random.default_rng(0).uniform(0, 0.8, (40, 2)).astype(np.float32)
+    decode = lambda params, z, condition=None: Normal(z + 0.1, jnp.ones(2))
+    model = identity()._replace(decode=decode)
+    found = METRICS["reconstructions"](model, {}, KEY, Data(datasets.Split(x)))
+    assert found == {"psnr": pytest.approx(20.0, abs=1e-4)}
+    split = clusters(300).replace(preprocess=lambda key, x: 0.05 * x + 0.4)
+    exact = METRICS["reconstructions"](identity(), {}, KEY, Data(split, split))
+    assert exact["psnr"] > 90 and exact["frechet_distance_of_reconstructions"] < 1e-6
+
+
 def test_factors_of_rendered_images_are_scored() -> None:
     """Codes that are the factors themselves."""
     grid = datasets.shapes.images()

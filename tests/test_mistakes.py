@@ -31,7 +31,10 @@ def _command(name: str) -> None:
 
 
 COMMANDS: dict[str, Callable[[], Any]] = {
-    **{name: partial(_command, name) for name in ("train", "evaluate", "sample")},
+    **{
+        name: partial(_command, name)
+        for name in ("train", "evaluate", "sample", "import", "export")
+    },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
     "throughput": partial(run_function, throughput.main),
@@ -89,6 +92,14 @@ MISTAKES = [
         "--heads belongs to --prior transformer",
     ),
     ("train", "--of x", "--of belongs to the presets prior"),
+    ("train", "autoencoder-kl --norm-groups 5 --data-dir {data}", "--norm-groups 5 must divide"),
+    ("train", "autoencoder-kl --critic-hidden 8 8 8 --data-dir {data}", "give fewer of them"),
+    ("train", "autoencoder-kl --perceptual file --data-dir {data}", "or colour images of 16x16"),
+    ("train", "autoencoder-kl --accumulate 2 --data-dir {data}", "--accumulate must be 1"),
+    ("train", "vq-gan --kl-weight 1", "--kl-weight belongs to --bottleneck gaussian"),
+    ("import", "nowhere", "nowhere has no config.json: diffusers writes it by save_pretrained"),
+    ("import", "", "Missing from jaxvae import: PATH a folder with config.json"),
+    ("export", ". out", "is no run folder"),
     ("evaluate", ".", "is no run folder"),
     ("sample", ".", "is no run folder"),
     ("evaluate", "", "Missing from jaxvae evaluate: PATH the run folder"),

@@ -187,11 +187,14 @@ def _means(column: np.ndarray) -> np.ndarray:
 
 
 def _active_units(means: Any) -> int:
-    """The number of active units of posterior means, a pytree of [N, latents, ...]."""
+    """The number of active units of posterior means, a pytree of [N, latents, ...].
+
+    Every number of a map [h, w, D] is a latent, and the classes [D, C] of a latent are one.
+    """
 
     def active(mean: np.ndarray) -> int:
         variance = mean.astype(np.float64).var(0)
-        rows = variance.reshape(len(variance), -1) if variance.ndim else variance.reshape(1, 1)
+        rows = variance.reshape(len(variance) if variance.ndim == 2 else variance.size, -1)
         return int((rows > ACTIVE_VARIANCE).any(-1).sum())
 
     return sum(map(active, jax.tree.leaves(means)))

@@ -18,6 +18,7 @@ from typing import Any
 from jaxvae.families import autoencoder, codebook, conditional, discrete, flat
 from jaxvae.families import autoencoder, conditional, discrete, flat, hierarchy
 from jaxvae.families import autoencoder, conditional, discrete, flat, hybrid, implicit
+from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, latent
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
 from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, prior
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
@@ -43,6 +44,7 @@ FAMILIES: dict[str, Family] = {
     "autoencoder": autoencoder.FAMILY,
     "conditional": conditional.FAMILY,
     "predictor": conditional.PREDICTOR,
+    "latent": latent.FAMILY,
     "codebook": codebook.FAMILY,
     "hierarchy": hierarchy.FAMILY,
     "hybrid": hybrid.FAMILY,

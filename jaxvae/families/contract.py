@@ -41,6 +41,8 @@ class Data(NamedTuple):
     # count -> so many raw training examples; None if the set is not there
     examples: Callable[[int], Any] | None = None
     first_stage: FirstStage | None = None  # the model whose codes a prior is of
+    # count -> at most so many raw training examples with their labels [N]; None without labels
+    labelled: Callable[[int], tuple[Any, Any]] | None = None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -101,6 +103,7 @@ class Built(NamedTuple):
     condition: Callable[[Any], Any] | None = None  # raw condition -> as the model takes it
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
+    notes: tuple[str, ...] = ()  # what the report of a training says of how it is done
 
     def fresh_state(self, data: Data) -> Any:
         """The shapes of a state of the algorithm."""

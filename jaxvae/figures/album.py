@@ -188,7 +188,10 @@ def _is_whole(q: Any) -> bool:
 
 
 def draw_traversals(path: Path, shown: Shown) -> bool:
-    """Draws the strongest latents, one at a time, from the posterior mean of an example."""
+    """Draws the strongest latents, one at a time, from the posterior mean of an example.
+
+    Latents that are maps [h, w, D] are too many to be drawn so.
+    """
     q = shown.posterior()
     center = mean_of(q)
     if not _is_flat(q) or not all(leaf.ndim in (1, 2) for leaf in jax.tree.leaves(center)):

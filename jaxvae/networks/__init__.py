@@ -31,6 +31,7 @@ from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.layouts import LAYOUTS, Layout
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
 from jaxvae.networks.pixelcnn import gated_pixelcnn
+from jaxvae.networks.patches import patch_critic, patches, vgg_maps
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
@@ -84,6 +85,8 @@ __all__ = [
     "mlp_pair",
     "of_input",
     "on_slice",
+    "patch_critic",
+    "patches",
     "pointwise",
     "renamed",
     "residual",
@@ -92,6 +95,7 @@ __all__ = [
     "residual_pair",
     "scaled_input",
     "very_deep",
+    "vgg_maps",
     "with_precision",
     "wrapped",
 ]

@@ -52,7 +52,9 @@ def opened(
     record = folders.read(workdir)
     source = dataset or record.place["dataset"]
     if source is None:
-        raise ValueError(f"{workdir} was trained on arrays: say with --dataset what to open")
+        raise ValueError(
+            f"{workdir} was trained on arrays or imported: say with --dataset what to open"
+        )
     config, data = record.config, record.data
     opener: Any = datasets.stream if record.place["stream"] else datasets.load
     loaded = opener(
@@ -85,6 +87,7 @@ def evaluate(
     batch_size: int = 50,
     decompose: bool = False,
     samples: bool = False,
+    reconstructions: bool = False,
     factors: bool = False,
     clustering: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
@@ -106,6 +109,8 @@ def evaluate(
         dimension-wise KL. A posterior without a density for each coordinate has two parts.
       samples: write precision, recall, density, coverage, Frechet distance and copies of samples of
         x, in the features of a classifier that is trained on the labels.
+      reconstructions: write PSNR of decoder means at posterior means, and for a set with labels
+        their Frechet distance, in the features of a classifier.
       factors: write scores of disentanglement, for a set whose factors are known (shapes).
       clustering: write the accuracy of the prior's components, each matched to a class.
       prior: what z of the samples is drawn from, as in jaxvae sample.
@@ -119,6 +124,7 @@ def evaluate(
     asked = {
         "decompose": decompose,
         "samples": samples,
+        "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
     }
@@ -133,7 +139,7 @@ def evaluate(
     folders.write_json(workdir / "evaluation.json", about_run | numbers | more)
     print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
     rows = reports.result_rows(numbers)
-    if numbers.get("kl_per_latent") is not None:
+    if np.ndim(numbers.get("kl_per_latent") or 0) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
     if per_example:

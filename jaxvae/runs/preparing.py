@@ -226,7 +226,16 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         examples=lambda count: (
             datasets.random_subset(train if not streamed else in_memory(train), count).x
         ),
+        labelled=_labelled(train) if getattr(labels, "ndim", 0) == 1 else None,
     )
+
+
+def _labelled(train: datasets.Split) -> Any:
+    def some(count: int) -> tuple[Any, Any]:
+        subset = datasets.random_subset(train, count)
+        return subset.x, subset.y
+
+    return some
 
 
 def _largest(split: datasets.Split) -> float:

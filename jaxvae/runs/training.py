@@ -91,7 +91,9 @@ def train_in(
         folder = _folder(name, run) if workdir is None else Path(workdir)
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
         processes.on_first(lambda: folders.save(folder, run.record))
-        reports.say(datasets.describe(run.record.data.pixels, run.record.data.levels))
+        pixels = datasets.describe(run.record.data.pixels, run.record.data.levels)
+        for note in (pixels, *run.built.notes):
+            reports.say(note)
         state, early = fit_in(run, folder, stop, start_from, progress)
         state = processes.local(state)
         params = run.built.parameters(state)
@@ -264,6 +266,8 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
     }
     result = {"test_elbo": numbers["elbo"], "test_log_likelihood": numbers["log_likelihood"]} | rest
     result |= {"steps": step} | speed
+    if run.built.notes:
+        result["notes"] = list(run.built.notes)
     if data.classes:
         result["classes"] = list(data.classes)
     folders.write_json(workdir / "result.json", result)
