@@ -107,7 +107,8 @@ def dispatches(
     """
     layout = Placement(devices_of(cell.devices), "pmap" if cell.mapping == "jit" else cell.mapping)
     run = training.run_steps(model.algorithm, layout)
-    held, state = layout.replicated((model.examples, model.initial(settings.seed)))
+    held = layout.replicated(model.examples)
+    state = layout.copied(model.initial(settings.seed))
     shape, total = (settings.steps, cell.batch), datasets.num_examples(model.examples)
     rows = np.arange(math.prod(shape), dtype=np.int32).reshape(shape) % total
     parts = layout.split(rows), layout.split(np.full(shape, 1 / cell.batch, np.float32))
