@@ -77,7 +77,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "sgd": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-2, momentum=0.9)),
     "adam": lambda: training.adam(1e-3),
 }
-FEW = {("4", "adam"), ("2 x 2", "sgd")}
+FEW = {("2 x 2", "adam")}
 
 
 def reported(algorithm: training.Algorithm, num: int = 1, **settings: Any) -> tuple[Any, Any]:
@@ -186,12 +186,12 @@ def params_of(state: Any) -> Any:
     return state.members.params if isinstance(state, training.Ensemble) else state.params
 
 
-def larger() -> training.Algorithm:
-    """A VAE of 784-512-512-32-512-512-784."""
+def larger(hidden: int) -> training.Algorithm:
+    """A VAE of 784 pixels with two layers before and after a latent of 32."""
     posterior = posteriors.normal(32)
     vae = models.vae(
-        networks.mlp((512, 512), posterior.size),
-        networks.mlp((512, 512), (784,)),
+        networks.mlp((hidden, hidden), posterior.size),
+        networks.mlp((hidden, hidden), (784,)),
         posterior,
         likelihoods.bernoulli(),
         priors.standard_normal(32),
@@ -200,14 +200,16 @@ def larger() -> training.Algorithm:
     return training.gradient_descent(vae.init, loss, training.adam(1e-3))
 
 
+@pytest.mark.parametrize("hidden", [128, pytest.param(512, marks=pytest.mark.slow)])
 @pytest.mark.optimized
-def test_memory_of_a_device_falls_with_their_number() -> None:
-    """By XLA's own analysis of one step: 10,136 + 689,576 bytes of parameters on each of eight."""
-    one, eight = (scaling_models.step_memory(larger(), n, (784,), 64) for n in (1, 8))
-    assert one.state == 4 * 3 * 1_379_152 + 20  # parameters, two moments, and a few scalars
-    assert eight.state < one.state / 7
-    assert eight.arguments < one.arguments / 7
-    assert eight.temporary < one.temporary
+def test_memory_of_a_device_falls_with_their_number(hidden: int) -> None:
+    """By XLA's own analysis of one step: parameters, two moments, and what a step needs beside."""
+    one, eight = (scaling_models.step_memory(larger(hidden), n, (784,), 64) for n in (1, 8))
+    parameters = 2 * 784 * hidden + 2 * hidden**2 + 3 * 32 * hidden + 4 * hidden + 2 * 32 + 784
+    assert one.state == pytest.approx(4 * 3 * parameters, rel=1e-3)
+    assert eight.state < one.state / 6
+    assert eight.arguments < one.arguments / 6
+    assert hidden < 512 or (eight.state < one.state / 7 and eight.temporary < one.temporary)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
