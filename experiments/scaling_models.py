@@ -52,6 +52,13 @@ class Settings:
     """Share of its peak at which a device computes, in the estimate."""
     latency: float = 1e-6
     """Seconds that a message needs for one hop, in the estimate."""
+    model: str | None = None
+    """Preset, with flags of jaxvae train, whose memory and communication are estimated in place of
+    a measurement, such as 'conv --hidden 64 128'."""
+    shape: tuple[int, ...] = (32, 32, 3)
+    """Height, width and channels of the images of --model."""
+    compile: bool = False
+    """Compile steps of --model, which tells the memory that a step needs beside the state."""
     json: Path = Path("scaling.json")
     """File for all numbers."""
     plot: Path = Path("scaling.png")
