@@ -130,7 +130,7 @@ MISTAKES = [
     ("scaling", "--rounds -1", "--rounds must be at least 0; it was -1"),
     ("scaling", "--utilization 40", "above 0 and at most 1; it was 40"),
     ("scaling", "--latency nan", "--latency must be finite"),
-    ("scaling", "--mappings", "--mappings needs one of pmap, shard_map"),
+    ("scaling", "--mappings", "--mappings needs one of pmap, shard_map, fsdp"),
     ("scaling", "--process-id 0", "belong to --distributed"),
     ("throughput", "--works gan", "no work that begins with gan"),
     ("throughput", "--peers keras", "no peer 'keras'"),

@@ -15,12 +15,18 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxvae.families import autoencoder, codebook, conditional, discrete, flat
-from jaxvae.families import autoencoder, conditional, discrete, flat, hierarchy
-from jaxvae.families import autoencoder, conditional, discrete, flat, hybrid, implicit
-from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, latent
-from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
-from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, prior
+from jaxvae.families import (
+    autoencoder,
+    codebook,
+    conditional,
+    discrete,
+    flat,
+    hierarchy,
+    hybrid,
+    implicit,
+    latent,
+    prior,
+)
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
 

@@ -30,22 +30,26 @@ from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.layouts import LAYOUTS, Layout
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
-from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.patches import patch_critic, patches, vgg_maps
+from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
-from jaxvae.networks.very_deep import very_deep
 from jaxvae.networks.transformer import causal_transformer
+from jaxvae.networks.very_deep import very_deep
 
 __all__ = [
     "ACTIVATIONS",
-    "LAYOUTS",
     "CRITICS",
+    "LAYOUTS",
     "PAIRS",
     "PRECISIONS",
     "Activation",
     "ActivationName",
+    "Autoregressive",
+    "Codes",
+    "Grid",
+    "Judgement",
     "Layer",
     "Layout",
     "Network",
@@ -53,18 +57,8 @@ __all__ = [
     "Precision",
     "TopDown",
     "absolute",
-    "Judgement",
-    "Network",
-    "Pair",
-    "Precision",
-    "convolutional_critic",
-    "Autoregressive",
-    "Codes",
-    "Grid",
-    "Network",
-    "Pair",
-    "Precision",
     "causal_transformer",
+    "convolutional_critic",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
@@ -72,14 +66,13 @@ __all__ = [
     "feature_encoder",
     "from_linen",
     "from_nnx",
+    "gated_pixelcnn",
     "halved",
     "in_training",
     "ladder",
-    "merged",
     "leaky_relu",
-    "gated_pixelcnn",
-    "in_training",
     "log_probs_of_grids",
+    "merged",
     "mlp",
     "mlp_critic",
     "mlp_pair",
