@@ -18,6 +18,7 @@ from jaxvae.models.hierarchy import (
     hierarchy,
     negative_terms,
     with_layer_costs,
+)
 from jaxvae.models.hybrids import (
     Judge,
     MeanMatching,
@@ -77,8 +78,8 @@ __all__ = [
     "Conditioned",
     "Corrupted",
     "Denoising",
-    "Layers",
     "Judge",
+    "Layers",
     "Loss",
     "MeanMatching",
     "Model",
