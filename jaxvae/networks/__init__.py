@@ -6,6 +6,7 @@ module. Parameters are float32; ``with_precision`` states the precision in which
 """
 
 from jaxvae.networks.adapters import from_linen, from_nnx
+from jaxvae.networks.bottlenecks import very_deep
 from jaxvae.networks.contract import (
     Network,
     in_training,
@@ -24,7 +25,6 @@ from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, res
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
-from jaxvae.networks.very_deep import very_deep
 
 __all__ = [
     "ACTIVATIONS",
