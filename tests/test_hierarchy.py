@@ -672,6 +672,9 @@ REFUSED: list[tuple[dict[str, Any], tuple[int, ...], str]] = [
         "8m4 needs blocks at 4 first",
     ),
     ({"layout": "strings", "encoder_blocks": "8y1"}, (8, 8, 1), "'8y1' is no entry"),
+    ({"layout": "strings", "encoder_blocks": "8d0"}, (8, 8, 1), "'8d0' is no entry"),
+    ({"blocks": (1, 1, 1)}, (2, 2, 1), "above one pixel"),
+    ({"network": "ladder", "hidden": ()}, (8, 8, 1), "0 latents and 0 hidden widths"),
     ({"kl_cost": "balanced", "accumulate": 2}, (8, 8, 1), "accumulate must be 1"),
     ({"likelihood": "pixel_logistic_mixture", "network": "ladder"}, (64,), "needs images"),
 ]
