@@ -368,12 +368,16 @@ def test_remat_changes_no_bit_of_the_loss() -> None:
     jax.tree.map(compare, gradient, without)
 
 
+def bound_of(network: networks.TopDown, likelihood: likelihoods.Likelihood) -> Callable:
+    return models.LayeredVAE(network, likelihood).bound
+
+
 def program(blocks: int, remat: bool = True) -> Any:
     """The gradient of the bound of a batch of eight."""
     likelihood = likelihoods.pixel_logistic_mixture(8, 2)
     layout = networks.LAYOUTS["pyramid"]((8, 8), (1, blocks))
     network = networks.very_deep(layout, likelihood.outputs((8, 8, 1)), 2, (16,), remat=remat)
-    of_draw = models.bound(network, likelihood)
+    of_draw = bound_of(network, likelihood)
     params = jax.eval_shape(network.init, KEY, jnp.zeros((8, 8, 1)))
 
     def loss(params: Any, keys: jax.Array, x: jax.Array) -> jax.Array:
@@ -423,7 +427,10 @@ def test_log_ratios_and_divergences_agree_in_every_layer(kind: str) -> None:
         layout = networks.LAYOUTS["pyramid"]((2, 2), (1, 1))
         posterior = getattr(networks, kind)
         network = networks.very_deep(layout, outputs, 2, (8,), posterior=posterior)
-    model, of_draw = models.hierarchy(network, likelihood), models.bound(network, likelihood)
+    model, of_draw = (
+        models.hierarchy(network, likelihood),
+        models.LayeredVAE(network, likelihood).bound,
+    )
     params = perturbed(model, x)
 
     @jax.jit

@@ -13,8 +13,8 @@ from jaxvae.models.conditional import (
 )
 from jaxvae.models.hierarchy import (
     Bound,
+    LayeredVAE,
     Layers,
-    bound,
     hierarchy,
     negative_terms,
     with_layer_costs,
@@ -60,6 +60,7 @@ __all__ = [
     "Conditioned",
     "Corrupted",
     "Denoising",
+    "LayeredVAE",
     "Layers",
     "Loss",
     "Model",
@@ -69,7 +70,6 @@ __all__ = [
     "adversarial_init",
     "adversarial_losses",
     "answers",
-    "bound",
     "code_penalty",
     "codes",
     "condition_on",
