@@ -13,8 +13,8 @@ from jaxvae.models.conditional import (
 )
 from jaxvae.models.hierarchy import (
     Bound,
+    LayeredVAE,
     Layers,
-    bound,
     hierarchy,
     negative_terms,
     with_layer_costs,
@@ -79,6 +79,7 @@ __all__ = [
     "Corrupted",
     "Denoising",
     "Judge",
+    "LayeredVAE",
     "Layers",
     "Loss",
     "MeanMatching",

@@ -23,7 +23,7 @@ from jaxvae.distributions.contract import many
 from jaxvae.kl_costs import KLCost
 from jaxvae.likelihoods import Likelihood
 from jaxvae.models.answers import Model
-from jaxvae.networks import TopDown
+from jaxvae.networks import Layer, TopDown
 
 
 class Bound(NamedTuple):
@@ -83,31 +83,97 @@ def _joined(reports: tuple) -> Any:
     return jax.tree.map(lambda *each: jnp.concatenate([*map(jnp.atleast_1d, each)]), *reports)
 
 
-def bound(network: TopDown, likelihood: Likelihood) -> Callable[[Params, Any, Array, Any], Bound]:
-    """``(params, activations, key, x) -> Bound`` of one draw of z ~ q(z | x).
+class LayeredVAE(NamedTuple):
+    """A network with latents in layers and a likelihood; its functions are of one example.
 
-    E [reconstruction - kl.sum()] is the ELBO, and exp(reconstruction + log_ratio.sum()) is an
-    importance weight, whose mean is p(x).
+    Parameters are {"network", "likelihood"}.
     """
 
-    def of_draw(params: Params, activations: Any, key: Array, x: Any) -> Bound:
+    network: TopDown
+    likelihood: Likelihood
+
+    def init(self, key: Array, x: Any) -> Params:
+        key_network, key_likelihood = jax.random.split(key)
+        return {
+            "network": self.network.init(key_network, x),
+            "likelihood": self.likelihood.init(key_likelihood),
+        }
+
+    def _bottom_up(self, params: Params, x: Any) -> Any:
+        return self.network.bottom_up(params["network"], x)
+
+    def _top_down(
+        self, params: Params, activations: Any, layer: Layer, items: Any = None
+    ) -> tuple[Any, tuple]:
+        """p(x|z), and the reports of all layers."""
+        items = (None,) * len(self.network.groups) if items is None else items
+        outputs, reports = self.network.top_down(params["network"], activations, layer, items)
+        return self.likelihood.of_outputs(params["likelihood"], outputs), reports
+
+    def bound(self, params: Params, activations: Any, key: Array, x: Any) -> Bound:
+        """What one draw of z ~ q(z|x) says of x, whose activations are given.
+
+        E [reconstruction - kl.sum()] is the ELBO. exp(reconstruction + log_ratio.sum()) is an
+        importance weight, whose mean is p(x).
+        """
+
         def layer(number: Array, p: Normal, q: Any, item: None) -> tuple[Array, Any]:
             z = q.sample(jax.random.fold_in(key, number))
             return z, (divergences.kl(q, p), p.log_prob(z) - q.log_prob(z))
 
-        nothing = (None,) * len(network.groups)
-        outputs, reports = network.top_down(params["network"], activations, layer, nothing)
-        kl, log_ratio = _joined(reports)
-        density = likelihood.of_outputs(params["likelihood"], outputs)
-        return Bound(log_prob_of(density, x), kl, log_ratio)
+        density, reports = self._top_down(params, activations, layer)
+        return Bound(log_prob_of(density, x), *_joined(reports))
 
-    return of_draw
+    def bounds(self, params: Params, key: Array, x: Any, num_samples: int) -> Bound:
+        """``bound`` of several draws, [K, ...]."""
+        activations = self._bottom_up(params, x)
+        if num_samples == 1:  # without an axis of draws, which loops over layers would copy
+            return jax.tree.map(lambda a: a[None], self.bound(params, activations, key, x))
+        keys = jax.random.split(key, num_samples)
+        return jax.vmap(self.bound, (None, None, 0, None))(params, activations, keys, x)
+
+    def terms(self, params: Params, key: Array, x: Any, num_samples: int) -> Terms:
+        """The terms of the ELBO, and KL of each layer by its name, as ``kl/32x32/7``."""
+        means = jax.tree.map(lambda a: a.mean(0), self.bounds(params, key, x, num_samples))
+        layers = {f"kl/{name}": means.kl[i] for i, name in enumerate(self.network.names)}
+        return {"reconstruction": means.reconstruction, "kl": means.kl.sum()} | layers
+
+    def log_weights(self, params: Params, key: Array, x: Any, num_samples: int) -> Array:
+        """log p(x, z_k) - log q(z_k|x), [K]."""
+        each = self.bounds(params, key, x, num_samples)
+        return each.reconstruction + each.log_ratio.sum(-1)
+
+    def encode(self, params: Params, x: Any) -> Layers:
+        """q(z|x)."""
+        return Layers(params["network"], self._bottom_up(params, x), self.network)
+
+    def prior(self, params: Params, condition: Any = None) -> Layers:
+        """p(z)."""
+        return Layers(params["network"], None, self.network)
+
+    def draw(self, params: Params, key: Array, condition: Any = None) -> tuple:
+        """z of the prior."""
+        return self.prior(params).sample(key)
+
+    def decode(self, params: Params, z: tuple, condition: Any = None) -> Any:
+        """p(x|z)."""
+        return self._top_down(params, None, lambda number, p, q, item: (item, None), z)[0]
+
+    def log_joint(self, params: Params, x: Any, z: tuple) -> Array:
+        """log p(x, z)."""
+        return log_prob_of(self.decode(params, z), x) + self.prior(params).log_prob(z)
+
+    def partly(self, params: Params, x: Any, layers: Any) -> Any:
+        """p(x|z), where the first layers of z are at the means of q and the others of p."""
+
+        def layer(number: Array, p: Normal, q: Any, item: None) -> tuple[Array, None]:
+            return jnp.where(number < layers, q.loc, p.loc), None
+
+        return self._top_down(params, self._bottom_up(params, x), layer)[0]
 
 
 def hierarchy(network: TopDown, likelihood: Likelihood) -> Model:
-    """The model of a network and a likelihood; its parameters are {"network", "likelihood"}.
-
-    ``terms`` has the KL of each layer by its name, as ``kl/32x32/7``; ``kl`` is their sum.
+    """What can be asked of a ``LayeredVAE``.
 
     >>> from jaxvae import likelihoods, models, networks
     >>> network = networks.ladder((3,), latents=(2, 1), hidden=(8, 8))
@@ -116,62 +182,19 @@ def hierarchy(network: TopDown, likelihood: Likelihood) -> Model:
     >>> sorted(model.terms(params, jax.random.key(1), jnp.zeros(3), 1))
     ['kl', 'kl/z1', 'kl/z2', 'reconstruction']
     """
-    of_draw = bound(network, likelihood)
-    nothing = (None,) * len(network.groups)
-
-    def init(key: Array, x: Any) -> Params:
-        key_network, key_likelihood = jax.random.split(key)
-        return {
-            "network": network.init(key_network, x),
-            "likelihood": likelihood.init(key_likelihood),
-        }
-
-    def encode(params: Params, x: Any) -> Layers:
-        activations = network.bottom_up(params["network"], x)
-        return Layers(params["network"], activations, network)
-
-    def prior(params: Params, condition: Any = None) -> Layers:
-        return Layers(params["network"], None, network)
-
-    def decode(params: Params, z: tuple, condition: Any = None) -> Any:
-        given = lambda number, p, q, item: (item, None)
-        outputs = network.top_down(params["network"], None, given, z)[0]
-        return likelihood.of_outputs(params["likelihood"], outputs)
-
-    def draw(params: Params, key: Array, condition: Any = None) -> tuple:
-        return prior(params).sample(key)
-
-    def draws(params: Params, key: Array, x: Any, num_samples: int) -> Bound:
-        activations = network.bottom_up(params["network"], x)
-        if num_samples == 1:  # without an axis of draws, which loops of layers would copy
-            return jax.tree.map(lambda a: a[None], of_draw(params, activations, key, x))
-        keys = jax.random.split(key, num_samples)
-        return jax.vmap(of_draw, (None, None, 0, None))(params, activations, keys, x)
-
-    def terms(params: Params, key: Array, x: Any, num_samples: int) -> Terms:
-        means = jax.tree.map(lambda a: a.mean(0), draws(params, key, x, num_samples))
-        layers = {f"kl/{name}": means.kl[i] for i, name in enumerate(network.names)}
-        return {"reconstruction": means.reconstruction, "kl": means.kl.sum()} | layers
-
-    def log_weights(params: Params, key: Array, x: Any, num_samples: int) -> Array:
-        each = draws(params, key, x, num_samples)
-        return each.reconstruction + each.log_ratio.sum(-1)
-
-    def log_joint(params: Params, x: Any, z: tuple) -> Array:
-        return log_prob_of(decode(params, z), x) + prior(params).log_prob(z)
-
-    def partly(params: Params, x: Any, layers: Array) -> Any:
-        def layer(number: Array, p: Normal, q: Any, item: None) -> tuple[Array, None]:
-            return jnp.where(number < layers, q.loc, p.loc), None
-
-        activations = network.bottom_up(params["network"], x)
-        outputs = network.top_down(params["network"], activations, layer, nothing)[0]
-        return likelihood.of_outputs(params["likelihood"], outputs)
-
+    vae = LayeredVAE(network, likelihood)
     return Model(
-        init, encode, decode, draw, prior, terms, log_weights, log_joint,
-        partly=partly, layers=len(network.names),
-    )  # fmt: skip
+        vae.init,
+        vae.encode,
+        vae.decode,
+        vae.draw,
+        vae.prior,
+        vae.terms,
+        vae.log_weights,
+        vae.log_joint,
+        partly=vae.partly,
+        layers=len(network.names),
+    )
 
 
 # Losses

@@ -7,6 +7,7 @@ module. Parameters are float32; ``with_precision`` states the precision in which
 
 from jaxvae.networks.adapters import from_linen, from_nnx
 from jaxvae.networks.autoregressive import Autoregressive, Codes, Grid, log_probs_of_grids
+from jaxvae.networks.bottlenecks import very_deep
 from jaxvae.networks.contract import (
     Network,
     in_training,

@@ -44,11 +44,11 @@ def pyramid(size: Size, blocks: Widths = (1, 2, 3, 4)) -> Layout:
     """
     count = len(blocks) - 1
     factor = 2 ** max(count - 1, 0)
-    if count < 1 or size[0] % factor or size[1] % factor:
+    if count < 1 or size[0] % factor or size[1] % factor or min(size) < 2 * factor:
         raise ValueError(
             f"blocks={tuple(blocks)} halves the image {max(count - 1, 0)} times above its "
-            f"{size[0]}x{size[1]} pixels: give at least two numbers, and fewer where it does not "
-            "divide"
+            f"{size[0]}x{size[1]} pixels: give at least two numbers, and so few that all halves "
+            "are whole and above one pixel"
         )
     sizes = [(size[0] // 2**i, size[1] // 2**i) for i in range(count)][::-1]
     sizes = [(1, 1), *sizes]
@@ -101,7 +101,8 @@ def _entries(text: str, kinds: str) -> list[tuple[int, str, int]]:
     for entry in text.split(","):
         kind = next((k for k in kinds if k in entry), "x")
         resolution, _, number = entry.strip().partition(kind)
-        if not (resolution.isdigit() and (number or "1").isdigit()):
+        numbers = resolution, number or "1"
+        if not all(each.isdigit() and int(each) for each in numbers):
             raise ValueError(f"{entry!r} is no entry such as 32x11 or 32{kinds[-1]}2, in {text!r}")
         entries.append((int(resolution), kind, int(number or 1)))
     return entries
