@@ -275,7 +275,7 @@ def codebook_answers(model: Codebook) -> Model:
         return jnp.full(num_samples, bound["reconstruction"] - bound["kl"])
 
     return Model(
-        init=lambda key, x: init(model, key),
+        init=jax.jit(lambda key, x: init(model, key)),
         encode=encode,
         decode=decode,
         draw=draw,
