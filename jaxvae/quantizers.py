@@ -34,11 +34,11 @@ class Quantized(NamedTuple):
     statistic: Array | None = None  # its mean over the batch goes into ``batch_loss``
 
 
-class Player(NamedTuple):
-    """How a codebook that descends no loss of the model is trained: see ``codebooks``."""
+class Following(NamedTuple):
+    """How a codebook that follows its codes is trained: see ``codebooks``."""
 
-    # (params, keys [B], z [B, *P, D], weight [B], axis_name) -> scalar
-    loss: Callable[[Params, Array, Array, Array, str | None], Array]
+    # (params, keys [B], z [B, *P, D], weight [B], axis_name) -> zero, with a gradient
+    statistics: Callable[[Params, Array, Array, Array, str | None], Array]
     optimizer: optax.GradientTransformation
 
 
@@ -50,7 +50,7 @@ class Quantizer(NamedTuple):
     quantize: Callable[[Params, Array], Quantized]  # (params, z) -> codes, vectors, loss
     look_up: Callable[[Params, Any], Array]  # (params, codes) -> vectors
     batch_loss: Callable[[Array], Array] | None = None  # mean statistic -> scalar
-    player: Player | None = None  # if the parameters are a player of their own
+    following: Following | None = None  # if the parameters follow the codes
 
 
 def no_params(key: Array) -> Params:
@@ -127,8 +127,9 @@ def moving_average(
         return codebooks.vectors_of(params)[codes]
 
     init = lambda key: codebooks.started(_start(key, codebook_size, latent), revived)
-    player = Player(codebooks.statistics, codebooks.averaging(codebook_decay, revived))
-    return Quantizer(codebook_size, init, quantize, look_up, player=player)
+    optimizer = codebooks.averaging(codebook_decay, revived)
+    following = Following(codebooks.statistics, optimizer)
+    return Quantizer(codebook_size, init, quantize, look_up, following=following)
 
 
 def residual(
