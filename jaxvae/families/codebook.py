@@ -73,8 +73,7 @@ def levels_of(
     config: Config, data: Data, likelihood: likelihoods.Likelihood
 ) -> tuple[codebook.Level, ...]:
     """The levels of a configuration, from the coarsest to the finest."""
-    *size, channels = data.shape
-    output = (*size, channels * likelihood.size)
+    size, output = list(data.shape[:2]), likelihood.outputs(data.shape)
     levels: list[codebook.Level] = []
     for hidden in filter(None, (config.hidden, config.top_hidden)):
         down = networks.feature_encoder(hidden, config.blocks, config.block_hidden)

@@ -68,7 +68,7 @@ def init(model: Codebook, key: Array) -> Params:
         up = level.up.init(row[2], state)
         above = _zeros(level.up, up, state)
         levels.append({"down": down, "to_vectors": to_vectors, "up": up})
-    expected = (*model.shape[:-1], model.shape[-1] * model.likelihood.size)
+    expected = model.likelihood.outputs(model.shape)
     if jnp.shape(above) != expected:
         raise ValueError(f"the decoder returned shape {jnp.shape(above)} instead of {expected}")
     books = [level.quantizer.init(row[3]) for level, row in zip(model.levels, rows, strict=True)]
@@ -91,25 +91,21 @@ def coded(model: Codebook, params: Params, x: Array) -> tuple[Any, tuple[Coded, 
     features = [x]
     for level, part in zip(model.levels[::-1], params["levels"][::-1], strict=True):
         features.append(level.down.apply(part["down"], features[-1]))
-    above, made = None, []
+    above: Any = None
+    made: list[Coded] = []
     for level, part, book in zip(model.levels, params["levels"], params["quantizers"], strict=True):
         z = level.to_vectors.apply(part["to_vectors"], _beside(above, features.pop()))
         made.append(Coded(z, level.quantizer.quantize(book, z)))
         above = level.up.apply(part["up"], _beside(above, made[-1].quantized.vectors))
-    return _likelihood(model, params, above), tuple(made)
+    return model.likelihood.of_outputs(params["likelihood"], above), tuple(made)
 
 
 def decoded(model: Codebook, params: Params, vectors: Sequence[Array]) -> Any:
     """p(x|codes) from the vectors of all levels, [h, w, D] each."""
-    above = None
+    above: Any = None
     for level, part, each in zip(model.levels, params["levels"], vectors, strict=True):
         above = level.up.apply(part["up"], _beside(above, each))
-    return _likelihood(model, params, above)
-
-
-def _likelihood(model: Codebook, params: Params, raw: Any) -> Any:
-    raw = raw.reshape(*model.shape, model.likelihood.size)
-    return model.likelihood.make(params["likelihood"], raw)
+    return model.likelihood.of_outputs(params["likelihood"], above)
 
 
 def vectors_of(model: Codebook, params: Params, codes: Sequence[Any]) -> tuple[Array, ...]:
@@ -244,15 +240,7 @@ def codebook_answers(model: Codebook) -> Model:
         return decoded(model, params, parts)
 
     def draw(params: Params, key: Array, condition: Any = None) -> Array:
-        shapes = tuple(level.quantized.codes for level in like)
-        leaves, structure = jax.tree.flatten(shapes)
-        keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
-        drawn = jax.tree.map(
-            lambda key, size, each: jax.random.randint(key, each.shape, 0, size),
-            keys,
-            sizes,
-            shapes,
-        )
+        drawn = quantizers.uniform_codes(key, sizes, tuple(level.quantized.codes for level in like))
         return flat(vectors_of(model, params, drawn))
 
     def terms(params: Params, key: Array, x: Array, num_samples: int) -> Terms:
