@@ -1,9 +1,9 @@
 """Codebooks that follow their codes: moving averages over the global batch.
 
-van den Oord et al. 2017, arXiv:1711.00937, app. A.1. A codebook is the player of a game
-(``training.players``): the gradient of its loss holds the statistics of the batch, and its
-optimizer averages them. So the statistics are summed over all devices, and checkpoints, resumption
-and skipped updates are as for any other player.
+van den Oord et al. 2017, arXiv:1711.00937, app. A.1. The averages are parameters. The gradient of
+``statistics`` in them holds the statistics of the batch, and the optimizer ``averaging`` averages
+these. So the statistics are summed over all devices, and checkpoints, resumption and skipped
+updates are as for any other parameters.
 
 The counts here are frequencies: over all codes they sum to one.
 """
@@ -120,25 +120,33 @@ def draw(scores: Array, vectors: Array, count: int, axis_name: str | None) -> Ar
 def averaging(decay: float, revival: Revival) -> optax.GradientTransformation:
     """N <- g N + (1 - g) n and S <- g S + (1 - g) s, as an optimizer of ``statistics``.
 
-    Its state counts updates, and the key of a revival depends on nothing else. So all devices
-    revive alike.
+    Its parameters are a pytree of codebooks. Its state counts updates, and the key of a revival
+    depends on nothing else. So all devices revive alike.
     """
 
     def init(params: Params) -> Array:
         return jnp.int32(0)
 
     def update(grads: Params, state: Array, params: Params | None = None) -> tuple[Params, Array]:
-        assert params is not None
-        count, total = (decay * params[n] - (1 - decay) * grads[n] for n in ("count", "sum"))
-        if revival.revive is not None:
-            drawn = -grads["drawn"] if revival.num_drawn else jnp.zeros((0,))
-            key = jax.random.fold_in(jax.random.key(0), state)
-            count, total = revival.revive(key, count, total, drawn)
-        updates = {"count": count - params["count"], "sum": total - params["sum"]}
-        updates |= {"drawn": jnp.zeros_like(params["drawn"])} if revival.num_drawn else {}
-        return updates, state + 1
+        key = jax.random.fold_in(jax.random.key(0), state)
+        one = lambda grads, params: _averaged(decay, revival, key, grads, params)
+        return jax.tree.map(one, grads, params, is_leaf=_is_codebook), state + 1
 
     return optax.GradientTransformation(init, update)
+
+
+def _is_codebook(tree: Params) -> bool:
+    return isinstance(tree, dict) and "count" in tree
+
+
+def _averaged(decay: float, revival: Revival, key: Array, grads: Params, params: Params) -> Params:
+    """What is added to the averages of a codebook."""
+    count, total = (decay * params[n] - (1 - decay) * grads[n] for n in ("count", "sum"))
+    if revival.revive is not None:
+        drawn = -grads["drawn"] if revival.num_drawn else jnp.zeros((0,))
+        count, total = revival.revive(key, count, total, drawn)
+    updates = {"count": count - params["count"], "sum": total - params["sum"]}
+    return updates | ({"drawn": jnp.zeros_like(params["drawn"])} if revival.num_drawn else {})
 
 
 # Dead codes

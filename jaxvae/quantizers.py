@@ -34,11 +34,11 @@ class Quantized(NamedTuple):
     statistic: Array | None = None  # its mean over the batch goes into ``batch_loss``
 
 
-class Player(NamedTuple):
-    """How a codebook that descends no loss of the model is trained: see ``codebooks``."""
+class Following(NamedTuple):
+    """How a codebook that follows its codes is trained: see ``codebooks``."""
 
-    # (params, keys [B], z [B, *P, D], weight [B], axis_name) -> scalar
-    loss: Callable[[Params, Array, Array, Array, str | None], Array]
+    # (params, keys [B], z [B, *P, D], weight [B], axis_name) -> zero, with a gradient
+    statistics: Callable[[Params, Array, Array, Array, str | None], Array]
     optimizer: optax.GradientTransformation
 
 
@@ -50,7 +50,7 @@ class Quantizer(NamedTuple):
     quantize: Callable[[Params, Array], Quantized]  # (params, z) -> codes, vectors, loss
     look_up: Callable[[Params, Any], Array]  # (params, codes) -> vectors
     batch_loss: Callable[[Array], Array] | None = None  # mean statistic -> scalar
-    player: Player | None = None  # if the parameters are a player of their own
+    following: Following | None = None  # if the parameters follow the codes
 
 
 def no_params(key: Array) -> Params:
@@ -127,8 +127,9 @@ def moving_average(
         return codebooks.vectors_of(params)[codes]
 
     init = lambda key: codebooks.started(_start(key, codebook_size, latent), revived)
-    player = Player(codebooks.statistics, codebooks.averaging(codebook_decay, revived))
-    return Quantizer(codebook_size, init, quantize, look_up, player=player)
+    optimizer = codebooks.averaging(codebook_decay, revived)
+    following = Following(codebooks.statistics, optimizer)
+    return Quantizer(codebook_size, init, quantize, look_up, following=following)
 
 
 def residual(
@@ -177,10 +178,10 @@ def finite_scalar(
 ) -> Quantizer:
     """Coordinates rounded to a few levels each, without a codebook (arXiv:2309.15505).
 
-    With h = (L - 1)(1 + eps)/2, and o = 1/2 for an even number of levels L and 0 for an odd one,
-    q = round(h tanh(z + atanh(o/h)) - o) / floor(L/2). The gradient passes straight through the
-    rounding. The authors' code has tan in place of atanh and 1 - eps in place of 1 + eps: then zero
-    is not exactly a level.
+    With h = (L - 1)(1 + eps)/2, eps = 0.001, and o = 1/2 for an even number of levels L and 0 for
+    an odd one, q = round(h tanh(z + atanh(o/h)) - o) / floor(L/2). The gradient passes straight
+    through the rounding. The authors' code has tan in place of atanh, so that zero is no level if
+    L is even, and 1 - eps in place of 1 + eps.
 
     Args:
       latent: D.
@@ -275,6 +276,14 @@ def uniform_nats(num_codes: Any, codes: Any) -> float:
     """-log p(codes) under the uniform law of codes, in nats."""
     nats = jax.tree.map(lambda size, each: math.log(size) * math.prod(each.shape), num_codes, codes)
     return sum(jax.tree.leaves(nats))
+
+
+def uniform_codes(key: Array, num_codes: Any, codes: Any) -> Any:
+    """Codes of the uniform law, with the shapes of ``codes``."""
+    leaves, structure = jax.tree.flatten(codes)
+    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+    one = lambda key, size, each: jax.random.randint(key, each.shape, 0, size)
+    return jax.tree.map(one, keys, num_codes, codes)
 
 
 def frequencies(codes: Array, weight: Array, num_codes: int) -> Array:

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 from jaxvae import likelihoods, networks, quantizers, training
-from jaxvae.contracts import Array, Params
 from jaxvae.families import contract
 from jaxvae.families.contract import Built, Data, optimizer_of
 from jaxvae.families.flat import likelihood_of, support
@@ -51,7 +50,6 @@ def build(config: Config, data: Data) -> Built:
         algorithm_of(config, model),
         data.preprocess,
         model,
-        parameters=lambda state: whole(training.trained_players(state)),
         discrete=likelihood.discrete,
     )
 
@@ -75,8 +73,7 @@ def levels_of(
     config: Config, data: Data, likelihood: likelihoods.Likelihood
 ) -> tuple[codebook.Level, ...]:
     """The levels of a configuration, from the coarsest to the finest."""
-    *size, channels = data.shape
-    output = (*size, channels * likelihood.size)
+    size, output = list(data.shape[:2]), likelihood.outputs(data.shape)
     levels: list[codebook.Level] = []
     for hidden in filter(None, (config.hidden, config.top_hidden)):
         down = networks.feature_encoder(hidden, config.blocks, config.block_hidden)
@@ -91,34 +88,14 @@ def levels_of(
     return tuple(levels[::-1])
 
 
-def whole(players: dict[str, Params]) -> Params:
-    """The parameters of the model from those of the players."""
-    model = players["model"]
-    return model | {"quantizers": players["codebook"]} if "codebook" in players else model
-
-
 def algorithm_of(config: Config, model: codebook.Codebook) -> training.Algorithm:
-    """The training of a model: one player, or two if codebooks are players of their own."""
-    members = {
-        "model": training.Player(_seen(codebook.negative_bound(model)), optimizer_of(config))
-    }
-    has_player = model.levels[0].quantizer.player is not None
-    if has_player:
-        members["codebook"] = training.Player(
-            _seen(codebook.codebook_loss(model)), codebook.codebook_optimizer(model)
-        )
-
-    def init(key: Array, x: Any) -> dict[str, Params]:
-        params = codebook.init(model, key)
-        books = {"codebook": params.pop("quantizers")} if has_player else {}
-        return {"model": params} | books
-
-    return training.players(init, members, config.ema_decay)
-
-
-def _seen(loss: Any) -> Any:
-    """The loss as a function of the players' parameters."""
-    return lambda players, *rest: loss(whole(players), *rest)
+    """The training of a model."""
+    return training.gradient_descent(
+        lambda key, x: codebook.init(model, key),
+        codebook.negative_bound(model),
+        codebook.optimizer_of(model, optimizer_of(config)),
+        ema_decay=config.ema_decay,
+    )
 
 
 def _preset(text: str, **named: Any) -> tuple[str, Config]:

@@ -68,7 +68,7 @@ def init(model: Codebook, key: Array) -> Params:
         up = level.up.init(row[2], state)
         above = _zeros(level.up, up, state)
         levels.append({"down": down, "to_vectors": to_vectors, "up": up})
-    expected = (*model.shape[:-1], model.shape[-1] * model.likelihood.size)
+    expected = model.likelihood.outputs(model.shape)
     if jnp.shape(above) != expected:
         raise ValueError(f"the decoder returned shape {jnp.shape(above)} instead of {expected}")
     books = [level.quantizer.init(row[3]) for level, row in zip(model.levels, rows, strict=True)]
@@ -91,25 +91,21 @@ def coded(model: Codebook, params: Params, x: Array) -> tuple[Any, tuple[Coded, 
     features = [x]
     for level, part in zip(model.levels[::-1], params["levels"][::-1], strict=True):
         features.append(level.down.apply(part["down"], features[-1]))
-    above, made = None, []
+    above: Any = None
+    made: list[Coded] = []
     for level, part, book in zip(model.levels, params["levels"], params["quantizers"], strict=True):
         z = level.to_vectors.apply(part["to_vectors"], _beside(above, features.pop()))
         made.append(Coded(z, level.quantizer.quantize(book, z)))
         above = level.up.apply(part["up"], _beside(above, made[-1].quantized.vectors))
-    return _likelihood(model, params, above), tuple(made)
+    return model.likelihood.of_outputs(params["likelihood"], above), tuple(made)
 
 
 def decoded(model: Codebook, params: Params, vectors: Sequence[Array]) -> Any:
     """p(x|codes) from the vectors of all levels, [h, w, D] each."""
-    above = None
+    above: Any = None
     for level, part, each in zip(model.levels, params["levels"], vectors, strict=True):
         above = level.up.apply(part["up"], _beside(above, each))
-    return _likelihood(model, params, above)
-
-
-def _likelihood(model: Codebook, params: Params, raw: Any) -> Any:
-    raw = raw.reshape(*model.shape, model.likelihood.size)
-    return model.likelihood.make(params["likelihood"], raw)
+    return model.likelihood.of_outputs(params["likelihood"], above)
 
 
 def vectors_of(model: Codebook, params: Params, codes: Sequence[Any]) -> tuple[Array, ...]:
@@ -126,7 +122,7 @@ def num_codes(model: Codebook) -> tuple[Any, ...]:
     return tuple(level.quantizer.num_codes for level in model.levels)
 
 
-# Losses
+# Loss and optimizer
 
 
 def negative_bound(model: Codebook) -> BatchLoss:
@@ -137,39 +133,66 @@ def negative_bound(model: Codebook) -> BatchLoss:
     reconstruction, the nats of the codes under a uniform prior, and for each level the perplexity
     of the batch's codes and the share of codes in use. Perplexities are of the global batch.
     """
+    sizes = num_codes(model)
 
     def loss(
         params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
     ) -> tuple[Array, Terms]:
-        def example(x: Array) -> tuple[Terms, tuple[Quantized, ...]]:
+        def example(x: Array) -> tuple[Terms, tuple[Coded, ...]]:
             p, made = coded(model, params, x)
-            levels = tuple(level.quantized for level in made)
-            code_loss = jnp.stack([level.loss for level in levels]).sum()
-            return {"reconstruction": log_prob_of(p, x), "code_loss": code_loss}, levels
+            code_loss = jnp.stack([level.quantized.loss for level in made]).sum()
+            return {"reconstruction": log_prob_of(p, x), "code_loss": code_loss}, made
 
-        terms, levels = jax.vmap(example)(x)
-        codes = tuple(level.codes for level in levels)
+        terms, made = jax.vmap(example)(x)
+        codes = tuple(level.quantized.codes for level in made)
+        mean = lambda a: jnp.tensordot(weight, a, 1, precision="float32")
         sums = (
-            jax.tree.map(
-                lambda a: jnp.tensordot(weight, a, 1, precision="float32"),
-                (terms, [level.statistic for level in levels]),
-            ),
-            jax.tree.map(
-                lambda size, each: quantizers.frequencies(each, weight, size),
-                num_codes(model),
-                codes,
-            ),
+            jax.tree.map(mean, (terms, [level.quantized.statistic for level in made])),
+            jax.tree.map(lambda k, c: quantizers.frequencies(c, weight, k), sizes, codes),
         )
-        sums = sums if axis_name is None else lax.psum(sums, axis_name)
-        (terms, statistics), used = sums
+        (terms, statistics), used = sums if axis_name is None else lax.psum(sums, axis_name)
         for level, statistic in zip(model.levels, statistics, strict=True):
             if level.quantizer.batch_loss is not None:
                 terms["code_loss"] += level.quantizer.batch_loss(statistic)
         total = math.prod(model.shape) / 2 * terms["code_loss"] - terms["reconstruction"]
-        nats = quantizers.uniform_nats(num_codes(model), jax.tree.map(lambda a: a[0], codes))
+        total += _following(model, params["quantizers"], keys, made, weight, axis_name)
+        nats = quantizers.uniform_nats(sizes, jax.tree.map(lambda a: a[0], codes))
         return total, terms | {"kl": jnp.float32(nats)} | usage_terms(used)
 
     return loss
+
+
+def _following(
+    model: Codebook,
+    books: Params,
+    keys: Array,
+    made: Sequence[Coded],
+    weight: Array,
+    axis_name: str | None,
+) -> Array:
+    """Zero, whose gradient holds the statistics that codebooks follow."""
+    total = jnp.zeros(())
+    for number, (level, book, each) in enumerate(zip(model.levels, books, made, strict=True)):
+        if level.quantizer.following is not None:
+            level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            total += level.quantizer.following.statistics(
+                book, level_keys, each.z, weight, axis_name
+            )
+    return total
+
+
+def optimizer_of(
+    model: Codebook, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimizer of a model, with another one for codebooks that follow their codes.
+
+    All levels have the same kind of codebook.
+    """
+    following = model.levels[0].quantizer.following
+    if following is None:
+        return optimizer
+    label = lambda params: {n: "codebook" if n == "quantizers" else "model" for n in params}
+    return optax.partition({"model": optimizer, "codebook": following.optimizer}, label)
 
 
 def usage_terms(used: Any) -> Terms:
@@ -184,43 +207,6 @@ def usage_terms(used: Any) -> Terms:
     }
     shares = {f"usage{n}": jnp.mean(a > 0) for n, a in zip(names, leaves, strict=True)}
     return perplexities | shares
-
-
-def codebook_loss(model: Codebook) -> BatchLoss:
-    """The losses of all codebooks that are players of their own.
-
-    Its parameters are those of ``negative_bound``.
-    """
-
-    def loss(
-        params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
-    ) -> tuple[Array, Terms]:
-        fixed = lax.stop_gradient(params)
-        vectors = jax.vmap(lambda x: [level.z for level in coded(model, fixed, x)[1]])(x)
-        total = jnp.zeros(())
-        for number, (level, z) in enumerate(zip(model.levels, vectors, strict=True)):
-            player: Any = level.quantizer.player
-            level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            total += player.loss(params["quantizers"][number], level_keys, z, weight, axis_name)
-        return total, {}
-
-    return loss
-
-
-def codebook_optimizer(model: Codebook) -> optax.GradientTransformation:
-    """The optimizers of all codebooks, for the tuple of their parameters."""
-    players: list[Any] = [level.quantizer.player for level in model.levels]
-
-    def init(params: Params) -> Any:
-        return tuple(p.optimizer.init(each) for p, each in zip(players, params, strict=True))
-
-    def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Any, Any]:
-        rows = zip(players, grads, state, params, strict=True)  # type: ignore[arg-type]
-        made = [player.optimizer.update(*row) for player, *row in rows]
-        updates, states = zip(*made, strict=True)
-        return updates, states
-
-    return optax.GradientTransformation(init, update)
 
 
 # Answers
@@ -254,15 +240,7 @@ def codebook_answers(model: Codebook) -> Model:
         return decoded(model, params, parts)
 
     def draw(params: Params, key: Array, condition: Any = None) -> Array:
-        shapes = tuple(level.quantized.codes for level in like)
-        leaves, structure = jax.tree.flatten(shapes)
-        keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
-        drawn = jax.tree.map(
-            lambda key, size, each: jax.random.randint(key, each.shape, 0, size),
-            keys,
-            sizes,
-            shapes,
-        )
+        drawn = quantizers.uniform_codes(key, sizes, tuple(level.quantized.codes for level in like))
         return flat(vectors_of(model, params, drawn))
 
     def terms(params: Params, key: Array, x: Array, num_samples: int) -> Terms:
@@ -275,7 +253,7 @@ def codebook_answers(model: Codebook) -> Model:
         return jnp.full(num_samples, bound["reconstruction"] - bound["kl"])
 
     return Model(
-        init=lambda key, x: init(model, key),
+        init=jax.jit(lambda key, x: init(model, key)),
         encode=encode,
         decode=decode,
         draw=draw,
