@@ -90,6 +90,12 @@ EVERY = {
         "test_gradients_in_float32_are_finite": 4,
         "test_sampled_divergence_is_unbiased": 2,
     },
+    "test_code_priors.py": {
+        "test_logits_depend_on_all_codes_before_them_and_on_no_other": 2,
+        "test_frequencies_of_draws_agree_with_probabilities": 2,
+        "test_a_density_of_latents_integrates_to_one": 3,
+        "test_latents_that_no_prior_is_of_are_refused": 3,
+    },
     "test_networks.py": {
         "test_networks_run_without_jit": 3,
     },
