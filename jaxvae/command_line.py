@@ -1,4 +1,4 @@
-"""The command line ``jaxvae train|evaluate|sample``.
+"""The command line ``jaxvae train|evaluate|sample|import|export``.
 
 ``train`` has a flag for every setting of its configuration. ``--posterior planar`` chooses a
 member, and then the member's settings are flags too. A mistake ends in one sentence and with exit
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import io
 import logging
 import os
@@ -294,24 +295,33 @@ def _call(function: Callable, arguments: list[str], program: str) -> None:
     held[0]()
 
 
-def _evaluate(arguments: Sequence[str], program: str) -> None:
-    """Evaluates a trained model on a split: bounds, log-likelihood and chosen metrics."""
-    from jaxvae.runs.commands import evaluate
+def _in_room(room: str, name: str, text: str) -> Callable[[Sequence[str], str], None]:
+    """The command of a function, whose module is imported when the command is called."""
 
-    _call(evaluate, list(arguments), program)
+    def command(arguments: Sequence[str], program: str) -> None:
+        _call(getattr(importlib.import_module(room), name), list(arguments), program)
 
-
-def _sample(arguments: Sequence[str], program: str) -> None:
-    """Draws images from a trained model, as a picture and as arrays."""
-    from jaxvae.runs.commands import sample
-
-    _call(sample, list(arguments), program)
+    command.__doc__ = text
+    return command
 
 
+EVALUATING, EXCHANGING = "jaxvae.runs.commands", "jaxvae.runs.interchange"
 COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "train": train,
-    "evaluate": _evaluate,
-    "sample": _sample,
+    "evaluate": _in_room(
+        EVALUATING,
+        "evaluate",
+        "Evaluates a trained model on a split: bounds, log-likelihood and chosen metrics.",
+    ),
+    "sample": _in_room(
+        EVALUATING, "sample", "Draws images from a trained model, as a picture and as arrays."
+    ),
+    "import": _in_room(
+        EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
+    ),
+    "export": _in_room(
+        EXCHANGING, "export", "Writes an autoencoder of latent diffusion as diffusers saves it."
+    ),
 }
 
 

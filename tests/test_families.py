@@ -40,6 +40,24 @@ OWN: dict[str, dict[str, Any]] = {
     "rq-vae": {"codebook_size": 8, "quantizers": 2, "blocks": 0},
     "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
     "lfq": {"blocks": 0},
+    "ladder": {"hidden": (8, 6)},
+    "vdvae-small": {"blocks": (1, 1)},
+    "nvae-small": {"blocks": (1, 2), "kl_warmup_steps": 5},
+    **{
+        name: {"dataset": "digits", "layout": "pyramid", "blocks": (1, 1), "warmup_steps": 0}
+        for name in ("vdvae-cifar10", "vdvae-imagenet64")
+    },
+    "vae-gan": {"critic_hidden": (8,)},
+    "cvae-gan": {"critic_hidden": (8,)},
+    "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
+    "autoencoder-kl": {
+        **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
+        **{"classifier_hidden": (4,), "classifier_steps": 3},
+    },
+    "vq-gan": {
+        **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2, "codebook_size": 8},
+        **{"classifier_hidden": (4,), "classifier_steps": 3},
+    },
 }
 PRESETS = families.presets()
 QUICK = ("cvae",)  # the others are marked slow

@@ -31,7 +31,10 @@ def _command(name: str) -> None:
 
 
 COMMANDS: dict[str, Callable[[], Any]] = {
-    **{name: partial(_command, name) for name in ("train", "evaluate", "sample")},
+    **{
+        name: partial(_command, name)
+        for name in ("train", "evaluate", "sample", "import", "export")
+    },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
     "throughput": partial(run_function, throughput.main),
@@ -89,10 +92,19 @@ MISTAKES = [
         "--heads belongs to --prior transformer",
     ),
     ("train", "--of x", "--of belongs to the presets prior"),
+    ("train", "autoencoder-kl --norm-groups 5 --data-dir {data}", "--norm-groups 5 must divide"),
+    ("train", "autoencoder-kl --critic-hidden 8 8 8 --data-dir {data}", "give fewer of them"),
+    ("train", "autoencoder-kl --perceptual file --data-dir {data}", "or colour images of 16x16"),
+    ("train", "autoencoder-kl --accumulate 2 --data-dir {data}", "--accumulate must be 1"),
+    ("train", "vq-gan --kl-weight 1", "--kl-weight belongs to --bottleneck gaussian"),
+    ("import", "nowhere", "nowhere has no config.json: diffusers writes it by save_pretrained"),
+    ("import", "", "Missing from jaxvae import: PATH a folder with config.json"),
+    ("export", ". out", "is no run folder"),
     ("evaluate", ".", "is no run folder"),
     ("sample", ".", "is no run folder"),
     ("evaluate", "", "Missing from jaxvae evaluate: PATH the run folder"),
     ("sample", ". --prior median", "invalid choice 'median'"),
+    ("sample", ". --components 3", "--components is of --prior gaussian_mixture"),
     ("gradient_variance", "toys", "no problem 'toys'; there are toy, titsias_shi"),
     (
         "gradient_variance",
@@ -118,7 +130,7 @@ MISTAKES = [
     ("scaling", "--rounds -1", "--rounds must be at least 0; it was -1"),
     ("scaling", "--utilization 40", "above 0 and at most 1; it was 40"),
     ("scaling", "--latency nan", "--latency must be finite"),
-    ("scaling", "--mappings", "--mappings needs one of pmap, shard_map"),
+    ("scaling", "--mappings", "--mappings needs one of pmap, shard_map, fsdp"),
     ("scaling", "--process-id 0", "belong to --distributed"),
     ("throughput", "--works gan", "no work that begins with gan"),
     ("throughput", "--peers keras", "no peer 'keras'"),

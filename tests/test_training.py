@@ -358,7 +358,7 @@ def test_collectives_and_loops_of_them_have_one_order(
 
 
 def test_a_mapping_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="pmap, shard_map; it was 'vmap'"):
+    with pytest.raises(ValueError, match="pmap, shard_map, fsdp; it was 'vmap'"):
         training.fit(quadratic(optax.sgd(0.1)), CENTERS, num_steps=1, batch_size=4, mapping="vmap")
 
 
@@ -475,7 +475,9 @@ def recorder(steps: int, batch_size: int) -> training.Algorithm:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(("mapping", "devices"), [("pmap", 1), ("pmap", 2), ("shard_map", 2)])
+@pytest.mark.parametrize(
+    ("mapping", "devices"), [("pmap", 1), ("pmap", 2), ("shard_map", 2), ("fsdp", 2)]
+)
 def test_a_batch_knows_the_rows_of_its_examples(mapping: str, devices: int, streamed: bool) -> None:
     """Ragged batches included, in which padding has row 0."""
     rows, steps, reports = np.arange(23, dtype=np.float32)[:, None, None, None], 7, []

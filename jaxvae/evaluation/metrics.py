@@ -14,10 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvae.contracts import Array, Params
-from jaxvae.datasets import Split, num_examples, random_subset, shapes
-from jaxvae.distributions import Hierarchy, Mixture
+from jaxvae.datasets import (
+    Split,
+    examples_of,
+    num_examples,
+    preprocessed,
+    random_subset,
+    shapes,
+)
+from jaxvae.distributions import Hierarchy, Mixture, mean_of
 from jaxvae.evaluation import clusters, decompositions, disentanglement, samples
-from jaxvae.evaluation.columns import require
+from jaxvae.evaluation.columns import batched, over_split, require
 from jaxvae.evaluation.encodings import as_matrix, encode_split, posteriors_of, preprocessed_split
 from jaxvae.evaluation.sources import is_conditional, source
 from jaxvae.models import Model, answers
@@ -113,6 +120,32 @@ def sample_quality(model: Model, params: Params, key: Array, data: Data) -> dict
         "coverage": other.coverage,
         "copies_z_score": copies.z_score,
     }
+
+
+def reconstruction_quality(
+    model: Model, params: Params, key: Array, data: Data
+) -> dict[str, float]:
+    """Decoder means at posterior means beside the examples, whose values are taken to be in [0, 1].
+
+    ``psnr`` is the mean over examples of -10 log10 of the mean squared error, in decibels. If there
+    are labels, the Fréchet distance is in features of a classifier that learned them.
+    """
+    require(model, "--reconstructions", "encode", "decode")
+
+    def one(params: Params, key: Array, raw: Any) -> tuple[Array, Array]:
+        example = preprocessed(key, raw)
+        x, condition = model.parts(example)
+        z = mean_of(model.encode(params, example))  # type: ignore[misc]
+        return x, jnp.clip(model.decode(params, z, condition).mean, 0, 1)  # type: ignore[misc]
+
+    x, decoded = over_split(batched(one, 1), params, key, examples_of(data.test), 100)
+    errors = ((x - decoded) ** 2).reshape(len(x), -1).mean(1)
+    found = {"psnr": float(np.mean(-10 * np.log10(np.maximum(errors, 1e-10))))}
+    if data.train is None or not _are_labels(data.train.y):
+        return found
+    classifier, _ = _classifier(key, data.train)
+    distance = samples.frechet(classifier.features(x), classifier.features(decoded))
+    return found | {"frechet_distance_of_reconstructions": distance}
 
 
 def generate(model: Model, params: Params, key: Array, count: int, data: Data) -> np.ndarray:
@@ -213,6 +246,7 @@ Metric = Callable[[Model, Params, Array, Data], dict[str, float]]
 METRICS: dict[str, Metric] = {
     "decompose": decompose,
     "samples": sample_quality,
+    "reconstructions": reconstruction_quality,
     "factors": factor_scores,
     "clustering": clustering,
 }

@@ -167,6 +167,9 @@ class Classifier(NamedTuple):
         [Any], np.ndarray
     ]  # images [N, ...], in the units it was trained in -> [N, F]
     accuracy: float  # on labelled images that it was not trained on
+    params: Any = None  # of its body
+    location: float = 0.0  # the body sees (x - location) / scale
+    scale: float = 1.0
 
 
 def classifier_features(
@@ -179,6 +182,7 @@ def classifier_features(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     held_out: float = 0.1,
+    body: Network | None = None,
 ) -> Classifier:
     """Trains a small classifier of images, whose last hidden layer gives the features.
 
@@ -198,6 +202,7 @@ def classifier_features(
       batch_size: images in a step.
       learning_rate: the learning rate at the start.
       held_out: the share of images that the accuracy is measured on.
+      body: another network of an image, which gives ``width`` numbers.
     """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     _check_labels(images, labels)
@@ -205,7 +210,8 @@ def classifier_features(
     order, seed = rng.permutation(len(images)), int(rng.integers(2**31))
     rest, fitted = np.split(order, [max(int(held_out * len(images)), 1)])
     loc, scale = images[fitted].mean(), images[fitted].std() or 1.0
-    body, head = _body(images.shape[1:], width), networks.mlp((), int(labels.max()) + 1)
+    body = _body(images.shape[1:], width) if body is None else body
+    head = networks.mlp((), int(labels.max()) + 1)
     activated = lambda params, x: jax.nn.relu(body.apply(params["body"], (x - loc) / scale))
     logits = lambda params, x: head.apply(params["head"], activated(params, x))
 
@@ -224,12 +230,15 @@ def classifier_features(
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
     algorithm = training.gradient_descent(init, training.batch_mean(loss), optimizer)
     examples = {"x": images[fitted], "y": labels[fitted].astype(np.int32)}
-    state = training.fit(
-        algorithm, examples, num_steps=num_steps, batch_size=min(batch_size, len(fitted)), seed=seed
-    )
+    settings: dict[str, Any] = {"batch_size": min(batch_size, len(fitted)), "seed": seed}
+    # Every process of a job trains a classifier of its own.
+    device = jax.local_devices()[:1]
+    state = training.fit(algorithm, examples, num_steps=num_steps, devices=device, **settings)
     params = training.trained(state)
     classes = _in_batches(logits, params)(images[rest]).argmax(1)
-    return Classifier(_in_batches(activated, params), float((classes == labels[rest]).mean()))
+    accuracy = float((classes == labels[rest]).mean())
+    features = _in_batches(activated, params)
+    return Classifier(features, accuracy, params["body"], float(loc), float(scale))
 
 
 def _features(name: str, x: Any) -> np.ndarray:

@@ -15,7 +15,18 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, prior
+from jaxvae.families import (
+    autoencoder,
+    codebook,
+    conditional,
+    discrete,
+    flat,
+    hierarchy,
+    hybrid,
+    implicit,
+    latent,
+    prior,
+)
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
 
@@ -39,7 +50,12 @@ FAMILIES: dict[str, Family] = {
     "autoencoder": autoencoder.FAMILY,
     "conditional": conditional.FAMILY,
     "predictor": conditional.PREDICTOR,
+    "latent": latent.FAMILY,
     "codebook": codebook.FAMILY,
+    "hierarchy": hierarchy.FAMILY,
+    "hybrid": hybrid.FAMILY,
+    "conditional-hybrid": hybrid.CONDITIONAL,
+    "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
 }
 

@@ -41,6 +41,8 @@ class Data(NamedTuple):
     # count -> so many raw training examples; None if the set is not there
     examples: Callable[[int], Any] | None = None
     first_stage: FirstStage | None = None  # the model whose codes a prior is of
+    # count -> at most so many raw training examples with their labels [N]; None without labels
+    labelled: Callable[[int], tuple[Any, Any]] | None = None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -101,6 +103,7 @@ class Built(NamedTuple):
     condition: Callable[[Any], Any] | None = None  # raw condition -> as the model takes it
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
+    notes: tuple[str, ...] = ()  # what the report of a training says of how it is done
 
     def fresh_state(self, data: Data) -> Any:
         """The shapes of a state of the algorithm."""
@@ -138,14 +141,21 @@ class Family(NamedTuple):
 # Optimizers
 
 
-def adamw(learning_rate: Any, weight_decay: Amount = 1e-4) -> optax.GradientTransformation:
+def adamw(
+    learning_rate: Any,
+    weight_decay: Amount = 1e-4,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (arXiv:1711.05101).
 
     Args:
       learning_rate: the learning rate, or its schedule.
       weight_decay: weight of the decay, which the learning rate multiplies.
+      b1: decay of the moving mean of gradients.
+      b2: decay of the moving mean of squared gradients.
     """
-    return optax.adamw(learning_rate, weight_decay=weight_decay)
+    return optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay)
 
 
 def adamax(learning_rate: Any) -> optax.GradientTransformation:
@@ -222,6 +232,8 @@ class Config:
     """Steps in which the learning rate rises from 0 in a straight line."""
     clip_norm: Amount = 0.0
     """Global norm that gradients are clipped to; 0 is off."""
+    skip_norm: Amount = 0.0
+    """Global norm of the gradient above which an update is skipped; 0 is off."""
     ema_decay: Fraction = 0.0
     """Decay of a moving average of the parameters, which is then evaluated; 0 is off."""
     accumulate: Count = 1

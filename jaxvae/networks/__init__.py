@@ -17,17 +17,31 @@ from jaxvae.networks.contract import (
     wrapped,
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
+from jaxvae.networks.critics import (
+    CRITICS,
+    Judgement,
+    convolutional_critic,
+    leaky_relu,
+    mlp_critic,
+)
 from jaxvae.networks.dense import mlp
 from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
+from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
+from jaxvae.networks.layouts import LAYOUTS, Layout
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
+from jaxvae.networks.patches import patch_critic, patches, vgg_maps
 from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
 from jaxvae.networks.transformer import causal_transformer
+from jaxvae.networks.very_deep import very_deep
 
 __all__ = [
     "ACTIVATIONS",
+    "CRITICS",
+    "LAYOUTS",
     "PAIRS",
     "PRECISIONS",
     "Activation",
@@ -35,10 +49,16 @@ __all__ = [
     "Autoregressive",
     "Codes",
     "Grid",
+    "Judgement",
+    "Layer",
+    "Layout",
     "Network",
     "Pair",
     "Precision",
+    "TopDown",
+    "absolute",
     "causal_transformer",
+    "convolutional_critic",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
@@ -47,18 +67,28 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gated_pixelcnn",
+    "halved",
     "in_training",
+    "ladder",
+    "leaky_relu",
     "log_probs_of_grids",
+    "merged",
     "mlp",
+    "mlp_critic",
     "mlp_pair",
     "of_input",
     "on_slice",
+    "patch_critic",
+    "patches",
     "pointwise",
     "renamed",
+    "residual",
     "residual_decoder",
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "very_deep",
+    "vgg_maps",
     "with_precision",
     "wrapped",
 ]

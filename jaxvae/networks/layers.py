@@ -10,15 +10,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen
+from jax import lax
 
 from jaxvae import kernels
 
 Array = jax.Array
 Activation = Callable[[Array], Array]
-ActivationName = Literal["relu", "gelu", "silu", "softplus", "tanh"]
+ActivationName = Literal["relu", "leaky_relu", "gelu", "exact_gelu", "silu", "softplus", "tanh"]
 ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
     "gelu": jax.nn.gelu,
+    "exact_gelu": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
     "softplus": jax.nn.softplus,
     "tanh": jnp.tanh,
@@ -43,6 +46,33 @@ class ConvTranspose(linen.Module):
         )
         bias = self.param("bias", linen.initializers.zeros_init(), (self.features,))
         return kernels.conv_transpose(x[None], kernel, (2, 2), "SAME")[0] + bias
+
+
+class GroupNorm(linen.Module):
+    """Group normalization of one image ``[H, W, C]``, with a scale and a shift per channel.
+
+    Wu & He 2018, arXiv:1803.08494. The moments of a group are means of its channels' moments, so
+    all sums are over whole images and the backward pass has no array of groups. (Given one image,
+    ``linen.GroupNorm`` would take its rows for examples.)
+    """
+
+    groups: int
+
+    @linen.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        scale = self.param("scale", linen.initializers.ones_init(), (width,))
+        bias = self.param("bias", linen.initializers.zeros_init(), (width,))
+        h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = self._group_mean(h)
+        variance = jnp.maximum(self._group_mean(h**2) - mean**2, 0)
+        a = scale * lax.rsqrt(variance + 1e-6)
+        return (a * h + (bias - a * mean)).astype(x.dtype)
+
+    def _group_mean(self, h: Array) -> Array:
+        """The mean of each channel's group; [H, W, C] -> [C]."""
+        means = h.mean((0, 1)).reshape(self.groups, -1).mean(-1)
+        return jnp.repeat(means, h.shape[-1] // self.groups)
 
 
 def smallest_image(output: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen
 from jax import lax
 
@@ -17,6 +16,7 @@ from jaxvae.networks.layers import (
     Activation,
     Array,
     ConvTranspose,
+    GroupNorm,
     conv,
     decoder_names,
     dense,
@@ -27,33 +27,6 @@ from jaxvae.networks.layers import (
 BLOCK_NAMES = {f"Conv_{i}": f"conv_{i}" for i in range(2)} | {
     f"GroupNorm_{i}": f"norm_{i}" for i in range(2)
 }
-
-
-class _GroupNorm(linen.Module):
-    """Group normalization of one image ``[H, W, C]``, with a scale and a shift per channel.
-
-    Wu & He 2018, arXiv:1803.08494. The moments of a group are means of its channels' moments, so
-    all sums are over whole images and the backward pass has no array of groups. (Given one image,
-    ``linen.GroupNorm`` would take its rows for examples.)
-    """
-
-    groups: int
-
-    @linen.compact
-    def __call__(self, x: Array) -> Array:
-        width = x.shape[-1]
-        scale = self.param("scale", linen.initializers.ones_init(), (width,))
-        bias = self.param("bias", linen.initializers.zeros_init(), (width,))
-        h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = self._group_mean(h)
-        variance = jnp.maximum(self._group_mean(h**2) - mean**2, 0)
-        a = scale * lax.rsqrt(variance + 1e-6)
-        return (a * h + (bias - a * mean)).astype(x.dtype)
-
-    def _group_mean(self, h: Array) -> Array:
-        """The mean of each channel's group; [H, W, C] -> [C]."""
-        means = h.mean((0, 1)).reshape(self.groups, -1).mean(-1)
-        return jnp.repeat(means, h.shape[-1] // self.groups)
 
 
 def _is_sigmoid(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -79,7 +52,7 @@ class _ResidualBlock(linen.Module):
             lambda norm, h: self.activation(norm(h)), prevent_cse=False, policy=policy
         )
         for i in range(2):
-            norm = _GroupNorm(math.gcd(8, width), name=f"GroupNorm_{i}")
+            norm = GroupNorm(math.gcd(8, width), name=f"GroupNorm_{i}")
             h = conv(width, (3, 3))(active(norm, h))
         return x + h, None
 

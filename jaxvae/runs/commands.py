@@ -52,7 +52,9 @@ def opened(
     record = folders.read(workdir)
     source = dataset or record.place["dataset"]
     if source is None:
-        raise ValueError(f"{workdir} was trained on arrays: say with --dataset what to open")
+        raise ValueError(
+            f"{workdir} was trained on arrays or imported: say with --dataset what to open"
+        )
     config, data = record.config, record.data
     opener: Any = datasets.stream if record.place["stream"] else datasets.load
     loaded = opener(
@@ -85,6 +87,7 @@ def evaluate(
     batch_size: int = 50,
     decompose: bool = False,
     samples: bool = False,
+    reconstructions: bool = False,
     factors: bool = False,
     clustering: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
@@ -106,6 +109,8 @@ def evaluate(
         dimension-wise KL. A posterior without a density for each coordinate has two parts.
       samples: write precision, recall, density, coverage, Frechet distance and copies of samples of
         x, in the features of a classifier that is trained on the labels.
+      reconstructions: write PSNR of decoder means at posterior means, and for a set with labels
+        their Frechet distance, in the features of a classifier.
       factors: write scores of disentanglement, for a set whose factors are known (shapes).
       clustering: write the accuracy of the prior's components, each matched to a class.
       prior: what z of the samples is drawn from, as in jaxvae sample.
@@ -119,6 +124,7 @@ def evaluate(
     asked = {
         "decompose": decompose,
         "samples": samples,
+        "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
     }
@@ -133,7 +139,7 @@ def evaluate(
     folders.write_json(workdir / "evaluation.json", about_run | numbers | more)
     print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
     rows = reports.result_rows(numbers)
-    if numbers.get("kl_per_latent") is not None:
+    if np.ndim(numbers.get("kl_per_latent") or 0) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
     if per_example:
@@ -158,6 +164,7 @@ def sample(
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     temperature: float = 1.0,
     encodings: int = 10_000,
+    components: int | None = None,
     label: str | None = None,
 ) -> None:
     """Draws images from a trained model: figures/samples.png and samples.npz.
@@ -176,10 +183,14 @@ def sample(
       temperature: factor of the standard deviations of p(z); a second VAE takes 1 only.
       encodings: training examples that every prior but the model's is made of, a fixed random
         subset.
+      components: Gaussians of --prior gaussian_mixture; None is 10.
       label: number or name of the class to draw, for a model of labels; None is all in turn.
     """
-    if num < 1 or encodings < 1:
-        raise ValueError("--num and --encodings must be at least 1")
+    if num < 1 or encodings < 1 or (components or 1) < 1:
+        raise ValueError("--num, --encodings and --components must be at least 1")
+    if components and prior != "gaussian_mixture":
+        raise ValueError(f"--components is of --prior gaussian_mixture; the prior is {prior}")
+    settings = {"components": components} if components else {}
     if prior == "model":
         trained = load(workdir, checkpoint)
         built, data, params, step = trained.built, trained.data, trained.params, trained.step
@@ -190,7 +201,9 @@ def sample(
         run = opened(workdir, checkpoint, dataset, data_dir)
         built, data, params, step = run.built, run.data, run.params, run.step
         train = run.split(run.record.config.train_split)
-        source = evaluation.source(prior, built.model, params, run.key, train, encodings)
+        source = evaluation.source(
+            prior, built.model, params, run.key, train, encodings, **settings
+        )
         key_z = jax.random.split(jax.random.key(seed))[0]
         z, conditions = distributions.tempered(source, temperature).sample(key_z, (num,)), None
     means, x = _decoded(built, params, jax.random.key(seed), z, conditions)
@@ -260,7 +273,8 @@ def _from_prior(
             jax.random.split(key_z, num), conditions
         )
     if conditions is None:
-        return distributions.tempered(model.prior(params), temperature).sample(key_z, (num,))
+        prior = lambda params: distributions.tempered(model.prior(params), temperature)
+        return jax.jit(lambda params: prior(params).sample(key_z, (num,)))(params)
     draw = lambda k, y: distributions.tempered(model.prior(params, y), temperature).sample(k)
     return jax.jit(jax.vmap(draw))(jax.random.split(key_z, num), conditions)
 

@@ -77,7 +77,7 @@ class Record(NamedTuple):
     def json(self) -> dict[str, Any]:
         """The record as the file holds it."""
         data = self.data._asdict()
-        del data["examples"], data["first_stage"]
+        del data["examples"], data["labelled"], data["first_stage"]
         first = {} if self.first is None else {"first_stage": self.first.json()}
         return first | {
             "format": FORMAT,

@@ -217,7 +217,9 @@ def of_run(
       workdir: the run folder, or None.
       result: the content of ``result.json``, or None if training has not ended.
     """
-    return Trained(built, data._replace(examples=None), params, step, workdir, result)
+    return Trained(
+        built, data._replace(examples=None, labelled=None), params, step, workdir, result
+    )
 
 
 def load(workdir: str | Path, checkpoint: str | int = "latest") -> Trained:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,7 +32,11 @@ class Job:
     """Devices to train on, in all processes together; None is one device, or all devices with
     --distributed."""
     mapping: Literal[training.MAPPINGS] = "pmap"  # type: ignore[valid-type]
-    """The JAX transformation that maps a step over several devices."""
+    """How several devices share a step: pmap and shard_map have all parameters on each of them,
+    fsdp cuts parameters and the optimizer's state."""
+    mesh: str | None = None
+    """Copies of the state and parts of each, such as 4,2 for 8 devices, with --mapping fsdp; None
+    is one copy."""
     distributed: bool = False
     """Join a job of several processes. SLURM, Kubernetes or Cloud TPU tell what the next three
     flags do not say."""
@@ -56,9 +62,26 @@ class Job:
                 "--coordinator, --num-processes and --process-id belong to --distributed"
             )
 
+    def mesh_shape(self) -> tuple[int, int] | None:
+        """Copies of the state and parts of each. Raises ValueError for text that is no mesh."""
+        if self.mesh is None:
+            return None
+        if not re.fullmatch(r"[1-9]\d*,[1-9]\d*", self.mesh):
+            raise ValueError(f"mesh={self.mesh}: it must be two numbers, such as 4,2")
+        copies, parts = map(int, self.mesh.split(","))
+        return copies, parts
+
+    def placement(self) -> training.Placement:
+        """Where batch and state lie. Raises ValueError if the mesh is not of the devices."""
+        return training.Placement(self.device_list(), self.mapping, self.mesh_shape())
+
     def device_list(self) -> list[jax.Device]:
-        """The devices to train on, equally many in each process."""
-        count = self.devices or (jax.device_count() if self.distributed else 1)
+        """The devices to train on, equally many in each process.
+
+        Their number is that of the mesh if there is one.
+        """
+        least = jax.device_count() if self.distributed else math.prod(self.mesh_shape() or (1,))
+        count = self.devices or least
         every = [
             [d for d in jax.devices() if d.process_index == process]
             for process in range(jax.process_count())
@@ -95,8 +118,12 @@ class Run(NamedTuple):
 
     def init_state(self) -> Any:
         """A fresh state of the algorithm."""
+        return jax.jit(self.built.algorithm.init)(*self.init_arguments())
+
+    def init_arguments(self) -> tuple[Array, Any]:
+        """What ``algorithm.init`` takes: a key, and the first example."""
         first = jax.tree.map(lambda a: a[0], _first_rows(self.train))
-        return jax.jit(self.built.algorithm.init)(jax.random.key(self.config.seed), first)
+        return jax.random.key(self.config.seed), first
 
     def fit(self, devices: list[jax.Device] | None = None, **settings: Any) -> Any:
         """Calls ``training.fit`` for this run."""
@@ -108,6 +135,7 @@ class Run(NamedTuple):
             seed=config.seed,
             devices=devices or self.job.device_list(),
             mapping=self.job.mapping,
+            mesh=self.job.mesh_shape(),
             **settings,
         )
 
@@ -145,6 +173,11 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     built = record.build(first_stage)
     judged = built.split(test if validation is None else validation)
     run = Run(record, built, dataset, built.training_split(train), built.split(test), judged, job)
+    if config.virtual_shards and job.mapping == "fsdp":
+        raise ValueError(
+            "virtual_shards give the same bits under mapping=pmap and mapping=shard_map; under "
+            "mapping=fsdp results agree to rounding, so leave virtual_shards out"
+        )
     if config.early_stopping and validation is None:
         raise ValueError(
             f"early_stopping={config.early_stopping} needs a validation split, and {dataset.name} "
@@ -237,7 +270,16 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         examples=lambda count: (
             datasets.random_subset(train if not streamed else in_memory(train), count).x
         ),
+        labelled=_labelled(train) if getattr(labels, "ndim", 0) == 1 else None,
     )
+
+
+def _labelled(train: datasets.Split) -> Any:
+    def some(count: int) -> tuple[Any, Any]:
+        subset = datasets.random_subset(train, count)
+        return subset.x, subset.y
+
+    return some
 
 
 def _largest(split: datasets.Split) -> float:

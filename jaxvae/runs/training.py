@@ -84,18 +84,19 @@ def train_in(
     stop = Stop() if stop is None else stop
     with contextlib.ExitStack() as locked:
         job.join()
-        job.device_list()
+        job.placement()
         if jax.process_count() > 1:
             processes.on_first(lambda: load_data(config, job, data))  # prepares the data once
         run = prepare(config, job, data)
         folder = _folder(name, run) if workdir is None else Path(workdir)
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
         processes.on_first(lambda: folders.save(folder, run.record))
-        reports.say(datasets.describe(run.record.data.pixels, run.record.data.levels))
+        pixels = datasets.describe(run.record.data.pixels, run.record.data.levels)
+        for note in (pixels, *run.built.notes):
+            reports.say(note)
         state, early = fit_in(run, folder, stop, start_from, progress)
-        state = processes.local(state)
-        params = run.built.parameters(state)
-        step = int(state.step)
+        params = processes.local(run.built.parameters(state))
+        step = int(processes.local(state.step))
         result = None
         if not early and (processes.any_of(bool(stop.asked)) or step < config.steps):
             by = stop.asked or "a signal to another process"
@@ -127,29 +128,31 @@ def fit_in(
       start_from: run folder whose parameters a new run starts from, or None.
       progress: whether to show a progress bar.
     """
-    config, devices = run.config, run.job.device_list()
-    state, totals = training.replicate(run.init_state(), devices), None
+    config, layout, totals = run.config, run.job.placement(), None
+    fresh = run.built.algorithm.init, *run.init_arguments()
     with stop.awaited(), checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         warn = folders.warn if processes.is_first() else lambda message: None
-        newest = saved.restore_newest(state, warn)
+        newest = saved.restore_newest(layout.shapes(*fresh), warn)
         if newest is not None:
             step, state, totals = newest
             reports.say(f"resuming at step {step} of {config.steps}")
-        elif start_from is not None:
-            state = training.replicate(_warm(run, state, Path(start_from)), devices)
+        else:
+            step, state = 0, layout.started(*fresh)
+        if newest is None and start_from is not None:
+            state = layout.as_global(layout.copied(_warm(state, Path(start_from))))
             reports.say(f"starting from the parameters of {start_from}")
         if run.job.profile:
-            _profile(run, devices, workdir)
-        start = int(processes.local(state.step))
-        metrics = reports.Metrics(workdir, start, config.steps, progress, _cost(run, devices))
+            _profile(run, layout.devices, workdir)
+        metrics = reports.Metrics(workdir, step, config.steps, progress, _cost(run, layout.devices))
         judge = _Judge(run, workdir, saved, metrics)
         try:
             if judge.early:  # before this call
                 return state, True
             state = run.fit(
-                devices,
+                layout.devices,
                 num_steps=config.steps,
                 state=state,
+                donate=True,
                 totals=totals,
                 report=metrics.report,
                 report_every=config.report_every,
@@ -202,10 +205,9 @@ class _Judge:
         return summary.reconstruction if summary.elbo is None else summary.elbo
 
 
-def _warm(run: Run, state: Any, start_from: Path) -> Any:
+def _warm(state: Any, start_from: Path) -> Any:
     """A fresh state with the parameters of another run, or their moving average if it has one."""
     folders.read(start_from)
-    state = processes.local(state)
     with checkpoints.Checkpoints(start_from / "checkpoints") as saved:
         if saved.latest is None:
             raise ValueError(f"{start_from} has no checkpoint to start from")
@@ -264,6 +266,8 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
     }
     result = {"test_elbo": numbers["elbo"], "test_log_likelihood": numbers["log_likelihood"]} | rest
     result |= {"steps": step} | speed
+    if run.built.notes:
+        result["notes"] = list(run.built.notes)
     if data.classes:
         result["classes"] = list(data.classes)
     folders.write_json(workdir / "result.json", result)
