@@ -364,8 +364,8 @@ def test_what_does_not_go_together_is_refused(row: str) -> None:
 
 
 FIRST: dict[str, str] = {
-    "power-spherical": "latents; the run's are of a PowerSpherical",
-    "spike-and-slab": "latents; the run's are of a SpikeAndSlab",
+    "power-spherical": "have a density; the run's are of a PowerSpherical",
+    "spike-and-slab": "have a density; the run's are of a SpikeAndSlab",
     "cvae": "is for a run without a condition",
 }
 

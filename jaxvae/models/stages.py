@@ -44,10 +44,10 @@ def codes_of(first: Any, params: Any, example: Any) -> Codes:
         raise ValueError("a prior needs a run whose model has an encoder and a decoder")
     q = jax.eval_shape(first.encode, params, example)
     z = jax.eval_shape(lambda q: q.sample(jax.random.key(0)), q)
-    if isinstance(q, NOT_REAL) or not hasattr(z, "shape"):
+    if isinstance(q, NOT_REAL) or not hasattr(z, "shape") or not hasattr(q, "log_prob"):
         raise ValueError(
-            f"a prior is of discrete codes or of an array of real latents; the run's are of a "
-            f"{type(q).__name__}: train it with another posterior"
+            "a prior is of discrete codes, or of an array of real latents that have a density; "
+            f"the run's are of a {type(q).__name__}: name another run"
         )
 
     def draw(params: Params, key: Array, example: Any, num_samples: int) -> tuple[Any, Array]:
