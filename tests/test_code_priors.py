@@ -164,6 +164,21 @@ def test_dropout_is_in_training_alone() -> None:
         assert np.abs(plain[1] - live[1]).max() > 1e-3
 
 
+@pytest.mark.slow
+def test_networks_of_bfloat16_give_float32_logits_nearby() -> None:
+    codes = tuple(c[5] for c in all_codes(GRIDS))
+    for make in (networks.gated_pixelcnn, networks.causal_transformer):
+        exact, rounded = (make(GRIDS, 8, 2, precision=p) for p in ("float32", "bfloat16"))
+        params = exact.init(KEY)
+        for one, two in zip(
+            *(network.logits(params, codes, None) for network in (exact, rounded)), strict=True
+        ):
+            assert two.dtype == jnp.float32
+            np.testing.assert_allclose(one, two, atol=3e-2)
+        drawn = rounded.sample(params, KEY, None, 1.0)
+        assert [c.shape for c in drawn] == [(1, 2), (2, 2)]
+
+
 # Real latents
 
 
@@ -339,9 +354,11 @@ def test_two_stages_of_a_linear_gaussian_model_reach_its_evidence(images: np.nda
     vae, params = linear.vae("multivariate_normal", linear.w)
     built = Built(models.answers(vae), None, lambda key, raw: raw)  # type: ignore[arg-type]
     data = Data("pixels", (64,), "float32", None, "none", 4, first_stage=FirstStage(built, params))
-    prior = families.prior.build(families.preset("prior"), data)
-    both = prior.model.init(KEY, images[0])
-    both["prior"] = jax.tree.map(jnp.zeros_like, both["prior"])
+    config = families.preset("prior", prior="coupling", prior_steps=1, prior_hidden=2)
+    prior = families.prior.build(config, data)
+    shapes = jax.eval_shape(prior.model.init, KEY, None)
+    both = jax.tree.map(lambda a: jnp.zeros(a.shape), shapes)
+    both["first_stage"] |= {"model": params, "spread": jnp.ones(3)}
     weigh = jax.jit(lambda x: prior.model.log_weights(both, KEY, x, 3))
     exact = linear.log_likelihood(images[:2], linear.w, linear.mean, linear.s2)
     for x, value in zip(images[:2], exact, strict=True):
@@ -364,8 +381,8 @@ def test_what_does_not_go_together_is_refused(row: str) -> None:
 
 
 FIRST: dict[str, str] = {
-    "power-spherical": "latents; the run's are of a PowerSpherical",
-    "spike-and-slab": "latents; the run's are of a SpikeAndSlab",
+    "power-spherical": "have a density; the run's are of a PowerSpherical",
+    "spike-and-slab": "have a density; the run's are of a SpikeAndSlab",
     "cvae": "is for a run without a condition",
 }
 

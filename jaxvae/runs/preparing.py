@@ -153,11 +153,7 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     Nothing is written. ``data`` replaces ``config.dataset``: it is a ``datasets.Dataset``, or a
     source for ``datasets.load``. Raises ValueError if settings do not go together.
     """
-    name = family_of(config)
-    stage = stages.open_stage(config) if FAMILIES[name].second_stage else None
-    if stage is not None:
-        config, job = stage.completed(config), _of_stage(job, stage)
-    dataset = _dataset(config, job, data)
+    config, job, stage, dataset = load_data(config, job, data)
     raw_levels = dataset.levels
     pixels = _pixels(config, dataset) if stage is None else config.pixels
     dataset = datasets.prepared(dataset, pixels, seed=(stage or config).seed)
@@ -166,14 +162,15 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
         stage.check(dataset.name, tuple(train.shape))
     test = in_memory(datasets.select(dataset, config.test_split))
     validation = _validation(config, dataset)
+    first, first_stage = (None, None) if stage is None else stage.opened(in_memory(train))
     record = folders.Record(
-        name,
+        family_of(config),
         config,
         describe(dataset, train, test, pixels)._replace(raw_levels=raw_levels),
         folders.place_of(config.dataset if data is None else data, job.data_dir, job.stream),
-        None if stage is None else stage.record,
+        first,
     )
-    built = record.build(None if stage is None else stage.for_build(in_memory(train)))
+    built = record.build(first_stage)
     judged = built.split(test if validation is None else validation)
     run = Run(record, built, dataset, built.training_split(train), built.split(test), judged, job)
     if config.virtual_shards and job.mapping == "fsdp":
@@ -188,6 +185,20 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
         )
     _trace(run)
     return run
+
+
+def load_data(
+    config: Any, job: Job, data: Any = None
+) -> tuple[Any, Job, stages.Stage | None, datasets.Dataset]:
+    """The data set of a configuration. A prior over codes has the data of the run of the codes.
+
+    Returns the configuration and the job with what the run says, the run, and the data set.
+    """
+    stage = None
+    if FAMILIES[family_of(config)].second_stage:
+        stage = stages.stage_of(config)
+        config, job = stage.completed(config), _of_stage(job, stage)
+    return config, job, stage, _dataset(config, job, data)
 
 
 def _of_stage(job: Job, stage: stages.Stage) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,13 +17,12 @@ from jaxvae.runs.loading import restore
 DRAWS = 2000  # training examples whose latents are standardized by, at most
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A trained run, opened for another run that is of its codes."""
+class Stage(NamedTuple):
+    """A trained run, whose codes another run is of."""
 
+    folder: Path
+    checkpoint: str  # latest, best, or a step
     record: folders.Record
-    built: Built
-    params: Params
 
     @property
     def seed(self) -> int:
@@ -56,19 +55,27 @@ class Stage:
         now["dataset"] = config.dataset or self.record.place["dataset"] or ""
         return dataclasses.replace(config, **now)
 
-    def for_build(self, train: Any) -> FirstStage:
-        """The first stage, which draws latents of training examples if it has an encoder."""
-        return FirstStage(self.built, self.params, lambda: self._draws(train))
+    def opened(self, train: datasets.Split) -> tuple[folders.Record, FirstStage]:
+        """The record with the step of the checkpoint, and the model with its parameters.
 
-    def _draws(self, train: datasets.Split) -> Any:
-        part = datasets.random_subset(self.built.split(train), DRAWS)
-        key = jax.random.key(0)
-        q = evaluation.encodings.posteriors_of(self.built.model, self.params, key, part)
-        keys = jax.random.split(key, len(jax.tree.leaves(q)[0]))
-        return jax.vmap(lambda q, key: q.sample(key))(q, keys)
+        The model draws latents of training examples, if it has an encoder.
+        """
+        built = self.record.build()
+        step, params = restore(self.folder, built, self.record.data, self.checkpoint)
+        record = self.record._replace(place=self.record.place | {"step": step})
+        return record, FirstStage(built, params, lambda: draws_of(built, params, train))
 
 
-def open_stage(config: Any) -> Stage:
+def draws_of(built: Built, params: Params, train: datasets.Split) -> Any:
+    """A draw of q(z|x) for each of a fixed random subset of training examples."""
+    part = datasets.random_subset(built.split(train), DRAWS)
+    key = jax.random.key(0)
+    q = evaluation.encodings.posteriors_of(built.model, params, key, part)
+    keys = jax.random.split(key, len(jax.tree.leaves(q)[0]))
+    return jax.vmap(lambda q, key: q.sample(key))(q, keys)
+
+
+def stage_of(config: Any) -> Stage:
     """The run that ``config.of`` names. Raises ValueError if there is none."""
     if not config.of:
         raise ValueError(
@@ -78,7 +85,4 @@ def open_stage(config: Any) -> Stage:
     record = folders.read(folder)
     if record.first is not None:
         raise ValueError(f"of={folder} is a prior itself: name the run that it is of")
-    built = record.build()
-    step, params = restore(folder, built, record.data, config.of_checkpoint)
-    place = record.place | {"step": step}
-    return Stage(record._replace(place=place), built, params)
+    return Stage(folder, config.of_checkpoint, record)
