@@ -275,9 +275,8 @@ def test_beside_a_gaussian_contrast_a_gaussian_posterior_leaves_nothing_to_learn
 
     for case, law in enumerate([(1.0, 1.0), (0.7, 0.5)]):
         value, terms, same = values(keys, jnp.full(1, float(case)))
-        kl = np.asarray(terms["critic_estimate_of_kl"])
+        kl = np.asarray(value + terms["reconstruction"])
         assert abs(kl.mean() - DUALS[law][1]) < 4 * kl.std() / np.sqrt(len(kl)) + 0.01
-        np.testing.assert_allclose(value + terms["reconstruction"], kl, atol=1e-4)
         np.testing.assert_allclose(same, value, rtol=1e-5, atol=1e-5)
 
 
