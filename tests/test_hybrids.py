@@ -38,6 +38,12 @@ ALL = models.Weights(kl=0.7, pixels=0.3, similarity=1.3, critic=0.9)
 NONE = models.Weights()
 
 
+def drawn(init: Any, example: Any) -> Any:
+    """Parameters with the shapes of ``init``, none of which is zero."""
+    rng, shapes = np.random.default_rng(1), jax.eval_shape(init, KEY, example)
+    return jax.tree.map(lambda a: jnp.float32(0.4 * rng.normal(size=a.shape)), shapes)
+
+
 def vae_of(posterior: posteriors.Posterior, likelihood: Any = LIKELIHOOD) -> models.VAE:
     """A VAE of the data, with a pair of networks."""
     pair = networks.mlp((5,), posterior.size), networks.mlp((5,), SHAPE)
@@ -61,14 +67,14 @@ def matching(decay: float = 0.5, **weights: float) -> models.MeanMatching:
 def of_vae_gan() -> tuple[Any, Any]:
     """A VAE, and the parameters of all players."""
     vae = vae_of(posteriors.normal(LATENT))
-    return vae, jax.jit(models.hybrid_init(vae, {"critic": CRITIC}))(KEY, DATA[0])
+    return vae, drawn(models.hybrid_init(vae, {"critic": CRITIC}), DATA[0])
 
 
 @functools.cache
 def of_cvae_gan() -> tuple[Any, Any]:
     """A CVAE, and the parameters of all players."""
     init = models.hybrid_init(conditional(), {"critic": CRITIC, "classifier": CLASSIFIER})
-    return conditional(), jax.jit(init)(KEY, models.Conditioned(PAIRS.x[0], PAIRS.y[0]))
+    return conditional(), drawn(init, models.Conditioned(PAIRS.x[0], PAIRS.y[0]))
 
 
 def batched(losses: dict[str, models.Loss]) -> dict[str, BatchLoss]:
@@ -104,7 +110,7 @@ def of_avb(contrast: str) -> tuple[models.AdversarialBayes, Any]:
     vae = vae_of(models.noise_basis(LATENT, noise, 2, 3))
     critic = models.of_pair(networks.mlp((6,), 1))
     model = models.AdversarialBayes(vae, critic, models.CONTRASTS[contrast])
-    return model, jax.jit(model.init)(KEY, DATA[0])
+    return model, drawn(model.init, DATA[0])
 
 
 def avb(contrast: str = "adaptive") -> tuple[Any, dict[str, BatchLoss], Any]:
@@ -153,8 +159,16 @@ def test_the_encoder_sees_no_verdict_and_the_critic_no_distance() -> None:
     """Larsen et al. 2016, alg. 1: what each player's loss is made of."""
     params, losses, _ = vae_gan()
     other = vae_gan(ALL._replace(critic=5.0))[1], vae_gan(ALL._replace(similarity=5.0))[1]
-    both = losses | {"other encoder": other[0]["encoder"], "other critic": other[1]["critic"]}
-    slopes = gradients(both, params, DATA)
+    slopes = gradients(
+        {
+            "encoder": losses["encoder"],
+            "critic": losses["critic"],
+            "other encoder": other[0]["encoder"],
+            "other critic": other[1]["critic"],
+        },
+        params,
+        DATA,
+    )
     equal(slopes["encoder"], slopes["other encoder"], 0)
     equal(slopes["critic"], slopes["other critic"], 0)
 
@@ -182,7 +196,7 @@ def test_a_layer_that_is_the_image_makes_the_vae_with_unit_noise() -> None:
     judges = {"critic": models.Judge(networks.Network(lambda key, x: {}, see))}
     vae = vae_of(posteriors.normal(LATENT), likelihoods.normal(1.0))
     losses = models.hybrid_losses(vae, judges, models.Weights(pixels=0.0, similarity=1.0))
-    params = jax.jit(models.hybrid_init(vae, judges))(KEY, DATA[0])
+    params = drawn(models.hybrid_init(vae, judges), DATA[0])
     check_is_the_vae(vae, batched(losses), params, DATA)
 
 
@@ -214,7 +228,7 @@ def gaussians(contrast: str, hidden: tuple[int, ...]) -> tuple[models.Adversaria
     )
     critic = models.of_pair(networks.mlp(hidden, 1))
     model = models.AdversarialBayes(vae, critic, models.CONTRASTS[contrast])
-    params = jax.jit(model.init)(KEY, jnp.zeros(1))
+    params = drawn(model.init, jnp.zeros(1))
     raw = np.log(0.5) + 2.0  # elu(raw - 2) + 1 is e^(raw - 2) below 1
     encoder = {"kernel": np.array([[-0.3, raw - 2.0]]), "bias": np.array([1.0, 2.0])}
     params["model"]["encoder"]["output"] = jax.tree.map(jnp.float32, encoder)
@@ -261,9 +275,8 @@ def test_beside_a_gaussian_contrast_a_gaussian_posterior_leaves_nothing_to_learn
 
     for case, law in enumerate([(1.0, 1.0), (0.7, 0.5)]):
         value, terms, same = values(keys, jnp.full(1, float(case)))
-        kl = np.asarray(terms["critic_estimate_of_kl"])
+        kl = np.asarray(value + terms["reconstruction"])
         assert abs(kl.mean() - DUALS[law][1]) < 4 * kl.std() / np.sqrt(len(kl)) + 0.01
-        np.testing.assert_allclose(value + terms["reconstruction"], kl, atol=1e-4)
         np.testing.assert_allclose(same, value, rtol=1e-5, atol=1e-5)
 
 
@@ -327,11 +340,9 @@ def test_means_that_are_matched_are_those_of_the_batch() -> None:
 def test_means_that_are_kept_are_moving_averages() -> None:
     """Of a fixed critic they are (1 - d^t) of the mean; those of a class that is not there stay."""
     params, losses, _ = means()
-    members = {
-        name: training.Player(losses["centres"], optax.sgd(0.5 if name == "centres" else 0.0))
-        for name in params
-    }
-    algorithm = training.players(lambda key, example: params, members)
+    of_all = lambda centres, *rest: losses["centres"](params | centres, *rest)
+    members = {"centres": training.Player(of_all, optax.sgd(0.5))}
+    algorithm = training.players(lambda key, example: {"centres": params["centres"]}, members)
     two = np.flatnonzero(PAIRS.y.argmax(1) < 2)
     batch = training.Batch(
         jax.tree.map(lambda a: jnp.asarray(a[two]), PAIRS),

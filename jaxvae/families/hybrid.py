@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -81,13 +82,12 @@ def build(config: Config, data: Data) -> Built:
     posterior, likelihood = posteriors.normal(config.latent), likelihood_of(config, data)
     pair = assembly.networks_of(config, data, posterior, likelihood, data.shape)
     vae = models.vae(*pair, posterior, likelihood, config.prior(latent=config.latent))
-    depth = len(config.critic.critic_hidden) + (config.critic.name == "conv")
-    if config.similarity_layer > depth:
+    judges = {"critic": config.judge(data, 1, config.similarity_layer - 1)}
+    if config.similarity_layer > (depth := _depth(judges["critic"], data)):
         raise ValueError(
             f"similarity_layer={config.similarity_layer} is a hidden layer of the critic, which "
             f"has {depth}: name one of them, or give more widths in critic_hidden"
         )
-    judges = {"critic": config.judge(data, 1, config.similarity_layer - 1)}
     losses = models.hybrid_losses(vae, judges, config.weights)
     members = {
         name: config.player(training.batch_mean(loss), name == "critic")
@@ -95,6 +95,13 @@ def build(config: Config, data: Data) -> Built:
     }
     algorithm = training.players(models.hybrid_init(vae, judges), members, config.ema_decay)
     return _built(vae, algorithm, data.preprocess, likelihood)
+
+
+def _depth(judge: models.Judge, data: Data) -> int:
+    """How many hidden layers a judge has."""
+    x = jax.ShapeDtypeStruct(data.shape, jnp.float32)
+    params = jax.eval_shape(judge.network.init, jax.random.key(0), x)
+    return len(jax.eval_shape(judge.network.apply, params, x).layers)
 
 
 def _built(
@@ -127,13 +134,10 @@ def build_conditional(config: Conditional, data: Data) -> Built:
     condition = conditional.labels(data)
     posterior, likelihood = posteriors.normal(config.latent), likelihood_of(config, data)
     encoder, decoder = assembly.networks_of(config, data, posterior, likelihood, data.shape)
-    cvae = models.cvae(
-        networks.of_input(encoder, _with_channels(data.shape)),
-        decoder,
-        posterior,
-        likelihood,
-        priors.standard_normal(config.latent),
-    )
+    if config.network.name != "mlp":
+        encoder = networks.of_input(encoder, _with_channels(data.shape))
+    prior = priors.standard_normal(config.latent)
+    cvae = models.cvae(encoder, decoder, posterior, likelihood, prior)
     groups = {"critic": 1, "classifier": data.num_classes}
     judges = {name: config.judge(data, size) for name, size in groups.items()}
     weights = {
@@ -177,7 +181,7 @@ def _sum(first: BatchLoss, second: BatchLoss) -> BatchLoss:
 
 
 def _with_channels(shape: tuple[int, ...]) -> Any:
-    """[x, y] of a CVAE's encoder -> x with y as further channels, all constant."""
+    """[x, y] as a CVAE's encoder takes it -> the image x with y as further, constant channels."""
     size = math.prod(shape)
 
     def channels(both: Array) -> Array:

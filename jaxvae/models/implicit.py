@@ -17,7 +17,7 @@ from jaxvae import bounds, divergences
 from jaxvae.contracts import Array, Loss, Params, Terms, pytree
 from jaxvae.distributions import Normal, log_prob_of
 from jaxvae.models.answers import Model, answers
-from jaxvae.models.hybrids import only
+from jaxvae.models.hybrids import only, weighted
 from jaxvae.models.vae import VAE, log_joint
 from jaxvae.networks import Network, with_precision
 from jaxvae.posteriors import Posterior
@@ -203,10 +203,12 @@ class AdversarialBayes(NamedTuple):
 
         def model(params: Any, key: Array, x: Array, step: Array) -> tuple[Array, Terms]:
             made = self.one_pass(only(params, "model"), key, x, step)
-            kl = made.log_ratio
-            kl += critic_weight * made.judged if critic_weight else 0.0
-            terms = {"reconstruction": made.log_likelihood, "critic_estimate_of_kl": kl}
-            return kl_weight(step) * kl - made.log_likelihood, terms
+            paid = made.log_ratio + weighted(critic_weight, made.judged)
+            terms = {
+                "reconstruction": made.log_likelihood,
+                "critic_estimate_of_kl": made.log_ratio + made.judged,
+            }
+            return kl_weight(step) * paid - made.log_likelihood, terms
 
         def critic(params: Any, key: Array, x: Array, step: Array) -> tuple[Array, Terms]:
             params = only(params, "critic")
