@@ -30,12 +30,15 @@ OWN: dict[str, dict[str, Any]] = {
     "rq-vae": {"codebook_size": 8, "quantizers": 2, "blocks": 0},
     "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
     "lfq": {"blocks": 0},
+    # The bias of attention's keys has no gradient but rounding errors, which Adam would scale up.
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
+        **{"optimizer": "sgd", "learning_rate": 1e-4},
         **{"classifier_hidden": (4,), "classifier_steps": 3},
     },
     "vq-gan": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2, "codebook_size": 8},
+        **{"middle_attention": False},
         **{"classifier_hidden": (4,), "classifier_steps": 3},
     },
 }

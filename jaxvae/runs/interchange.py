@@ -45,8 +45,8 @@ def import_folder(
     config, held = _read(folder)
     record, params = _named(folder, lambda: _record(folder, config, held, image_size))
     workdir = Path("runs") / folder.resolve().name if to is None else to
-    if folders.has_checkpoints(workdir):
-        raise ValueError(f"{workdir} holds a run; name another folder with --to")
+    if folders.has_checkpoints(workdir) or workdir.resolve() == folder.resolve():
+        raise ValueError(f"{workdir} is taken; name another folder with --to")
     state = _state(record, params)
     with folders.lock(workdir), checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         (workdir / KEPT).mkdir(exist_ok=True)
