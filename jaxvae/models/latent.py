@@ -46,7 +46,10 @@ class Ends(NamedTuple):
         return 2 * x - 1 if self.centred else x
 
     def encoded(self, params: Params, x: Array) -> Array:
-        """The map of an example, whose last row and column are repeated up to the next multiple."""
+        """The map of an example, whose last row and column are repeated up to the next multiple.
+
+        Diffusers drops the rest of a side instead, and decodes a smaller image.
+        """
         more = [(0, -size % self.factor) for size in self.shape[:2]]
         padded = jnp.pad(self.to_networks(x), (*more, (0, 0)), "edge")
         return self.encoder.apply(params["encoder"], padded)
