@@ -300,20 +300,27 @@ def build(config: Config, data: Data) -> Built:
             "virtual_shards 0, or take critic=none"
         )
     distance = config.perceptual(data=data, precision=config.precision)
-    pictures = models.Pictures(
-        made.ends,
-        None if distance is None else models.Likeness(distance.made.distance, distance.weight),
-        None if critic is None else critic.made,
+    return Built(
+        made.model,
+        algorithm_of(config, made, critic, distance),
+        data.preprocess,
+        made,
+        discrete=made.ends.likelihood.discrete,
+        notes=("perceptual distance: none" if distance is None else distance.made.about,),
     )
-    losses = models.losses(made, pictures)
+
+
+def algorithm_of(
+    config: Config, made: models.Autoencoder, critic: Critic | None, distance: Distance | None
+) -> training.Algorithm:
+    """The training of an autoencoder: it is one player, the critic and the distance are others."""
+    likeness = distance and models.Likeness(distance.made.distance, distance.weight)
+    losses = models.losses(made, models.Pictures(made.ends, likeness, critic and critic.made))
     optimizers = {"model": model_optimizer(config)}
-    optimizers |= {} if critic is None else {"critic": critic.optimizer}
-    parts = config.accumulate, config.virtual_shards
-    players = {
-        name: training.Player(loss, optimizers[name], *parts) for name, loss in losses.items()
-    }
+    if critic is not None:
+        optimizers["critic"] = critic.optimizer
     if distance is not None:
-        players["perceptual"] = training.Player(_nothing, optax.set_to_zero(), *parts)
+        losses["perceptual"], optimizers["perceptual"] = _nothing, optax.set_to_zero()
 
     def init(key: Any, x: Any) -> dict[str, Params]:
         keys = jax.random.split(key)
@@ -324,15 +331,11 @@ def build(config: Config, data: Data) -> Built:
             params["perceptual"] = jax.tree.map(jnp.asarray, distance.made.params)
         return params
 
-    about = () if distance is None else (distance.made.about,)
-    return Built(
-        made.model,
-        training.players(init, players, config.ema_decay),
-        data.preprocess,
-        made,
-        discrete=made.ends.likelihood.discrete,
-        notes=about if data.examples is not None else (),
-    )
+    parts = config.accumulate, config.virtual_shards
+    members = {
+        name: training.Player(loss, optimizers[name], *parts) for name, loss in losses.items()
+    }
+    return training.players(init, members, config.ema_decay)
 
 
 def _nothing(params: Params, *args: Any) -> tuple[Any, Terms]:
