@@ -127,7 +127,7 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     """
     name = family_of(config)
     family = FAMILIES[name]
-    dataset = _dataset(config, job, data)
+    dataset = dataset_of(config, job, data)
     raw_levels = dataset.levels
     pixels = datasets.chosen_pixels(
         config.pixels,
@@ -162,7 +162,8 @@ def _likelihoods(config: Any) -> list[str]:
     return list(config.likelihood.choice.members())
 
 
-def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
+def dataset_of(config: Config, job: Job, data: Any = None) -> datasets.Dataset:
+    """The data set of a configuration, as ``prepare`` takes it."""
     if isinstance(data, datasets.Dataset):
         return data
     load = datasets.stream if job.stream else datasets.load

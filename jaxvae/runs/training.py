@@ -15,7 +15,7 @@ from jaxvae import checkpoints, costs, datasets, evaluation, families, figures, 
 from jaxvae.families import Config, family_of
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import Trained, of_run
-from jaxvae.runs.preparing import Job, Run, batch_shapes, prepare
+from jaxvae.runs.preparing import Job, Run, batch_shapes, dataset_of, prepare
 from jaxvae.stopping import Stop
 
 
@@ -86,7 +86,7 @@ def train_in(
         job.join()
         job.device_list()
         if jax.process_count() > 1:
-            processes.on_first(lambda: prepare(config, job, data))  # prepares the data once
+            processes.on_first(lambda: dataset_of(config, job, data))  # writes its files once
         run = prepare(config, job, data)
         folder = _folder(name, run) if workdir is None else Path(workdir)
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
