@@ -159,7 +159,7 @@ class Critic(NamedTuple):
 
 
 def no_critic() -> None:
-    """No critic."""
+    """No critic of reconstructions."""
 
 
 def patches(
