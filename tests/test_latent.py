@@ -557,7 +557,8 @@ def test_settings_that_do_not_go_together_are_refused(row: int) -> None:
     preset, settings, shape, words = REFUSED[row]
     with_examples = data(shape)._replace(examples=lambda count: np.zeros((count, *shape)))
     if "fewer widths" in words:
-        with_examples = with_examples._replace(labelled=lambda count: (np.zeros(shape)[None], [0]))
+        labelled = lambda count: (np.zeros((1, *shape)), np.zeros(1, int))
+        with_examples = with_examples._replace(labelled=labelled)
     with pytest.raises(ValueError, match=words):
         families.FAMILIES["latent"].build(families.preset(preset, **settings), with_examples)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxvae import likelihoods, networks, perceptual, quantizers, training
@@ -25,8 +26,6 @@ from jaxvae.ranges import Amount, Count, Whole, Widths
 from jaxvae.settings import Choice, Chosen, changed
 
 SUPPORT = "scale", "dequantize", "none"
-
-
 MOST_LABELLED = 10_000  # examples that a network learns labels from, at most
 
 
@@ -96,9 +95,10 @@ def _labelled(data: Data) -> tuple[Any, Any]:
             "give a file of weights with perceptual=file, or take perceptual=none"
         )
     raw, labels = data.labelled(MOST_LABELLED)
-    keys = jax.random.split(jax.random.key(0), len(labels))
-    x = jax.jit(jax.vmap(data.preprocess))(keys, jnp.asarray(raw))
-    return (2 * x - 1 if centred(data) else x), labels
+    known = np.flatnonzero(np.asarray(labels) >= 0)  # a missing label is -1
+    keys = jax.random.split(jax.random.key(0), len(known))
+    x = jax.jit(jax.vmap(data.preprocess))(keys, jnp.asarray(raw)[known])
+    return (2 * x - 1 if centred(data) else x), np.asarray(labels)[known]
 
 
 def automatic(
@@ -108,7 +108,7 @@ def automatic(
     classifier_hidden: Widths = (32, 64),
     classifier_steps: Count = 300,
 ) -> Distance | None:
-    """As ``labels`` if the set has labels, and otherwise no perceptual distance.
+    """As ``labels`` if the set has two classes or more, and otherwise no distance.
 
     Args:
       data: what is known of the data.
@@ -117,7 +117,7 @@ def automatic(
       classifier_hidden: widths of its stages, each of which halves the image.
       classifier_steps: steps in which it learns the labels.
     """
-    if not data.num_classes:
+    if data.num_classes < 2:
         return None
     return of_labels(data, precision, perceptual_weight, classifier_hidden, classifier_steps)
 
