@@ -15,19 +15,21 @@ class Link(NamedTuple):
     # bytes per second that a ring through the devices carries past any point, in one direction
     bandwidth: float
     most: int | None  # devices that it joins
+    memory: float  # bytes of a device
 
 
 # Half of what the vendors call bidirectional. 400 Gb/s InfiniBand is 50 GB/s each way; a DGX H100
 # has eight such ports for its eight GPUs, and NCCL leaves the node through all of them at once.
+# Memory is what the vendors state for a device.
 # Sources: docs.cloud.google.com/tpu/docs/v5e; docs.cloud.google.com/tpu/docs/v5p, the largest job;
 # the datasheets of A100 and H100, of which a DGX has 8; the DGX H100 user guide, table 6.
 LINKS = {
-    "TPU v5e slice": Link("TPU v5e", 400e9 / 2, 256),
-    "TPU v5p slice": Link("TPU v5p", 1200e9 / 2, 6144),
-    "A100 SXM, NVLink": Link("NVIDIA A100-SXM4-80GB", 600e9 / 2, 8),
-    "H100 SXM, NVLink": Link("NVIDIA H100 80GB HBM3", 900e9 / 2, 8),
-    "H100 nodes, 8 x 400 Gb/s": Link("NVIDIA H100 80GB HBM3", 8 * 50e9, None),
-    "H100 nodes, 1 x 400 Gb/s": Link("NVIDIA H100 80GB HBM3", 50e9, None),
+    "TPU v5e slice": Link("TPU v5e", 400e9 / 2, 256, 16e9),
+    "TPU v5p slice": Link("TPU v5p", 1200e9 / 2, 6144, 95e9),
+    "A100 SXM, NVLink": Link("NVIDIA A100-SXM4-80GB", 600e9 / 2, 8, 80e9),
+    "H100 SXM, NVLink": Link("NVIDIA H100 80GB HBM3", 900e9 / 2, 8, 80e9),
+    "H100 nodes, 8 x 400 Gb/s": Link("NVIDIA H100 80GB HBM3", 8 * 50e9, None, 80e9),
+    "H100 nodes, 1 x 400 Gb/s": Link("NVIDIA H100 80GB HBM3", 50e9, None, 80e9),
 }
 
 

@@ -1,8 +1,10 @@
 """Measures the cost of data parallelism, and estimates on paper where it stops paying.
 
 ``python experiments/scaling.py [--devices 1 2 4 8] [--hidden 512 512] [--json FILE] [--plot
-FILE]``; ``--help`` lists all. On accelerators it uses the real devices, on a CPU it simulates them,
-and its last lines say what that can and cannot tell about a pod.
+FILE]`` measures; ``--help`` lists all. On accelerators it uses the real devices, on a CPU it
+simulates them, and its last lines say what that can and cannot tell about a pod. ``--model 'PRESET
+[--setting value ...]' --shape 32 32 3`` estimates memory and communication of a model of any
+family.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import scaling_tables
+from experiments import model_estimates, scaling_tables
 from experiments.interconnects import (
     LINKS,
     all_reduce_seconds,
@@ -107,7 +109,8 @@ def dispatches(
     """
     layout = Placement(devices_of(cell.devices), "pmap" if cell.mapping == "jit" else cell.mapping)
     run = training.run_steps(model.algorithm, layout)
-    held, state = layout.replicated((model.examples, model.initial(settings.seed)))
+    held = layout.replicated(model.examples)
+    state = layout.copied(model.initial(settings.seed))
     shape, total = (settings.steps, cell.batch), datasets.num_examples(model.examples)
     rows = np.arange(math.prod(shape), dtype=np.int32).reshape(shape) % total
     parts = layout.split(rows), layout.split(np.full(shape, 1 / cell.batch, np.float32))
@@ -311,6 +314,9 @@ def measured_of(settings: Settings, built: dict[str, Model]) -> dict[str, Any]:
 def scale(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     """Measures what data parallelism costs, and estimates on paper where it stops paying."""
     check(settings)
+    if settings.model is not None:
+        _estimate(settings)
+        return
     settings = started(settings)
     for path in (settings.json, settings.plot):
         make = functools.partial(path.parent.mkdir, parents=True, exist_ok=True)
@@ -340,6 +346,15 @@ def scale(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
         scaling_tables.draw(settings.plot, result)
         scaling_tables.show(result)
         print(f"\nwritten: {settings.json}, {settings.plot}")
+
+
+def _estimate(settings: Settings) -> None:
+    """Prints and writes the estimate of one model."""
+    result = model_estimates.estimate(settings.model or "", settings)
+    settings.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(settings.json, as_json(result))
+    model_estimates.show(result, settings)
+    print(f"\nwritten: {settings.json}")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxvae import datasets, likelihoods, models, networks, posteriors, priors, runs, training
-from jaxvae.training.devices import AXIS, Placement
+from jaxvae.training.devices import on_mesh
+from jaxvae.training.placements import AXIS, Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Settings:
     """Share of its peak at which a device computes, in the estimate."""
     latency: float = 1e-6
     """Seconds that a message needs for one hop, in the estimate."""
+    model: str | None = None
+    """Preset, with flags of jaxvae train, whose memory and communication are estimated in place of
+    a measurement, such as 'conv --hidden 64 128'."""
+    shape: tuple[int, ...] = (32, 32, 3)
+    """Height, width and channels of the images of --model."""
+    compile: bool = False
+    """Compile steps of --model, which tells the memory that a step needs beside the state."""
     json: Path = Path("scaling.json")
     """File for all numbers."""
     plot: Path = Path("scaling.png")
@@ -112,6 +120,52 @@ def devices_of(count: int) -> list[jax.Device]:
 
 
 # What simulation tells exactly: the program
+
+
+class Memory(NamedTuple):
+    """Bytes on one device for a step that is compiled and not run, by XLA's analysis."""
+
+    state: int  # its part of the state
+    arguments: int  # the same, with its part of a batch
+    temporary: int  # beside arguments and results
+
+
+def step_memory(
+    algorithm: training.Algorithm,
+    devices: int,
+    example: Any,
+    batch: int,
+    mesh: tuple[int, int] | None = None,
+) -> Memory:
+    """The memory of a step under ``fsdp`` on so many devices.
+
+    Args:
+      algorithm: the algorithm.
+      devices: devices, of all processes.
+      example: one raw example, or its shapes, or the shape of one float32 array.
+      batch: examples in a global batch.
+      mesh: copies of the state and parts of each; None is one copy.
+    """
+    layout = Placement(devices_of(devices), "fsdp", mesh)
+    if isinstance(example, tuple):
+        example = jax.ShapeDtypeStruct(example, jnp.float32)
+    state = layout.shapes(algorithm.init, jax.random.key(0), example)
+    over = NamedSharding(layout.mesh, PartitionSpec(layout.mesh.axis_names))
+    of: Any = lambda shape, dtype: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=over)
+    x = jax.tree.map(lambda a: of(a.shape, a.dtype), example)
+    shapes = training.Batch(x, of((), jnp.int32), of((), jnp.float32), of((), jnp.int32))
+    step = jax.jit(on_mesh(algorithm, layout.mesh).step, donate_argnums=0)
+    analysis: Any = step.lower(state, shapes).compile().memory_analysis()
+    return Memory(
+        sum(map(_part_bytes, jax.tree.leaves(state))),
+        analysis.argument_size_in_bytes,
+        analysis.temp_size_in_bytes,
+    )
+
+
+def _part_bytes(leaf: Any) -> int:
+    """The bytes that each device has of an array, by its shape and sharding."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def step_program(model: Model, devices: Sequence[jax.Device], batch: int) -> str:

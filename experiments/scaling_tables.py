@@ -145,7 +145,13 @@ def _draw_measured(axes: Any, kind: str, result: Result) -> None:
         low, middle, high = (
             np.array([row["step_ms"][key] for row in rows]) for key in ("q25", "median", "q75")
         )
-        style = {"color": f"C{m}", "ls": "-:"[k], "marker": "os"[k], "ms": 4, "lw": 1.2}
+        style = {
+            "color": f"C{m}",
+            "ls": ("-", ":", "--")[k],
+            "marker": "os^"[k],
+            "ms": 4,
+            "lw": 1.2,
+        }
         label = f"{name}, {mapping}"
         axes.errorbar(n, middle, [middle - low, high - middle], label=label, capsize=2, **style)
         work = batch if simulated else batch / n  # of the cores that do it

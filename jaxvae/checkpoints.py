@@ -1,18 +1,21 @@
 """Checkpoints: Orbax with checksums, and an older one if the newest one is damaged.
 
 A checkpoint is a folder ``300`` that Orbax writes, and a record ``300.json`` beside it. The record
-has shape, type and CRC-32 of every array, the sums of an unfinished report, and the metric by which
-the best checkpoint is chosen. The record is written first. So a checkpoint that was cut short or
-lost afterwards is missed by name.
+has shape, type and checksum of every array, the sums of an unfinished report, and the metric by
+which the best checkpoint is chosen. The record is written first. So a checkpoint that was cut short
+or lost afterwards is missed by name.
 
-Only the first process writes. It writes NumPy arrays in a thread, so training waits only until the
-state is copied to the host. Typed keys are saved as their data.
+If all devices hold the whole state, only the first process writes. It writes NumPy arrays in a
+thread, so training waits only until the state is copied to the host. If arrays are cut over the
+devices, every process writes the parts of its devices, and Orbax makes one checkpoint of them.
+Either kind is restored on any devices. Typed keys are saved as their data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import io
 import logging
@@ -34,11 +37,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxvae import processes
+from jaxvae.checksums import checksums
 from jaxvae.records import (
     DamagedError,
     check_model,
-    checksums,
     described,
+    named,
     read_record,
     write_record,
 )
@@ -59,26 +63,15 @@ class Checkpoints:
     ...     saved.restore_part(saved.best, {"params": {"w": jnp.zeros(3)}})
     {'params': {'w': Array([0., 1., 2.], dtype=float32)}}
 
-    They are written in the background. In a job of several processes all of them call ``save`` and
-    the first one writes. All of them restore, from a folder that all see. Use it as a context
-    manager, or call ``close``, which waits for the last write.
+    They are written in the background. In a job of several processes all of them call ``save``, and
+    all restore, from a folder that all see. Use it as a context manager, or call ``close``, which
+    waits for the last write.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder).absolute()
-        me = jax.process_index()
-        handlers = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
-        )
-        self._checkpointer = ocp.Checkpointer(
-            # Compression would save a tenth of the size, which is not worth the time.
-            ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers),
-            # Processes would wait for each other with collectives, beside the training's
-            # collectives.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=me, active_processes={me}
-            ),
-        )
+        # A process that reads alone does not wait for others that found damage.
+        self._checkpointer = ocp.Checkpointer(**_alone())
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -95,6 +88,13 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
             self._checkpointer.close()
+            if "_together" in vars(self):
+                self._together.close()
+
+    @functools.cached_property
+    def _together(self) -> ocp.AsyncCheckpointer:
+        """Writes what several processes hold in parts."""
+        return ocp.AsyncCheckpointer(**_by_all())
 
     def wait(self) -> None:
         """Waits for the last write. Raises OSError if it has failed."""
@@ -130,8 +130,6 @@ class Checkpoints:
         could not be written.
         """
         self.wait()
-        if not processes.is_first() or step in self.steps:
-            return
         judged = metric if metric is not None and math.isfinite(metric) else None
         record = {
             "arrays": described(state),
@@ -139,20 +137,58 @@ class Checkpoints:
             "metric": judged,
             "finished": False,
         }
-        # Copies are needed, because the next step overwrites the state.
-        held = jax.tree.map(np.array, jax.device_get(_data(processes.local(state))))
-        self._writing = self._writer.submit(self._write, step, held, record)
+        if any(map(_is_cut, jax.tree.leaves(state))):
+            if not processes.any_of(processes.is_first() and step in self.steps):
+                self._save_together(step, _data(state), record)
+        elif processes.is_first() and step not in self.steps:
+            # Copies are needed, because the next step overwrites the state.
+            held = jax.tree.map(np.array, jax.device_get(_data(processes.local(state))))
+            self._writing = self._writer.submit(self._write, step, held, record)
+
+    def _save_together(self, step: int, data: Any, record: dict[str, Any]) -> None:
+        """Saves arrays that are cut over the devices, of which all processes write their parts."""
+        _add_checksums(record, data)
+        with self._told(step):
+            processes.on_first(lambda: self._begin(step, record))
+            # It returns once the arrays are in the host's memory.
+            self._together.save(self.folder / str(step), ocp.args.PyTreeSave(data), force=True)
+        self._writing = self._writer.submit(self._end_together, step, record)
+
+    def _end_together(self, step: int, record: dict[str, Any]) -> None:
+        with self._told(step):
+            self._together.wait_until_finished()
+            if processes.is_first():
+                self._end(step, record)
 
     def _write(self, step: int, held: Any, record: dict[str, Any]) -> None:
-        """Writes a checkpoint, and removes the ones that it replaces."""
-        try:
-            for name, checksum in checksums(held).items():
-                record["arrays"][name]["crc32"] = checksum
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_record(self._record(step), record)
+        """Writes a checkpoint of arrays of the host."""
+        with self._told(step):
+            _add_checksums(record, held)
+            self._begin(step, record)
             self._checkpointer.save(self.folder / str(step), ocp.args.PyTreeSave(held), force=True)
-            write_record(self._record(step), record | {"finished": True})
-            self._prune()
+            self._end(step, record)
+
+    def _begin(self, step: int, record: dict[str, Any]) -> None:
+        """Writes the record of a checkpoint that will be written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_record(self._record(step), record)
+
+    def _end(self, step: int, record: dict[str, Any]) -> None:
+        """Records that a checkpoint was written, and removes the ones that it replaces."""
+        write_record(self._record(step), record | {"finished": True})
+        self._prune()
+
+    @contextlib.contextmanager
+    def _told(self, step: int) -> Iterator[None]:
+        """Names step and folder in an error of the file system.
+
+        A lost process is no such error, because the job must then be started again.
+        """
+        lost = (jax.errors.JaxRuntimeError, TimeoutError) if jax.process_count() > 1 else ()
+        try:
+            yield
+        except lost as error:
+            raise RuntimeError(f"a process was lost while step {step} was saved") from error
         except Exception as error:
             raise OSError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: "
@@ -207,8 +243,8 @@ class Checkpoints:
         if processes.any_of(bool(reason)):
             reason = reason or "another process could not read it"
             raise DamagedError(f"the checkpoint of step {step} cannot be read: {reason} ({folder})")
-        sums, now, meant = checksums(held), described(held), described(data)
-        same = lambda name: sums[name] == saved[name]["crc32"] and now[name] == meant[name]
+        sums, now, meant = _checksums(held), described(held), described(data)
+        same = lambda name: sums[name] == saved[name]["checksum"] and now[name] == meant[name]
         changed = sorted(name for name in meant if not same(name))
         if processes.any_of(bool(changed)):
             raise DamagedError(
@@ -249,12 +285,15 @@ class Checkpoints:
         return good
 
     def _read(self, folder: Path, like: Any, **options: bool) -> tuple[Any, str]:
-        """The arrays of a state in the host's memory, or the reason why they cannot be read."""
+        """The arrays of a state, or the reason why they cannot be read.
+
+        They are in the host's memory, or on the devices that ``like`` cuts them over.
+        """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        where = jax.tree.map(_restore_args, like)
         with _unheard():
             try:
-                args = ocp.args.PyTreeRestore(shapes, restore_args=on_host, **options)
+                args = ocp.args.PyTreeRestore(shapes, restore_args=where, **options)
                 return self._checkpointer.restore(folder, args), ""
             except Exception as error:
                 reason = _short(error)
@@ -330,11 +369,69 @@ def _data(tree: Any) -> Any:
     return jax.tree.map(data_of, tree)
 
 
-def _placed(like: Any, data: np.ndarray) -> Any:
+def _is_cut(leaf: Any) -> bool:
+    """Whether an array, or the array of a shape, is cut over several devices."""
+    place = getattr(leaf, "sharding", None)
+    return place is not None and not place.is_fully_replicated
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    by_name = named(tree)
+    return dict(zip(by_name, checksums(list(by_name.values())), strict=True))
+
+
+def _add_checksums(record: dict[str, Any], tree: Any) -> None:
+    for name, checksum in _checksums(tree).items():
+        record["arrays"][name]["checksum"] = checksum
+
+
+def _orbax(kinds: dict[Any, Any], writers: ocp.options.MultiprocessingOptions) -> dict[str, Any]:
+    """The arguments of a checkpointer of Orbax."""
+    registry = ocp.type_handlers.create_type_handler_registry(*kinds.items())
+    # Compression would save a tenth of the size, which is not worth the time.
+    handler = ocp.PyTreeCheckpointHandler(
+        use_compression=False, type_handler_registry=registry, multiprocessing_options=writers
+    )
+    return {"handler": handler, "multiprocessing_options": writers}
+
+
+def _alone() -> dict[str, Any]:
+    """For one process, which waits for no other one."""
+    me = jax.process_index()
+    kinds = {
+        np.ndarray: ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False),
+        jax.Array: ocp.type_handlers.ArrayHandler(primary_host=me),  # to read
+    }
+    return _orbax(kinds, ocp.options.MultiprocessingOptions(me, {me}))
+
+
+def _by_all() -> dict[str, Any]:
+    """For all processes. They wait for each other at the coordinator, not with collectives.
+
+    Those would be beside the training's collectives.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(
+        enable_write_sharding_file=False, use_replica_parallel=False
+    )
+    everybody = set(range(jax.process_count()))
+    return _orbax({jax.Array: arrays}, ocp.options.MultiprocessingOptions(0, everybody))
+
+
+def _restore_args(like: Any) -> ocp.RestoreArgs:
+    if not _is_cut(like):
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array, sharding=like.sharding, global_shape=like.shape
+    )
+
+
+def _placed(like: Any, data: Any) -> Any:
     """An array of the host, placed like ``like`` or on the default device.
 
-    It becomes a typed key if ``like`` is one.
+    It becomes a typed key if ``like`` is one. An array that is on its devices stays there.
     """
+    if isinstance(data, jax.Array):
+        return data
     place = getattr(_data(like), "sharding", None)
     array = (
         jnp.asarray(data)

@@ -1,8 +1,8 @@
 """What the KL of a batch costs: functions ``(kl [D], step) -> scalar``, in nats.
 
 ``kl`` is the mean over the batch of KL(q(z_d|x) || p(z_d)). It has one number for each latent if KL
-is a sum over latents, and otherwise one number, [1]. A cost that is linear in KL is a weight, which
-``models.negative_elbo`` takes too.
+is a sum over latents, one for each layer of a hierarchy, and otherwise one number, [1]. A cost that
+is linear in KL is a weight, which ``models.negative_elbo`` takes too.
 """
 
 from __future__ import annotations
@@ -43,6 +43,27 @@ def capacity(weight: float, course: optax.Schedule) -> KLCost:
     Burgess et al. 2018, arXiv:1804.03599, eq. 8.
     """
     return lambda kl, step: weight * jnp.abs(kl.sum() - course(step))
+
+
+def balanced(scales: Sequence[int], weight: optax.Schedule, end: float = 1.0) -> KLCost:
+    """w(step) sum_l gamma_l KL_l, with gamma_l = 1 once w has reached ``end``.
+
+    NVAE's balancing of layers (Vahdat & Kautz 2020, arXiv:2007.03898, app. A). ``scales`` are the
+    numbers of layers at each resolution from the top on, and layer l at the i-th has
+    a_l ~ 4^i / scales[i]. During the warm-up gamma_l ~ (KL_l + 0.01) / a_l, with mean 1 and without
+    a gradient, so a layer that says more than its share costs more.
+    """
+    shares = [4.0**i / n for i, n in enumerate(scales) for _ in range(n)]
+
+    def cost(kl: Array, step: Array) -> Array:
+        if kl.size != len(shares):
+            raise ValueError(f"{len(shares)} layers do not fit KL terms of {kl.size}")
+        parts = (jax.lax.stop_gradient(jnp.abs(kl)) + 0.01) / jnp.array(shares)
+        now = weight(step)
+        gamma = jnp.where(now < end, parts / parts.mean(), 1.0)
+        return now * jnp.sum(gamma * kl)
+
+    return cost
 
 
 def blocks(sizes: Sequence[int], kl_costs: Sequence[KLCost]) -> KLCost:

@@ -10,7 +10,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from jaxvae.distributions import (
     Mixture,
     NegativeBinomial,
     Normal,
+    PixelLogisticMixture,
     ZeroInflatedNegativeBinomial,
 )
 from jaxvae.ranges import Count, Positive, Range
@@ -41,10 +42,33 @@ class Likelihood(NamedTuple):
     """A likelihood family."""
 
     size: int  # numbers that the decoder gives for each pixel and channel
-    make: Callable[[Any, Array], Any]  # (params, raw [*event, size]) -> p(x|z)
+    # (params, raw [*event, size]) -> p(x|z); raw is [*event[:-1], per_pixel(C)] if that is given
+    make: Callable[[Any, Array], Any]
     support: tuple[str, ...]  # kinds of preprocessing that it takes; the first is the default
     discrete: bool  # whether log p(x|z) is a log-probability, not a log-density
     init: Callable[[Array], Any] = lambda key: {}  # key -> parameters that all pixels share
+    # channels C of a pixel -> numbers for all of them together, in the place of ``size``
+    per_pixel: Callable[[int], int] | None = None
+
+    def outputs(self, event: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what the decoder gives for an event, with all numbers on its last axis.
+
+        Raises ValueError if the family is of pixels and the events are no images.
+        """
+        if self.per_pixel is not None and len(event) != 3:
+            raise ValueError(
+                f"a likelihood of whole pixels needs images [H, W, C]; x has shape {tuple(event)}"
+            )
+        *pixels, channels = event
+        last = channels * self.size if self.per_pixel is None else self.per_pixel(channels)
+        return (*pixels, last)
+
+    def of_outputs(self, params: Any, outputs: Array) -> Any:
+        """p(x|z) from what the decoder gives."""
+        if self.per_pixel is None:
+            channels = outputs.shape[-1] // self.size
+            outputs = outputs.reshape(*outputs.shape[:-1], channels, self.size)
+        return self.make(params, outputs)
 
 
 def _elementwise(
@@ -177,6 +201,33 @@ def discretized_logistic_mixture(levels: int, pixel_components: Count = 5) -> Li
     return Likelihood(3 * pixel_components, make, ("scale",), True)
 
 
+def pixel_logistic_mixture(levels: int, pixel_components: Count = 10) -> Likelihood:
+    """A mixture of discretized logistics for each pixel, as in PixelCNN++.
+
+    Salimans et al. 2017, arXiv:1701.05517; also the likelihood of VDVAE. All channels of a pixel
+    share the mixture's component, and the mean of a channel is linear in the channels before it.
+    An RGB pixel takes ten numbers for each component, which are ordered as logits, means,
+    log-scales, slopes. Slopes pass through tanh, and log-scales are at least -7.
+
+    Args:
+      levels: how many values a pixel can take.
+      pixel_components: how many components the mixture of each pixel has.
+    """
+    parts = lambda channels: (1, channels, channels, channels * (channels - 1) // 2)
+
+    def make(params: Any, raw: Array) -> PixelLogisticMixture:
+        raw = raw.reshape(*raw.shape[:-1], -1, pixel_components)
+        channels = next(c for c in range(1, raw.shape[-2]) if sum(parts(c)) == raw.shape[-2])
+        ends = [sum(parts(channels)[: i + 1]) for i in range(3)]
+        logits, loc, log_scale, slopes = jnp.split(raw, ends, -2)
+        return PixelLogisticMixture(
+            logits[..., 0, :], loc, jnp.maximum(log_scale, -7.0), jnp.tanh(slopes), levels
+        )
+
+    numbers = lambda channels: pixel_components * sum(parts(channels))
+    return Likelihood(0, make, ("scale",), True, per_pixel=numbers)
+
+
 def categorical(levels: int) -> Likelihood:
     """Categorical over the ``levels`` integer values of each pixel."""
     return Likelihood(levels, lambda params, raw: Categorical(raw), ("counts",), True)
@@ -214,6 +265,7 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
     "laplace_learned": laplace_learned,
     "discretized_logistic": discretized_logistic,
     "discretized_logistic_mixture": discretized_logistic_mixture,
+    "pixel_logistic_mixture": pixel_logistic_mixture,
     "categorical": categorical,
     "negative_binomial": negative_binomial,
     "zero_inflated_negative_binomial": zero_inflated_negative_binomial,

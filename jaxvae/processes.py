@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 MESSAGE_BYTES = 4096
 
@@ -77,9 +78,19 @@ def is_first() -> bool:
 
 
 def local(tree: Any) -> Any:
-    """This process's copy, on one device, of arrays that are the same on all devices."""
-    replicated = lambda a: isinstance(a, jax.Array) and len(a.sharding.device_set) > 1
-    return jax.tree.map(lambda a: a.addressable_data(0) if replicated(a) else a, tree)
+    """This process's copy, on one device, of arrays that lie on several devices.
+
+    Arrays that are cut over the devices are put together first, which all processes must call.
+    """
+
+    def copy(a: Any) -> Any:
+        if not isinstance(a, jax.Array) or len(a.sharding.device_set) == 1:
+            return a
+        if not a.is_fully_replicated:
+            a = jax.device_put(a, NamedSharding(a.sharding.mesh, PartitionSpec()))  # type: ignore[attr-defined]
+        return a.addressable_data(0)
+
+    return jax.tree.map(copy, tree)
 
 
 def any_of(flag: bool) -> bool:

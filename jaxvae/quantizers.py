@@ -267,8 +267,8 @@ def code_probabilities(logits: Array) -> Array:
 
 
 def entropy(probabilities: Array) -> Array:
-    """-sum_k p_k log p_k over the last axis, in nats."""
-    return jax.scipy.special.entr(probabilities).sum(-1)
+    """-sum_k p_k log p_k over the last axis, in nats; its gradient is finite at p_k = 0."""
+    return -jnp.sum(probabilities * jnp.log(jnp.maximum(probabilities, 1e-30)), -1)
 
 
 def uniform_nats(num_codes: Any, codes: Any) -> float:

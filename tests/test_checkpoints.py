@@ -194,6 +194,68 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one(tmp_path: Path) -> None:
     assert one.params["model"]["w"].devices() == {jax.local_devices()[0]}
 
 
+# copies of the state and parts of each: saved from, restored to
+TOPOLOGIES = [((1, 8), (2, 4)), ((2, 2), (1, 8)), ((1, 4), (1, 1)), ((1, 1), (1, 8))]
+
+
+@pytest.mark.parametrize(("there", "here"), TOPOLOGIES)
+def test_a_state_that_is_cut_is_restored_on_other_devices(
+    tmp_path: Path, there: tuple[int, int], here: tuple[int, int]
+) -> None:
+    """Bit for bit and placed as asked, whole or in part; a mesh of one part holds whole arrays."""
+    state = large_state(1)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(1, cut_over(state, there[1], there[0]), TOTALS)
+    like = cut_over(large_state(0), here[1], here[0])
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
+    )
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        restored, totals = saved.restore(1, shapes)
+        part = saved.restore_part(1, {"params": like.params})["params"]
+    assert totals == TOTALS
+    assert_same(restored, state)
+    assert_same(part, state.params)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+        assert a.sharding == b.sharding
+        assert a.addressable_shards[0].data.shape == b.addressable_shards[0].data.shape
+
+
+def test_records_of_one_state_are_the_same_however_it_lies(tmp_path: Path) -> None:
+    arrays = []
+    for name, state in (("one", large_state(1)), ("eight", cut_over(large_state(1), 8))):
+        with checkpoints.Checkpoints(tmp_path / name) as saved:
+            saved.save(1, state, TOTALS)
+        arrays.append(json.loads((tmp_path / name / "1.json").read_text())["record"]["arrays"])
+    assert arrays[0] == arrays[1]
+
+
+def test_training_overwrites_nothing_of_a_state_that_is_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next steps reuse the buffers of a state that is cut, while it is written."""
+    monkeypatch.setattr(training.placements, "LEAST_BYTES", 1)
+    kept: dict[int, Any] = {}
+    init = lambda key, x: {"w": jax.random.normal(key, (256, 8))}
+    loss = lambda params, key, x, step: (jnp.sum((params["w"].mean(0) - x) ** 2), {})
+    algorithm = training.gradient_descent(init, training.batch_mean(loss), optax.sgd(1.0))
+    with checkpoints.Checkpoints(tmp_path) as saved:
+
+        def save(moment: training.HookState) -> None:
+            kept[moment.step] = jax.tree.map(np.asarray, moment.state.params)
+            saved.save(moment.step, moment.state, moment.totals)
+
+        settings: dict[str, Any] = {"num_steps": 6, "batch_size": 8, "mapping": "fsdp"}
+        examples, devices = np.ones((23, 8), np.float32), jax.local_devices()[:4]
+        state = training.fit(
+            algorithm, examples, hooks=[training.Hook(2, save)], devices=devices, **settings
+        )
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        for step in saved.steps:
+            assert_same(saved.restore(step, state)[0].params, kept[step])
+        assert saved.steps == [4, 6]
+
+
 OTHERS = {  # parameters of another model -> what is said of the first that differs
     "shape": ({"w": jnp.zeros(4)}, r"float32\[3\] in the checkpoint and float32\[4\] here"),
     "type": (
@@ -230,29 +292,52 @@ def large_state(step: int) -> training.State:
 TOTALS = {"sums": {"loss": [1 / 3, 7]}, "skipped": 2}
 
 
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cut_over(state: Any, parts: int, copies: int = 1) -> Any:
+    """The state with its matrices cut over devices, as ``fsdp`` cuts large ones."""
+    devices = np.array(jax.devices()[: copies * parts]).reshape(copies, parts)
+    mesh = Mesh(devices, ("data", "model"))
+    place = lambda leaf: NamedSharding(mesh, PartitionSpec(*["model"] * (leaf.ndim == 2)))
+    return jax.device_put(state, jax.tree.map(place, state))
+
+
+# How the state lies on devices that is saved, and that is restored.
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "whole": lambda state: state,
+    "cut": lambda state: cut_over(state, 4, copies=2),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir with the checkpoints of steps 1, 2 and 3; the first one is the best."""
-    workdir = tmp_path_factory.mktemp("three")
+    workdir, kind = tmp_path_factory.mktemp(request.param), KINDS[request.param]
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         for step in (1, 2, 3):
-            saved.save(step, large_state(step), TOTALS, metric=-float(step))
-        assert saved.restore_newest(large_state(0), pytest.fail)[0] == 3
+            saved.save(step, kind(large_state(step)), TOTALS, metric=-float(step))
+        assert saved.restore_newest(kind(large_state(0)), pytest.fail)[0] == 3
+    (workdir / "kind").write_text(request.param)
     return workdir
 
 
 @pytest.fixture
 def copied(three: Path, tmp_path: Path) -> Path:
     """The same, to be damaged."""
-    shutil.copytree(three / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(three, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+def kind_of(workdir: Path) -> Callable[[Any], Any]:
+    """How a state lies on the devices that the checkpoints of a workdir are of."""
+    kind = workdir / "kind"
+    return KINDS[kind.read_text() if kind.exists() else "whole"]
 
 
 def newest(workdir: Path, **settings: Any) -> tuple[Any, list[str]]:
     """What ``restore_newest`` finds, and what it warns of."""
     warnings: list[str] = []
+    like = kind_of(workdir)(large_state(0))
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-        return saved.restore_newest(large_state(0), warnings.append, **settings), warnings
+        return saved.restore_newest(like, warnings.append, **settings), warnings
 
 
 @pytest.mark.parametrize("way", harness.DAMAGES)
@@ -267,7 +352,7 @@ def test_damage_is_named_and_put_aside_and_the_checkpoint_before_it_goes_on(
     assert "of step 3 " in warning and str(copied / "checkpoints" / "3") in warning
     assert {path.name for path in (copied / "checkpoints" / "damaged").glob("*")} == left
     with checkpoints.Checkpoints(copied / "checkpoints") as saved:
-        saved.save(3, large_state(3), TOTALS, metric=-3.0)
+        saved.save(3, kind_of(copied)(large_state(3)), TOTALS, metric=-3.0)
     (step, state, _), warnings = newest(copied)
     assert (step, warnings) == (3, [])
     assert_same(state, large_state(3))

@@ -26,6 +26,7 @@ def test_the_closed_form_is_the_published_one_and_scikit_learns(
     assert PCA(latent).fit(images).score(images) == pytest.approx(maximum, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_training_reaches_the_maximum_likelihood_and_a_tight_elbo(images: np.ndarray) -> None:
     latent, steps = 10, 20_000

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,17 @@ import pytest
 from harness import products, result
 
 import jaxvae
-from jaxvae import checkpoints, command_line, datasets, evaluation, families, training
+from jaxvae import checkpoints, command_line, datasets, evaluation, families, settings, training
 from jaxvae.runs import Job, Run, prepare
 from jaxvae.runs.commands import evaluate, sample
 
-SMALL: dict[str, Any] = {"latent": 3, "batch_size": 15, "test_samples": 6, "test_examples": 12}
+SMALL: dict[str, Any] = {
+    "hidden": (8,),
+    "latent": 3,
+    "batch_size": 15,
+    "test_samples": 6,
+    "test_examples": 12,
+}
 STEPS: dict[str, Any] = {"steps": 4, "report_every": 2, "checkpoint_every": 2}
 OWN: dict[str, dict[str, Any]] = {
     "mnist-vae": {"dataset": "digits"},
@@ -31,6 +41,16 @@ OWN: dict[str, dict[str, Any]] = {
     "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
     "lfq": {"blocks": 0},
     # The bias of attention's keys has no gradient but rounding errors, which Adam would scale up.
+    "ladder": {"hidden": (8, 6)},
+    "vdvae-small": {"blocks": (1, 1)},
+    "nvae-small": {"blocks": (1, 2), "kl_warmup_steps": 5},
+    **{
+        name: {"dataset": "digits", "layout": "pyramid", "blocks": (1, 1), "warmup_steps": 0}
+        for name in ("vdvae-cifar10", "vdvae-imagenet64")
+    },
+    "vae-gan": {"critic_hidden": (8,)},
+    "cvae-gan": {"critic_hidden": (8,)},
+    "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
         **{"optimizer": "sgd", "learning_rate": 1e-4},
@@ -48,9 +68,21 @@ QUICK = ("cvae",)  # the others are marked slow
 
 def small(preset: str, **named: Any) -> Any:
     """A preset in small."""
-    return families.preset(
-        preset, **{"hidden": (8,), **SMALL, **STEPS, **OWN.get(preset, {}), **named}
-    )
+    config = families.preset(preset)
+    known = dict(settings.settings_of(config))
+    shared = {name: value for name, value in SMALL.items() if name in known}
+    own = {} if preset != "prior" else {"of": str(first_stage())}
+    return families.changed(config, **{**shared, **STEPS, **OWN.get(preset, {}), **own, **named})
+
+
+@functools.cache
+def first_stage() -> Path:
+    """The folder of a run whose codes a prior can be of."""
+    folder = Path(tempfile.mkdtemp(prefix="jaxvae-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = small("digits")
+    jaxvae.train(config, folder / "run", data_dir=str(folder / "data"), progress=False)
+    return folder / "run"
 
 
 def run_of(preset: str, data_dir: Path, **named: Any) -> Run:

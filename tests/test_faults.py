@@ -149,6 +149,7 @@ def test_killed_at_random_moments_a_shell_loop_reaches_the_end(
     assert outcome(workdir) == undisturbed(steps)
 
 
+@pytest.mark.slow
 def test_killed_and_then_stopped_the_same_command_ends_as_if_undisturbed(
     tmp_path: Path, flags: Callable, undisturbed: Callable
 ) -> None:
@@ -416,6 +417,108 @@ def test_a_job_goes_on_with_other_processes_and_devices(
         first, *_ = [process.ended(0) for process in running]
     assert resumed(first) == [there]
     assert outcome(workdir) == undisturbed()
+
+
+# States that are cut over devices
+
+
+CUT = ["--virtual-shards", 0, "--hidden", 256, "--optimizer", "sgd", "--learning-rate", 1e-3]
+FSDP = [*CUT, "--mapping", "fsdp"]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory: pytest.TempPathFactory, flags: Callable) -> Path:
+    """The workdir of the same training on one device, which nothing disturbs."""
+    workdir = tmp_path_factory.mktemp("on-one-device")
+    to_the_end(workdir, [*flags(workdir), *CUT])
+    return workdir
+
+
+def assert_trained_alike(workdir: Path, other: Path) -> None:
+    """The losses of all reports and the scores of all checkpoints agree to rounding."""
+    for name, term in (("metrics.jsonl", "loss"), ("validation.jsonl", "validation_elbo")):
+        one, two = (lines(each, name) for each in (workdir, other))
+        assert [line["step"] for line in one] == [line["step"] for line in two]
+        values = [[line[term] for line in each] for each in (one, two)]
+        np.testing.assert_allclose(*values, rtol=1e-6)
+
+
+def parts(workdir: Path, step: int) -> set[str]:
+    """The folders that the processes have written their parts of a checkpoint to."""
+    folder = workdir / "checkpoints" / str(step)
+    return {path.name for path in folder.glob("ocdbt.process_*")}
+
+
+@slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_job_with_a_cut_state_is_killed_and_ends_on_four_devices(
+    tmp_path: Path, flags: Callable, on_one_device: Path, victim: int
+) -> None:
+    """Two processes of four devices each have written parts; one process of four goes on."""
+    workdir = tmp_path / "run"
+    arguments = [*flags(workdir), *FSDP]
+    with job(tmp_path / "log", arguments, processes=2, devices=4) as processes:
+        processes[1 - victim].until(lambda: newest(workdir) >= 2 * EVERY)
+        processes[victim].send(signal.SIGKILL)
+        lost(processes[1 - victim])
+    there = newest(workdir)
+    assert parts(workdir, there) == {"ocdbt.process_0", "ocdbt.process_1"}
+    with job(tmp_path / "end", arguments, processes=1, devices=4) as (running,):
+        assert resumed(running.ended(0)) == [there]
+    assert_trained_alike(workdir, on_one_device)
+
+
+# processes, devices of each, further flags, of a run that is stopped and of one that goes on
+CUT_RESTARTS: dict[str, tuple[tuple[int, int, list[Any]], tuple[int, int, list[Any]]]] = {
+    "a hybrid, then one copy": (
+        (2, 2, ["--mapping", "fsdp", "--mesh", "2,2"]),
+        (2, 1, ["--mapping", "fsdp"]),
+    ),
+    "whole, then cut": ((1, 2, ["--devices", 2]), (2, 2, ["--mapping", "fsdp"])),
+    "cut, then whole": ((2, 2, ["--mapping", "fsdp"]), (2, 1, ["--mapping", "shard_map"])),
+}
+
+
+@slow
+@pytest.mark.parametrize("way", CUT_RESTARTS)
+def test_a_cut_state_goes_on_under_other_mappings_and_meshes(
+    tmp_path: Path, flags: Callable, on_one_device: Path, way: str
+) -> None:
+    workdir, texts = tmp_path / "run", []
+    for turn, (processes, devices, more) in enumerate(CUT_RESTARTS[way]):
+        arguments = [*flags(workdir), *CUT, *more]
+        with job(tmp_path / f"{turn}", arguments, processes, devices) as running:
+            if not turn:
+                running[0].until(lambda: newest(workdir) >= EVERY)
+                running[-1].send(signal.SIGTERM)
+            first, *_ = [each.ended(0) for each in running]
+            texts.append(first)
+    (there,) = resumed(texts[1])
+    assert f"step {there} of {STEPS} is saved" in texts[0]
+    assert_trained_alike(workdir, on_one_device)
+
+
+@slow
+@pytest.mark.parametrize("way", ["a bit of the arrays", "a part gone", "record gone"])
+def test_damage_of_a_part_is_found_by_every_process(
+    tmp_path: Path, flags: Callable, on_one_device: Path, way: str
+) -> None:
+    """Of the part that one process has written; all go on at the checkpoint before it."""
+    workdir = tmp_path / "run"
+    arguments = [*flags(workdir), *FSDP]
+    with job(tmp_path / "first", arguments, processes=2, devices=2) as processes:
+        stopped(workdir, processes, 2 * EVERY, [1])
+    *_, good, bad = saved(workdir)
+    if way == "a part gone":
+        shutil.rmtree(workdir / "checkpoints" / str(bad) / "ocdbt.process_1")
+    else:
+        damage(workdir, bad, way)
+    with job(tmp_path / "end", arguments, processes=2, devices=2) as processes:
+        first, _ = [running.ended(0) for running in processes]
+    (warning,) = (line for line in first.splitlines() if line.startswith("warning: "))
+    assert f"of step {bad} " in warning
+    assert resumed(first) == [good]
+    assert_trained_alike(workdir, on_one_device)
 
 
 # The workdir and the file system

@@ -110,6 +110,7 @@ def test_gradients_of_problems_in_closed_form_are_those_of_autodiff_through_draw
             )
 
 
+@pytest.mark.slow
 def test_a_vae_small_enough_to_enumerate(tmp_path: Path) -> None:
     """Bounds and expectations side by side, all exact, in order: DisARM ahead of leave-one-out
     ahead of REINFORCE.

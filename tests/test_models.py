@@ -62,7 +62,7 @@ def build(
     network: str = "mlp", posterior: str = "normal", likelihood: str = "bernoulli"
 ) -> models.VAE:
     family, head = posteriors.POSTERIORS[posterior](3), likelihood_of(likelihood, 4)
-    encoder, decoder = NETWORKS[network](family.size, (*SHAPE[:2], SHAPE[2] * head.size))
+    encoder, decoder = NETWORKS[network](family.size, head.outputs(SHAPE))
     return models.vae(encoder, decoder, family, head, priors.standard_normal(3))
 
 

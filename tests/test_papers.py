@@ -14,6 +14,7 @@ from experiments.papers import (
     codes,
     disentanglement,
     exact,
+    hybrids,
     likelihoods,
     quadrants,
     rate_distortion,
@@ -69,6 +70,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "codes penalties": (codes, DIGITS | {"table": "penalties", "examples": 50}),
     "codes distances": (codes, DIGITS | {"table": "distances", "examples": 50}),
     "samples": (samples, DIGITS | {"encodings": 60, "examples": 80}),
+    "hybrids": (hybrids, DIGITS | {"critic_hidden": (8,), "examples": 80}),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
         stacked,

@@ -5,6 +5,7 @@ The faults are those that published codes have.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -19,8 +20,15 @@ from scipy.special import logsumexp
 from scipy.stats import entropy
 from sklearn.cluster import KMeans
 
-from jaxvae import codebooks, evaluation, families, quantizers, training
-from jaxvae.families import Data
+from jaxvae import (
+    codebooks,
+    evaluation,
+    families,
+    likelihoods,
+    networks,
+    quantizers,
+    training,
+)
 from jaxvae.models import codebook
 
 KEY = jax.random.key(0)
@@ -88,6 +96,7 @@ def test_gradients_pass_straight_through(name: str) -> None:
 
 # Codebooks that follow their codes
 
+FAR = np.concatenate([BOOK[:2], BOOK[2:] + 50])  # three codes that nothing is near to
 REVIVALS = {
     "none": codebooks.no_revival(),
     "split": codebooks.split_most_used(0.4),
@@ -95,110 +104,115 @@ REVIVALS = {
 }
 
 
-def game(
-    loss: Callable[..., Any],
-    revival: codebooks.Revival = REVIVALS["none"],
-    book: np.ndarray = BOOK,
-    decay: float = 0.9,
-    start: Callable[..., Any] = codebooks.started,
-) -> training.Algorithm:
-    """A codebook that follows the vectors of a set."""
-    player = training.Player(
-        lambda params, keys, z, weight, step, axis: (
-            loss(params["book"], keys, z, weight, axis),
+def of_one_device(*args: Any) -> Any:
+    """The fault: statistics that are not summed over devices."""
+    return codebooks.statistics(*args[:-1], None)
+
+
+def without_counts(book: Any, revival: codebooks.Revival) -> Any:
+    """The fault of most ports, N = 0 with S = e at the start."""
+    return {"count": jnp.zeros(len(book)), "sum": book}
+
+
+# Codebooks of one game: loss, revival, start, vectors at the start.
+CODEBOOKS: dict[str, tuple[Any, ...]] = {
+    "near": (codebooks.statistics, "none", codebooks.started, BOOK),
+    **{name: (codebooks.statistics, name, codebooks.started, FAR) for name in REVIVALS},
+    "of one device": (of_one_device, "none", codebooks.started, BOOK),
+    "without counts": (codebooks.statistics, "none", without_counts, FAR),
+}
+
+
+@functools.cache
+def game() -> training.Algorithm:
+    """All codebooks, which follow the same vectors."""
+
+    def player(name: str) -> training.Player:
+        loss, revival, *_ = CODEBOOKS[name]
+        of_batch = lambda params, keys, z, weight, step, axis_name: (
+            loss(params[name], keys, z, weight, axis_name),
             {},
-        ),
-        codebooks.averaging(decay, revival),
-    )
-    init = lambda key, x: {"book": start(jnp.asarray(book), revival)}
-    return training.players(init, {"book": player})
+        )
+        return training.Player(of_batch, codebooks.averaging(0.8, REVIVALS[revival]))
+
+    def init(key: Any, x: Any) -> Any:
+        rows = CODEBOOKS.items()
+        return {name: start(jnp.asarray(e), REVIVALS[r]) for name, (_, r, start, e) in rows}
+
+    return training.players(init, {name: player(name) for name in CODEBOOKS})
 
 
-def averages(
-    algorithm: training.Algorithm, devices: int = 1, steps: int = 6, rows: Any = ROWS
-) -> Any:
-    """The averages after some steps, on batches of all rows."""
+@functools.cache
+def averages(devices: int = 1, steps: int = 12) -> Any:
+    """The averages of all codebooks after some steps, on batches of all rows."""
     state = training.fit(
-        algorithm,
-        rows,
+        game(),
+        ROWS,
         num_steps=steps,
-        batch_size=len(rows),
+        batch_size=len(ROWS),
         devices=jax.local_devices()[:devices],
     )
-    return jax.tree.map(np.asarray, state.params["book"])
+    return jax.tree.map(np.asarray, state.params)
+
+
+def vectors(name: str, steps: int = 12) -> np.ndarray:
+    return np.asarray(codebooks.vectors_of(averages(steps=steps)[name]))
 
 
 def test_averages_are_their_recursion() -> None:
     """N <- g N + (1 - g) n and S <- g S + (1 - g) s in float64, with codes from S / N."""
     count, total = np.full(5, 0.2), BOOK.astype(np.float64) / 5
     flat = ROWS.reshape(-1, 2).astype(np.float64)
-    for _ in range(6):
+    for _ in range(12):
         chosen = np.eye(5)[hand_codes(flat, total / count[:, None])] / len(flat)
-        count, total = 0.9 * count + 0.1 * chosen.sum(0), 0.9 * total + 0.1 * chosen.T @ flat
-    params = averages(game(codebooks.statistics))
+        count, total = 0.8 * count + 0.2 * chosen.sum(0), 0.8 * total + 0.2 * chosen.T @ flat
+    params = averages()["near"]
     np.testing.assert_allclose(params["count"], count, rtol=1e-5)
     np.testing.assert_allclose(params["sum"], total, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(codebooks.vectors_of(params), total / count[:, None], rtol=1e-4)
+    np.testing.assert_allclose(vectors("near"), total / count[:, None], rtol=1e-4)
 
 
 def test_averages_end_at_the_means_of_kmeans() -> None:
     """Another iteration of k-means leaves the vectors where they are."""
-    book = np.asarray(codebooks.vectors_of(averages(game(codebooks.statistics), steps=300)))
+    book = vectors("near", 300)
     means = KMeans(5, init=book, n_init=1, max_iter=1).fit(ROWS.reshape(-1, 2)).cluster_centers_
     np.testing.assert_allclose(book, means, atol=1e-4)
     assert np.abs(book - BOOK).max() > 0.1
 
 
-FAR = np.concatenate([BOOK[:2], BOOK[2:] + 50])  # three codes that nothing is near to
-
-
-def check_devices(loss: Callable[..., Any], revival: codebooks.Revival) -> None:
+def check_devices(name: str) -> None:
     """Eleven examples on one device, and on two and four with padding: the same averages."""
-    one, *others = (averages(game(loss, revival, FAR, 0.5), n) for n in (1, 2, 4))
-    for other in others:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other
-        )
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for devices in (2, 4):
+        jax.tree.map(same, averages()[name], averages(devices)[name])
 
 
-@pytest.mark.parametrize("name", REVIVALS)
+@pytest.mark.parametrize("name", ["near", *REVIVALS])
 def test_statistics_are_of_all_devices(name: str) -> None:
-    check_devices(codebooks.statistics, REVIVALS[name])
+    check_devices(name)
 
 
 def test_statistics_of_one_device_are_caught() -> None:
-    alone = lambda params, keys, z, weight, axis: codebooks.statistics(
-        params, keys, z, weight, None
-    )
     with pytest.raises(AssertionError):
-        check_devices(alone, REVIVALS["none"])
+        check_devices("of one device")
 
 
-def check_idle(start: Callable[..., Any]) -> None:
+def check_idle(name: str) -> None:
     """Codes that are not used stay where they are."""
-    params = averages(game(codebooks.statistics, book=FAR, start=start), steps=1)
-    np.testing.assert_allclose(codebooks.vectors_of(params)[2:], FAR[2:], rtol=1e-3)
+    np.testing.assert_allclose(vectors(name)[2:], FAR[2:], rtol=1e-3)
 
 
 def test_a_start_without_counts_is_caught() -> None:
-    """N = 0 with S = e, as most ports have it, moves an idle code to .9 e / eps."""
-    check_idle(codebooks.started)
-
-    def without_counts(book: Any, revival: Any) -> Any:
-        return {"count": jnp.zeros(len(book)), "sum": book}
-
+    """It moves an idle code from e to e / eps."""
+    check_idle("none")
     with pytest.raises(AssertionError):
-        check_idle(without_counts)
+        check_idle("without counts")
 
 
-@pytest.mark.parametrize("name", ["split", "begin_anew"])
+@pytest.mark.parametrize("name", REVIVALS)
 def test_dead_codes_are_used_again(name: str) -> None:
-    used = {}
-    for each in ("none", name):
-        params = averages(game(codebooks.statistics, REVIVALS[each], FAR, 0.5), steps=12)
-        book = np.asarray(codebooks.vectors_of(params))
-        used[each] = len(np.unique(hand_codes(ROWS, book)))
-    assert used == {"none": 2, name: 5}
+    used = np.unique(hand_codes(ROWS, vectors(name)))
+    assert len(used) == (2 if name == "none" else 5)
 
 
 def test_a_split_keeps_the_sums() -> None:
@@ -281,30 +295,53 @@ def test_usage_is_of_weighted_frequencies() -> None:
     assert float(quantizers.perplexity(jnp.full(9, 1 / 9))) == pytest.approx(9)
 
 
-# Whole models
+# Whole models, of two levels with one and four positions
 
-TWO_LEVELS = {
-    **{"top_hidden": (3,), "hidden": (2,), "latent": 2, "blocks": 1, "block_hidden": 2},
-    **{"codebook_size": 2},
-}
 SHAPE = (4, 4, 1)
 X = RANDOM.integers(0, 4, (11, *SHAPE)).astype(np.float32) / 3
 
 
-def model_of(preset: str, **named: Any) -> tuple[families.Built, codebook.Codebook]:
-    data = Data("toy", SHAPE, "float32", 4, "none", len(X))
-    family = families.FAMILIES["codebook"]
-    config = families.preset(preset, **{"optimizer": "sgd", "schedule": "constant", **named})
-    built = family.build(config, data)
-    return built, built.source
+def pooled(width: int) -> networks.Network:
+    """Halves height and width: a layer of patches of 2 x 2."""
+
+    def apply(params: Any, x: Any) -> Any:
+        h, w, channels = x.shape
+        patches = x.reshape(h // 2, 2, w // 2, 2, channels).swapaxes(1, 2)
+        return jnp.tanh(patches.reshape(h // 2, w // 2, -1) @ params)
+
+    init = lambda key, x: jax.random.normal(key, (4 * x.shape[-1], width))
+    return networks.Network(init, apply)
+
+
+def spread(channels: int) -> networks.Network:
+    """Doubles height and width."""
+
+    def apply(params: Any, x: Any) -> Any:
+        h, w, _ = x.shape
+        patches = (x @ params).reshape(h, w, 2, 2, channels).swapaxes(1, 2)
+        return patches.reshape(2 * h, 2 * w, channels)
+
+    init = lambda key, x: jax.random.normal(key, (x.shape[-1], 4 * channels))
+    return networks.Network(init, apply)
+
+
+def affine(output: int) -> networks.Network:
+    init = lambda key, x: jax.random.normal(key, (x.shape[-1], output))
+    return networks.Network(init, lambda params, x: x @ params)
+
+
+def of_levels(quantizer: Callable[..., quantizers.Quantizer], **settings: Any) -> codebook.Codebook:
+    """An autoencoder of two levels."""
+    level = codebook.Level(pooled(3), affine(2), spread(2), quantizer(2, **settings))
+    return codebook.Codebook((level, level), likelihoods.discretized_logistic(4), SHAPE)
 
 
 def test_the_bound_is_below_the_evidence_of_all_codes() -> None:
-    """Two levels, of one position and of four: all 32 codes are summed."""
-    answers = model_of("vq-vae-2", **TWO_LEVELS)[0].model
+    """All 32 codes are summed."""
+    model = of_levels(quantizers.nearest, codebook_size=2)
+    answers = codebook.codebook_answers(model)
     params = answers.init(KEY, X[0])
-    like = answers.codes(params, X[0])
-    assert [each.shape for each in like] == [(1, 1), (2, 2)]
+    assert [each.shape for each in answers.codes(params, X[0])] == [(1, 1), (2, 2)]
     every = np.array(list(itertools.product(range(2), repeat=5)))
     codes = (every[:, :1].reshape(-1, 1, 1), every[:, 1:].reshape(-1, 2, 2))
 
@@ -325,11 +362,11 @@ def test_the_bound_is_below_the_evidence_of_all_codes() -> None:
     assert np.all(bound < evidence)
 
 
-def terms_of(built: families.Built, devices: int) -> dict[str, Any]:
+def terms_of(algorithm: training.Algorithm, devices: int) -> dict[str, Any]:
     """The terms of the second step."""
     reports: list[dict[str, Any]] = []
     training.fit(
-        built.algorithm,
+        algorithm,
         X,
         num_steps=2,
         batch_size=11,
@@ -337,58 +374,62 @@ def terms_of(built: families.Built, devices: int) -> dict[str, Any]:
         report=lambda step, report: reports.append(report),
         report_every=1,
     )
-    return {n: v for n, v in reports[1].items() if n != "images_per_second"}
+    return {name.rpartition("/")[2]: value for name, value in reports[1].items()}
 
 
-@pytest.mark.parametrize("preset", ["vq-vae-2", "lfq"])
-def test_terms_are_of_the_global_batch(preset: str) -> None:
+QUANTIZERS = {
+    "moving_average": of_levels(quantizers.moving_average, codebook_size=8),
+    "lookup_free": of_levels(quantizers.lookup_free),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_terms_are_of_the_global_batch(name: str) -> None:
     """Perplexities and the entropy of all codes, on one device and on four."""
-    settings = {n: v for n, v in TWO_LEVELS.items() if preset != "lfq" or n != "codebook_size"}
-    built, _ = model_of(preset, **settings, learning_rate=1e-3)
-    one, four = (terms_of(built, devices) for devices in (1, 4))
-    assert one.keys() == four.keys()
-    assert {n.rpartition("/")[2] for n in one} >= {"perplexity_1", "perplexity_2", "usage_2", "kl"}
-    for name, value in one.items():
-        assert value == pytest.approx(four[name], rel=1e-4, abs=1e-5), name
+    config = families.preset("vq-vae", optimizer="sgd", learning_rate=1e-3)
+    algorithm = families.codebook.algorithm_of(config, QUANTIZERS[name])
+    one, four = (terms_of(algorithm, devices) for devices in (1, 4))
+    assert one.keys() >= {"perplexity_1", "perplexity_2", "usage_2", "kl", "code_loss"}
+    for term in one.keys() - {"images_per_second"}:
+        assert one[term] == pytest.approx(four[term], rel=1e-4, abs=1e-5), term
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "moving_average"])
-def test_each_gradient_has_its_source(quantizer: str) -> None:
+@pytest.mark.parametrize("quantizer", [quantizers.nearest, quantizers.moving_average])
+def test_each_gradient_has_its_source(quantizer: Any) -> None:
     """Codebooks learn from their own term alone; followed ones have none in the model's loss."""
-    settings = TWO_LEVELS | {"codebook_size": 4, "quantizer": quantizer}
-    _, model = model_of("vq-vae-2", **settings)
-    params = codebook.init(model, KEY)
+    model = of_levels(quantizer, codebook_size=4)
+    params = jax.jit(lambda key: codebook.init(model, key))(KEY)
 
-    def gradient(of: Callable[..., Any]) -> Any:
-        def mean(params: Any) -> Any:
-            return jax.vmap(lambda x: of(*codebook.coded(model, params, x), x))(X).mean()
+    def mean(of: Callable[..., Any]) -> Callable[[Any], Any]:
+        return lambda params: jax.vmap(lambda x: of(*codebook.coded(model, params, x), x))(X).mean()
 
-        return jax.grad(mean)(params)
+    def code_loss(p: Any, made: Any, x: Any) -> Any:
+        return sum(level.quantized.loss for level in made) * math.prod(SHAPE) / 2
 
-    decoder = gradient(lambda p, made, x: -p.log_prob(x))
-    codes = gradient(lambda p, made, x: sum(level.quantized.loss for level in made) * X[0].size / 2)
-    loss = lambda p: codebook.negative_bound(model)(p, KEYS, X, WEIGHT, 0, None)[0]
-    whole = jax.grad(loss)(params)
-    jax.tree.map(
-        lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-3, atol=1e-4),
-        decoder,
-        codes,
-        whole,
+    losses = (
+        mean(lambda p, made, x: -p.log_prob(x)),
+        mean(code_loss),
+        lambda params: codebook.negative_bound(model)(params, KEYS, X, WEIGHT, 0, None)[0],
     )
+    decoder, codes, whole = jax.jit(lambda params: [jax.grad(loss)(params) for loss in losses])(
+        params
+    )
+    same = lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-3, atol=1e-4)
+    jax.tree.map(same, decoder, codes, whole)
     moves = lambda tree: any(np.any(leaf) for leaf in jax.tree.leaves(tree))
     assert not moves(decoder["quantizers"])
-    assert moves(codes["quantizers"]) == (quantizer == "nearest")
+    assert moves(codes["quantizers"]) == (quantizer is quantizers.nearest)
     assert moves(decoder["levels"][0]["down"]) and moves(codes["levels"][0]["down"])
     assert not moves(codes["levels"][1]["up"])  # the decoder of x
 
 
 def test_usage_of_a_split_is_counted() -> None:
-    built, _ = model_of("vq-vae-2", **TWO_LEVELS)
-    params = built.model.init(KEY, X[0])
-    found = evaluation.code_usage(built.model, params, KEY, X, batch_size=4)
-    codes = jax.vmap(lambda x: built.model.codes(params, x))(X)
+    answers = codebook.codebook_answers(QUANTIZERS["lookup_free"])
+    params = answers.init(KEY, X[0])
+    found = evaluation.code_usage(answers, params, KEY, X, batch_size=4)
+    codes = jax.vmap(lambda x: answers.codes(params, x))(X)
     for usage, each in zip(found, codes, strict=True):
-        counts = np.bincount(np.asarray(each).ravel(), minlength=2)
-        assert (usage.num_codes, usage.positions) == (2, each[0].size)
+        counts = np.bincount(np.asarray(each).ravel(), minlength=4)
+        assert (usage.num_codes, usage.positions) == (4, each[0].size)
         assert usage.usage == np.mean(counts > 0)
         assert usage.perplexity == pytest.approx(np.exp(entropy(counts)), rel=1e-5)

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from scipy import optimize
 
-from experiments import scaling
+from experiments import model_estimates, scaling
+from jaxvae import training
 from jaxvae.command_line import run_function
 
 # The larger model is the tiny one, so that what one has compiled serves the other.
@@ -194,3 +195,39 @@ def test_the_estimate_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (result["measurements"], result["communication"], result["invariance"]) == ([], {}, {})
     dense = 2 * (64 * 4096 + 4096 * 4 + 2 * 4096 + 4096 * 64)
     assert 2 * dense < result["models"]["larger"]["step_flops"] / 8 <= 3 * dense
+
+
+HAND = model_estimates.State([((256, 512), 4), ((512,), 4)], [], 1e6)  # 524,288 and 2,048 bytes
+
+
+@pytest.mark.parametrize(
+    ("copies", "parts", "expected"),
+    [
+        (1, 1, 0.0),
+        (4, 1, 1.5 * 526_336),  # 2 (n - 1) / n of all gradients
+        (1, 4, 2.25 * 524_288 + 1.5 * 2_048),
+        (2, 4, 2.25 * 524_288 + 524_288 / 4 + 1.75 * 2_048),
+    ],
+)
+def test_bytes_that_a_device_sends_by_hand(copies: int, parts: int, expected: float) -> None:
+    assert model_estimates.sent(HAND, copies, parts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("model", ["conv --hidden 64 128", "factor-vae --ema-decay 0.9"])
+def test_the_estimate_of_a_model_is_what_its_state_has_on_a_device(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["--shape", "16", "16", "1"] if "factor" in model else ["--shape", "16", "16", "3"]
+    result = run(monkeypatch, tmp_path, "--model", model, *shape)
+    from experiments.random_runs import run_on
+    from jaxvae.command_line import parse
+
+    made = run_on(parse(model.split()).config, tuple(map(int, shape[1:])), 128)
+    layout = training.Placement(jax.devices(), "fsdp")
+    shapes = jax.tree.leaves(layout.shapes(made.built.algorithm.init, *made.init_arguments()))
+    size = lambda leaf: np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    whole = lambda leaf: np.prod(leaf.shape) * leaf.dtype.itemsize
+    on_eight = next(row for row in result["devices"] if row["devices"] == 8)
+    assert on_eight["whole_bytes"] == sum(map(whole, shapes))
+    assert on_eight["cut_bytes"] == sum(map(size, shapes)) < on_eight["whole_bytes"]
+    assert f"{result['parameters']:,} parameters" in capsys.readouterr().out

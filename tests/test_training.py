@@ -358,7 +358,7 @@ def test_collectives_and_loops_of_them_have_one_order(
 
 
 def test_a_mapping_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="pmap, shard_map; it was 'vmap'"):
+    with pytest.raises(ValueError, match="pmap, shard_map, fsdp; it was 'vmap'"):
         training.fit(quadratic(optax.sgd(0.1)), CENTERS, num_steps=1, batch_size=4, mapping="vmap")
 
 
@@ -475,7 +475,9 @@ def recorder(steps: int, batch_size: int) -> training.Algorithm:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(("mapping", "devices"), [("pmap", 1), ("pmap", 2), ("shard_map", 2)])
+@pytest.mark.parametrize(
+    ("mapping", "devices"), [("pmap", 1), ("pmap", 2), ("shard_map", 2), ("fsdp", 2)]
+)
 def test_a_batch_knows_the_rows_of_its_examples(mapping: str, devices: int, streamed: bool) -> None:
     """Ragged batches included, in which padding has row 0."""
     rows, steps, reports = np.arange(23, dtype=np.float32)[:, None, None, None], 7, []
@@ -1048,3 +1050,20 @@ def test_a_longer_training_is_traced_no_more_and_meets_the_host_once_in_a_hundre
 def test_examples_of_docstrings_run(room: Any) -> None:
     found = doctest.testmod(room)
     assert found.attempted and not found.failed
+
+
+def test_frozen_parameters_are_seen_by_losses_and_stay() -> None:
+    """Also under decay of weights and a moving average."""
+    loss = lambda params, key, x, step: ((params["moved"] * params["fixed"] - x) ** 2, {})
+    optimizer = optax.adamw(0.1, weight_decay=0.5)
+    member = training.Player(training.batch_mean(loss), optimizer)
+    start = {"moved": jnp.array(2.0), "fixed": jnp.array(3.0)}
+    algorithm = training.players(lambda key, x: start, {"moved": member}, 0.5, frozen=("fixed",))
+    state = algorithm.init(jax.random.key(0), jnp.zeros(()))
+    batch = training.Batch(jnp.array([1.0, 3.0]), jnp.arange(2), jnp.full(2, 0.5))
+    state, metrics = jax.jit(algorithm.step, static_argnums=2)(state, batch, None)
+    assert metrics["loss"] == pytest.approx((25 + 9) / 2)
+    assert state.params["fixed"] == 3 and state.average["fixed"] == 3
+    assert state.params["moved"] < 2 and set(state.opt_state) == {"moved"}
+    with pytest.raises(ValueError, match="the players are"):
+        training.players(lambda key, x: start, {"moved": member}).init(jax.random.key(0), 0.0)

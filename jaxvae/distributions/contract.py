@@ -38,12 +38,12 @@ def check_event(distribution: Any, x: Array) -> tuple[int, ...]:
     return shape[:lead]
 
 
-def many(sample_one: Any, key: Array, shape: tuple[int, ...]) -> Array:
-    """Draws ``shape`` independent samples of ``sample_one(key)``."""
+def many(sample_one: Any, key: Array, shape: tuple[int, ...]) -> Any:
+    """Draws ``shape`` independent samples of ``sample_one(key)``, which may be pytrees."""
     if not shape:
         return sample_one(key)
     draws = jax.vmap(sample_one)(jax.random.split(key, math.prod(shape)))
-    return draws.reshape(shape + draws.shape[1:])
+    return jax.tree.map(lambda a: a.reshape(shape + a.shape[1:]), draws)
 
 
 class Factorized:

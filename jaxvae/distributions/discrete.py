@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
-from jax.scipy.special import betaln
+from jax.scipy.special import betaln, logsumexp
 
 from jaxvae.contracts import Array, pytree, static
-from jaxvae.distributions.contract import Factorized, check_event
+from jaxvae.distributions.contract import Factorized, check_event, many
 
 
 @jax.custom_jvp
@@ -165,6 +166,86 @@ class DiscretizedLogistic(Factorized):
         below = log_sigmoid(-(x - half - self.loc) / self.scale)
         inside = above + below + jnp.log(-jnp.expm1(-2 * half / self.scale))
         return jnp.where(x < half, above, jnp.where(x > 1 - half, below, inside))
+
+
+@pytree
+class PixelLogisticMixture:
+    """A mixture of discretized logistics for each pixel, over all of its channels at once.
+
+    Salimans et al. 2017, arXiv:1701.05517, sec. 2.1 and 2.2, for any number C of channels:
+
+        p(x) = sum_m pi_m prod_c L(x_c; mu_mc + sum_{d < c} a_mcd x_d, e^{s_mc}),  x in [-1, 1],
+
+    where L is a ``DiscretizedLogistic``. A mean is linear in the channels before it, whose values
+    are the true ones. All sums over bins are exact, so the probabilities of all colours of a pixel
+    sum to one. Events [..., C] are in [0, 1].
+    """
+
+    logits: Array  # [..., M]
+    loc: Array  # mu [..., C, M], for values in [-1, 1]
+    log_scale: Array  # s [..., C, M]
+    slopes: Array  # a [..., C (C - 1) / 2, M], ordered by c and then by d
+    levels: int = static(256)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return jnp.shape(self.loc)[:-1]
+
+    @property
+    def _channels(self) -> int:
+        return jnp.shape(self.loc)[-2]
+
+    def _shifted(self, c: int, before: Array) -> Array:
+        """The means [..., M] of channel c, given the channels before it [..., c, 1 or M]."""
+        first = c * (c - 1) // 2
+        shifts = self.slopes[..., first : first + c, :] * before
+        return self.loc[..., c, :] + shifts.sum(-2)
+
+    @property
+    def mean(self) -> Array:
+        """The mean of the logistics before they are cut into bins, kept inside [0, 1]."""
+        means: Array = self.loc[..., :0, :]
+        for c in range(self._channels):
+            mean = jnp.clip(self._shifted(c, means), -1.0, 1.0)
+            means = jnp.concatenate([means, mean[..., None, :]], -2)
+        weights = jax.nn.softmax(self.logits)[..., None, :]
+        return (jnp.sum(weights * means, -1) + 1) / 2
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        """One component for each pixel, then its channels one after the other."""
+        return many(self._sample_one, key, shape)
+
+    def _sample_one(self, key: Array) -> Array:
+        key_component, key_x = jax.random.split(key)
+        chosen = jax.random.categorical(key_component, self.logits, mode="high")
+        one_hot = jax.nn.one_hot(chosen, self.logits.shape[-1], dtype=self.loc.dtype)
+        of_chosen = lambda a: jnp.sum(a * one_hot[..., None, :], -1, keepdims=True)
+        one = dataclasses.replace(
+            self,
+            loc=of_chosen(self.loc),
+            log_scale=of_chosen(self.log_scale),
+            slopes=of_chosen(self.slopes),
+        )
+        x = one.loc[..., :0, :]
+        for c in range(self._channels):
+            logistics = one._logistic(c, 2 * x - 1)
+            drawn = logistics.sample(jax.random.fold_in(key_x, c))
+            x = jnp.concatenate([x, drawn[..., None, :]], -2)
+        return x[..., 0]
+
+    def _logistic(self, c: int, before: Array) -> DiscretizedLogistic:
+        """The logistics of channel c, over [0, 1]."""
+        loc = (self._shifted(c, before) + 1) / 2
+        return DiscretizedLogistic(loc, jnp.exp(self.log_scale[..., c, :]) / 2, self.levels)
+
+    def log_prob(self, x: Array) -> Array:
+        lead = check_event(self, x)
+        known = 2 * x[..., None] - 1  # [..., C, 1]
+        each = jax.nn.log_softmax(self.logits)
+        for c in range(self._channels):
+            logistics = self._logistic(c, known[..., :c, :])
+            each = each + logistics.log_density(x[..., c, None])
+        return logsumexp(each, -1).sum(tuple(range(len(lead), jnp.ndim(x) - 1)))
 
 
 @pytree

@@ -11,8 +11,17 @@ import numpy as np
 from jaxvae.contracts import Array, Params
 from jaxvae.datasets import examples_of, preprocessed
 from jaxvae.distributions import mean_of
-from jaxvae.evaluation.columns import Batched, batched, over_split, require
+from jaxvae.evaluation.columns import (
+    Batched,
+    batched,
+    length,
+    over_split,
+    require,
+    rows_in_memory,
+)
 from jaxvae.models import Model, answers
+
+MOST_NUMBERS = 2**30  # of all posteriors together that are kept in memory
 
 
 def encode_split(
@@ -43,8 +52,20 @@ def posteriors_of(
       key: the key of the preprocessing.
       examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
       batch_size: examples computed at a time.
+
+    Raises ValueError if they would not fit into memory: the posterior of a hierarchy holds the
+    parameters of its network.
     """
-    return over_split(_posteriors(answers(model)), params, key, examples_of(examples), batch_size)
+    of_split, posteriors = examples_of(examples), _posteriors(answers(model))
+    first = rows_in_memory(of_split, np.arange(1))
+    one = jax.eval_shape(posteriors, params, key, np.arange(1), first)
+    size = length(of_split) * sum(leaf.size for leaf in jax.tree.leaves(one))
+    if size > MOST_NUMBERS:
+        raise ValueError(
+            f"the posteriors of {length(of_split)} examples hold {size:.2g} numbers, and at most "
+            f"{MOST_NUMBERS:.2g} are kept in memory: take fewer examples, or a smaller model"
+        )
+    return over_split(posteriors, params, key, of_split, batch_size)
 
 
 def preprocessed_split(key: Array, examples: Any, *, batch_size: int = 500) -> Any:

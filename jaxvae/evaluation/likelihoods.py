@@ -26,6 +26,7 @@ from jaxvae.models import Model, answers
 
 LATENTS_ON_CPU = 1000  # latents decoded at once: what is computed of them stays in the cache
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2015, sec. 5.2
+MOST_LATENTS = 10_000  # of an example, whose means are kept of a whole split to count active ones
 
 # Above this shape of the tail an importance-sampling estimate is not reliable at any practical
 # number of samples (Vehtari et al. 2024, arXiv:1507.02646, sec. 3.2.4).
@@ -122,7 +123,7 @@ class Summary(NamedTuple):
     reconstruction: float
     kl: float | None
     kl_per_latent: list[float] | None  # None if no closed form is known
-    active_units: int | None  # None for a model without an encoder
+    active_units: int | None  # None without an encoder, or with too many latents to count
     num_samples: int
     num_examples: int
     terms: dict[str, float]  # what else the model's family says of its bound, such as KL by level
@@ -140,7 +141,8 @@ def evaluate_elbo(
     """The mean ELBO of a split with its terms, KL per latent and active units.
 
     A latent is active if the variance over the examples of its posterior mean, or of one of its
-    classes, exceeds 0.01 (Burda et al. 2015, arXiv:1509.00519, sec. 5.2).
+    classes, exceeds 0.01 (Burda et al. 2015, arXiv:1509.00519, sec. 5.2). They are counted if an
+    example has at most 10,000 latents.
 
     Args:
       model: a ``models.Model`` that answers ``terms``, or what ``models.answers`` takes.
@@ -378,6 +380,8 @@ def _posterior_columns(model: Model, params: Params, example: Any) -> dict[str, 
         return {}
     q = model.encode(params, example)
     columns = {"mean": mean_of(q)}
+    if sum(leaf.size for leaf in jax.tree.leaves(columns)) > MOST_LATENTS:
+        return {}
     if model.prior is not None:
         per_latent = divergences.kl_per_latent(q, model.prior(params, model.parts(example)[1]))
         columns |= {} if per_latent is None else {"kl_per_latent": per_latent}

@@ -21,7 +21,6 @@ from jaxvae.evaluation.decompositions import aggregated_posterior
 from jaxvae.evaluation.encodings import encode_split, posteriors_of
 from jaxvae.models import Model, answers
 
-COMPONENTS = 10  # of the Gaussian mixture
 ENCODINGS = 10_000  # training examples whose encodings are used, at most
 
 
@@ -32,6 +31,7 @@ def source(
     key: Array,
     train: Split | None = None,
     encodings: int = ENCODINGS,
+    **settings: Any,
 ) -> Any:
     """The source of z, an object with ``sample(key, shape)``.
 
@@ -42,6 +42,7 @@ def source(
       key: the key of what is fitted.
       train: the training examples in memory, which every source but "model" encodes.
       encodings: how many of them are encoded, a fixed random subset.
+      settings: settings of the source, such as ``components`` of a Gaussian mixture.
 
     Raises ValueError if there is no such source, or if the model or the data do not allow it.
     """
@@ -60,7 +61,7 @@ def source(
             f"--prior {name} is of all conditions at once; a conditional model draws from its own "
             "prior, --prior model"
         )
-    return SOURCES[name](model, params, key, random_subset(train, encodings))
+    return SOURCES[name](model, params, key, random_subset(train, encodings), **settings)
 
 
 def is_conditional(model: Model, examples: Any) -> bool:
@@ -100,9 +101,19 @@ def of_aggregate(model: Model, params: Params, key: Array, train: Split) -> Any:
     return aggregated_posterior(posteriors_of(model, params, key, train))
 
 
-def of_gaussian_mixture(model: Model, params: Params, key: Array, train: Split) -> Any:
-    """A mixture of ten Gaussians, fitted to posterior means."""
-    return fitted.gaussian_mixture(_mean_vectors(model, params, key, train), COMPONENTS, key)
+def of_gaussian_mixture(
+    model: Model, params: Params, key: Array, train: Split, components: int = 10
+) -> Any:
+    """A mixture of Gaussians, fitted to posterior means.
+
+    Args:
+      model: the answers of the model.
+      params: its parameters.
+      key: the key of the fit.
+      train: the training examples.
+      components: the number of Gaussians.
+    """
+    return fitted.gaussian_mixture(_mean_vectors(model, params, key, train), components, key)
 
 
 def of_coupling(model: Model, params: Params, key: Array, train: Split) -> Any:
@@ -133,7 +144,7 @@ def _vectors(z: Any) -> Any:
     return jax.tree.leaves(z)[0]
 
 
-Source = Callable[[Model, Params, Array, Any], Any]  # (model, params, key, train) -> source of z
+Source = Callable[..., Any]  # (model, params, key, train, **settings) -> source of z
 SOURCES: dict[str, Source] = {
     "model": of_model,
     "aggregate": of_aggregate,

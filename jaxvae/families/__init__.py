@@ -15,11 +15,32 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from jaxvae.families import autoencoder, codebook, conditional, discrete, flat, latent
-from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family
+from jaxvae.families import (
+    autoencoder,
+    codebook,
+    conditional,
+    discrete,
+    flat,
+    hierarchy,
+    hybrid,
+    implicit,
+    latent,
+    prior,
+)
+from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
 
-__all__ = ["FAMILIES", "RESUMABLE", "Built", "Config", "Data", "Family", "family_of", "preset"]
+__all__ = [
+    "FAMILIES",
+    "RESUMABLE",
+    "Built",
+    "Config",
+    "Data",
+    "Family",
+    "FirstStage",
+    "family_of",
+    "preset",
+]
 
 FAMILIES: dict[str, Family] = {
     "flat": flat.FAMILY,
@@ -31,6 +52,11 @@ FAMILIES: dict[str, Family] = {
     "predictor": conditional.PREDICTOR,
     "latent": latent.FAMILY,
     "codebook": codebook.FAMILY,
+    "hierarchy": hierarchy.FAMILY,
+    "hybrid": hybrid.FAMILY,
+    "conditional-hybrid": hybrid.CONDITIONAL,
+    "implicit": implicit.FAMILY,
+    "prior": prior.FAMILY,
 }
 
 

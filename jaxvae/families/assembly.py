@@ -31,8 +31,7 @@ def networks_of(
       likelihood: says how many numbers the decoder gives for each channel.
       shape: the shape of x.
     """
-    output = (*shape[:-1], shape[-1] * likelihood.size)
-    pair = config.network(size=posterior.size, output=output)
+    pair = config.network(size=posterior.size, output=likelihood.outputs(shape))
     encoder, decoder = (networks.with_precision(each, config.precision) for each in pair)
     return networks.scaled_input(encoder, data.input_scale), decoder
 
@@ -127,11 +126,15 @@ def _algorithm(
             accumulate=config.accumulate,
             virtual_shards=config.virtual_shards,
             ema_decay=config.ema_decay,
+            skip_norm=config.skip_norm,
         )
     optimizers = {"model": optimizer, "critic": penalty.optimizer}
     losses = models.adversarial_losses(loss, model, penalty.adversary)
     init = models.adversarial_init(vae, penalty.adversary)
     players = {name: training.Player(losses[name], optimizers[name]) for name in losses}
     return training.players(
-        lambda key, example: init(key, clean(example)), players, config.ema_decay
+        lambda key, example: init(key, clean(example)),
+        players,
+        config.ema_decay,
+        skip_norm=config.skip_norm,
     )

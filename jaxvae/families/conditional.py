@@ -192,7 +192,7 @@ def conditional_model(
       likelihood: family of p(x|z, y).
     """
     activation = networks.ACTIVATIONS[config.activation]
-    output = (*condition.shape[:-1], condition.shape[-1] * likelihood.size)
+    output = likelihood.outputs(condition.shape)
     parts = [
         networks.mlp(config.hidden, posterior.size, activation),
         networks.mlp(config.hidden[::-1], output, activation),

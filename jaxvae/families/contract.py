@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -39,6 +40,7 @@ class Data(NamedTuple):
     pixel_max: float = 1.0  # the value of x that pictures show as white
     # count -> so many raw training examples; None if the set is not there
     examples: Callable[[int], Any] | None = None
+    first_stage: FirstStage | None = None  # the model whose codes a prior is of
     # count -> at most so many raw training examples with their labels [N]; None without labels
     labelled: Callable[[int], tuple[Any, Any]] | None = None
 
@@ -56,11 +58,27 @@ class Data(NamedTuple):
         """The shape and type of one raw x."""
         return jax.ShapeDtypeStruct(self.shape, np.dtype(self.dtype))
 
+    def shapes(self) -> datasets.Split:
+        """A split of one example's shapes: x, and a label or attributes where there are some."""
+        y = jax.ShapeDtypeStruct((), jnp.int32) if self.num_classes else None
+        attributes = None
+        if self.num_attributes:
+            attributes = jax.ShapeDtypeStruct((self.num_attributes,), jnp.float32)
+        return datasets.Split(self.example(), y, attributes)
+
     def first_examples(self, count: int) -> Any:
         """``count`` raw training examples, or zeros if the set is not there."""
         if self.examples is None:
             return np.zeros((count, *self.shape), self.dtype)
         return self.examples(count)
+
+
+class FirstStage(NamedTuple):
+    """A trained model whose codes another model is of, and which stays as it is."""
+
+    built: Any  # what its family built
+    params: Any  # its parameters, or their shapes if they are in the checkpoints of the second
+    draws: Callable[[], Any] | None = None  # () -> draws of q(z|x) of training examples, [N, ...]
 
 
 def _same_picture(x: Array, condition: Any) -> Array:
@@ -87,6 +105,12 @@ class Built(NamedTuple):
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
     notes: tuple[str, ...] = ()  # what the report of a training says of how it is done
 
+    def fresh_state(self, data: Data) -> Any:
+        """The shapes of a state of the algorithm."""
+        preprocess = self.training_preprocess or self.preprocess
+        first = datasets.Examples(self.raw(data.shapes()), preprocess)
+        return jax.eval_shape(self.algorithm.init, jax.random.key(0), first)
+
     def split(self, split: Any) -> Any:
         """A split to evaluate on, whose examples are what the model takes."""
         return split.replace(x=self.raw(split), preprocess=self.preprocess)
@@ -111,19 +135,27 @@ class Family(NamedTuple):
     presets: Mapping[str, tuple[str, Any]]  # name -> (what it is, its configuration)
     support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
     members: tuple[str, ...] = ()  # other names of it, such as the posterior that it always has
+    second_stage: bool = False  # whether its models are of the codes of a run, ``config.of``
 
 
 # Optimizers
 
 
-def adamw(learning_rate: Any, weight_decay: Amount = 1e-4) -> optax.GradientTransformation:
+def adamw(
+    learning_rate: Any,
+    weight_decay: Amount = 1e-4,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (arXiv:1711.05101).
 
     Args:
       learning_rate: the learning rate, or its schedule.
       weight_decay: weight of the decay, which the learning rate multiplies.
+      b1: decay of the moving mean of gradients.
+      b2: decay of the moving mean of squared gradients.
     """
-    return optax.adamw(learning_rate, weight_decay=weight_decay)
+    return optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay)
 
 
 def adamax(learning_rate: Any) -> optax.GradientTransformation:
@@ -200,6 +232,8 @@ class Config:
     """Steps in which the learning rate rises from 0 in a straight line."""
     clip_norm: Amount = 0.0
     """Global norm that gradients are clipped to; 0 is off."""
+    skip_norm: Amount = 0.0
+    """Global norm of the gradient above which an update is skipped; 0 is off."""
     ema_decay: Fraction = 0.0
     """Decay of a moving average of the parameters, which is then evaluated; 0 is off."""
     accumulate: Count = 1
@@ -230,7 +264,7 @@ class Config:
 # Settings that may change when a run is resumed. Any other change makes a new run.
 RESUMABLE = (
     *("steps", "report_every", "checkpoint_every", "early_stopping"),
-    *("test_split", "test_samples", "test_examples", "dataset"),
+    *("test_split", "test_samples", "test_examples", "dataset", "of"),
 )
 
 

@@ -31,6 +31,8 @@ from jaxvae.models import Model, answers
 COLUMNS = 10  # pictures in a row
 SIDE = 8  # rows and columns of samples
 CODES = 2000  # examples whose codes are drawn, at most
+CODE_NUMBERS = 2**26  # of all their codes together, at most
+ROWS = 7  # numbers of layers that a picture shows
 CURVES = {
     "loss": "loss",
     "reconstruction": "reconstruction",
@@ -143,6 +145,17 @@ def draw_reconstructions(path: Path, shown: Shown) -> bool:
     return _grid(path, shown, images, title, rows=["input", "decoded"])
 
 
+def draw_layers(path: Path, shown: Shown) -> bool:
+    """Draws what the first layers of latents say of examples, from none of them to all."""
+    some = rows_of(shown.examples, slice(COLUMNS))
+    layers = np.unique(np.linspace(0, shown.model.layers, ROWS).round().astype(int))
+    x = decoding.partial_reconstructions(shown.model, shown.params, some, layers.tolist())
+    inputs = jax.vmap(lambda example: shown.model.parts(example)[0])(some)
+    images = shown.pictures(np.concatenate([np.asarray(inputs)[None], x]), some)
+    title = "Test examples from the first layers of z, the others at the prior's means"
+    return _grid(path, shown, images, title, rows=["input", *map(str, layers)])
+
+
 def draw_samples(path: Path, shown: Shown) -> bool:
     """Draws the decoder's means at draws of the prior."""
     some = rows_of(shown.examples, slice(SIDE * SIDE))
@@ -154,14 +167,24 @@ def draw_samples(path: Path, shown: Shown) -> bool:
 
 
 def draw_interpolations(path: Path, shown: Shown) -> bool:
-    """Draws straight lines between posterior means, except on a sphere, which they would leave."""
-    if isinstance(shown.posterior(), PowerSpherical | VonMisesFisher):
+    """Draws straight lines between posterior means, where they do not leave the latents."""
+    if not _is_flat(shown.posterior()):
         return False
     half = COLUMNS // 2
     starts, ends = (rows_of(shown.examples, slice(i, i + half)) for i in (0, half))
     x = decoding.interpolations(shown.model, shown.params, starts, ends, COLUMNS, shown.condition())
     title = "Straight lines between the posterior means of two test examples"
     return _grid(path, shown, shown.pictures(x, shown.one()), title)
+
+
+def _is_flat(q: Any) -> bool:
+    """Whether latents are numbers that can be moved: neither on a sphere nor whole."""
+    return not _is_whole(q) and not isinstance(q, PowerSpherical | VonMisesFisher)
+
+
+def _is_whole(q: Any) -> bool:
+    """Whether latents are codes, whole numbers."""
+    return any(jnp.issubdtype(a.dtype, jnp.integer) for a in jax.tree.leaves(mean_of(q)))
 
 
 def draw_traversals(path: Path, shown: Shown) -> bool:
@@ -171,9 +194,7 @@ def draw_traversals(path: Path, shown: Shown) -> bool:
     """
     q = shown.posterior()
     center = mean_of(q)
-    if isinstance(q, PowerSpherical | VonMisesFisher) or not all(
-        leaf.ndim in (1, 2) for leaf in jax.tree.leaves(center)
-    ):
+    if not _is_flat(q) or not all(leaf.ndim in (1, 2) for leaf in jax.tree.leaves(center)):
         return False
     strongest = np.argsort(-_strengths(shown), kind="stable")[:COLUMNS]
     values, columns = _values(q)
@@ -229,8 +250,12 @@ def _latent_names(center: Any) -> list[str]:
 
 
 def draw_codes(path: Path, shown: Shown) -> bool:
-    """Draws posterior means in two dimensions, coloured by label."""
-    some = random_subset(shown.split, CODES)
+    """Draws posterior means in two dimensions, coloured by label, if they are real numbers."""
+    if _is_whole(shown.posterior()):
+        return False
+    means = jax.eval_shape(lambda: mean_of(shown.posterior()))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(means))
+    some = random_subset(shown.split, min(CODES, max(CODE_NUMBERS // numbers, 2)))
     means = as_matrix(encode_split(shown.model, shown.params, shown.key, examples_of(some)))
     labels = some.y if isinstance(some, Split) else None
     if not isinstance(labels, np.ndarray) or labels.ndim != 1:
@@ -250,6 +275,7 @@ def draw_curves(path: Path, shown: Shown) -> bool:
 
 FIGURES: dict[str, Figure] = {
     "reconstructions": Figure(("encode", "decode"), draw_reconstructions),
+    "layers": Figure(("partly",), draw_layers),
     "samples": Figure(("draw", "decode"), draw_samples),
     "interpolations": Figure(("encode", "decode"), draw_interpolations),
     "traversals": Figure(("encode", "decode"), draw_traversals),

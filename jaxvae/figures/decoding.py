@@ -32,6 +32,20 @@ def reconstructions(model: Any, params: Params, examples: Any) -> tuple[Any, Any
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(examples))
 
 
+def partial_reconstructions(
+    model: Any, params: Params, examples: Any, layers: Sequence[int]
+) -> Any:
+    """Images [layers, N, ...] from the first layers of the posterior of each example.
+
+    The layers below them are at the means of their priors.
+    """
+    model = answers(model)
+    require(model, "reconstructing from some layers", "partly")
+    one = lambda example, count: model.partly(params, example, count).mean
+    each = jax.jit(jax.vmap(jax.vmap(one, (0, None)), (None, 0)))
+    return jax.tree.map(np.asarray, each(examples, jnp.asarray(layers)))
+
+
 def prior_samples(model: Any, params: Params, key: Array, examples: Any) -> Any:
     """The decoder's mean at a draw of the prior, one for each example and at its condition."""
     model = answers(model)

@@ -23,6 +23,7 @@ from jaxvae.flows.autoregressive import (
     inverse_autoregressive,
     masked_autoregressive,
 )
+from jaxvae.flows.continuous import continuous
 from jaxvae.flows.contract import (
     Flow,
     alternating,
@@ -42,6 +43,7 @@ __all__ = [
     "affine_coupling",
     "alternating",
     "chain",
+    "continuous",
     "householder",
     "householder_sylvester",
     "inverse_autoregressive",

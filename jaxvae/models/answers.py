@@ -44,6 +44,9 @@ class Model(NamedTuple):
     codes: Callable[[Params, Any], Any] | None = None  # (params, example) -> codes
     decode_codes: Callable[..., Any] | None = None  # (params, codes, condition=None) -> p(x|codes)
     num_codes: Any = None  # the same pytree of ints: a code of an array is 0 .. num_codes - 1
+    # (params, example, l) -> p(x|z), z at means: the first l layers of q's, the others of p's
+    partly: Callable[[Params, Any, Any], Any] | None = None
+    layers: int = 1  # of z
 
 
 @functools.lru_cache(maxsize=64)

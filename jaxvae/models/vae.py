@@ -70,8 +70,8 @@ def vae(
 
     Args:
       encoder: takes x to ``[posterior.size]``.
-      decoder: takes z to an array whose last axis holds ``likelihood.size`` numbers for each
-        channel of x: ``[H, W, C * size]``, or ``[D * size]`` for a vector.
+      decoder: takes z to an array of the shape ``likelihood.outputs(x.shape)``, whose last axis
+        holds ``likelihood.size`` numbers for each channel of x.
       posterior: the family of q(z|x), one of ``posteriors``.
       likelihood: the family of p(x|z), one of ``likelihoods``.
       prior: the family of p(z), one of ``priors``.
@@ -117,9 +117,8 @@ class Modules(NamedTuple):
 
     def decode(self, params: Params, inputs: Array) -> Any:
         """p(x|z) from the inputs of the decoder."""
-        raw, size = self.decoder.apply(params["decoder"], inputs), self.likelihood.size
-        raw = raw.reshape(*raw.shape[:-1], raw.shape[-1] // size, size)
-        return self.likelihood.make(params["likelihood"], raw)
+        outputs = self.decoder.apply(params["decoder"], inputs)
+        return self.likelihood.of_outputs(params["likelihood"], outputs)
 
     def training(self, with_modules: Callable[[Modules], Any]) -> Callable[[Array], Any] | None:
         """key -> ``with_modules`` of networks with live dropout; None if there is no dropout."""
@@ -168,11 +167,11 @@ class Modules(NamedTuple):
         latent = jnp.zeros(shape.shape, shape.dtype)
         decoder_params = self.decoder.init(keys[1], latent)
         decoded = jax.eval_shape(self.decoder.apply, decoder_params, latent).shape
-        expected = (*jnp.shape(x)[:-1], jnp.shape(x)[-1] * self.likelihood.size)
+        expected = self.likelihood.outputs(jnp.shape(x))
         if decoded != expected:
             raise ValueError(
                 f"the decoder returned shape {decoded}; for examples of shape {jnp.shape(x)} and a "
-                f"likelihood of {self.likelihood.size} numbers per channel it must be {expected}"
+                f"likelihood of {expected[-1]} numbers per pixel it must be {expected}"
             )
         return {
             "encoder": encoder_params,

@@ -6,6 +6,7 @@ module. Parameters are float32; ``with_precision`` states the precision in which
 """
 
 from jaxvae.networks.adapters import from_linen, from_nnx
+from jaxvae.networks.autoregressive import Autoregressive, Codes, Grid, log_probs_of_grids
 from jaxvae.networks.contract import (
     Network,
     in_training,
@@ -16,23 +17,48 @@ from jaxvae.networks.contract import (
     wrapped,
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
+from jaxvae.networks.critics import (
+    CRITICS,
+    Judgement,
+    convolutional_critic,
+    leaky_relu,
+    mlp_critic,
+)
 from jaxvae.networks.dense import mlp
 from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
+from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
+from jaxvae.networks.layouts import LAYOUTS, Layout
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
 from jaxvae.networks.patches import patch_critic, patches, vgg_maps
+from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
+from jaxvae.networks.transformer import causal_transformer
+from jaxvae.networks.very_deep import very_deep
 
 __all__ = [
     "ACTIVATIONS",
+    "CRITICS",
+    "LAYOUTS",
     "PAIRS",
     "PRECISIONS",
     "Activation",
     "ActivationName",
+    "Autoregressive",
+    "Codes",
+    "Grid",
+    "Judgement",
+    "Layer",
+    "Layout",
     "Network",
     "Pair",
     "Precision",
+    "TopDown",
+    "absolute",
+    "causal_transformer",
+    "convolutional_critic",
     "convolutional_decoder",
     "convolutional_encoder",
     "convolutional_pair",
@@ -40,8 +66,15 @@ __all__ = [
     "feature_encoder",
     "from_linen",
     "from_nnx",
+    "gated_pixelcnn",
+    "halved",
     "in_training",
+    "ladder",
+    "leaky_relu",
+    "log_probs_of_grids",
+    "merged",
     "mlp",
+    "mlp_critic",
     "mlp_pair",
     "of_input",
     "on_slice",
@@ -49,10 +82,12 @@ __all__ = [
     "patches",
     "pointwise",
     "renamed",
+    "residual",
     "residual_decoder",
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "very_deep",
     "vgg_maps",
     "with_precision",
     "wrapped",

@@ -16,10 +16,12 @@ from jaxvae import kernels
 
 Array = jax.Array
 Activation = Callable[[Array], Array]
-ActivationName = Literal["relu", "gelu", "silu", "softplus", "tanh"]
+ActivationName = Literal["relu", "leaky_relu", "gelu", "exact_gelu", "silu", "softplus", "tanh"]
 ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
     "gelu": jax.nn.gelu,
+    "exact_gelu": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
     "softplus": jax.nn.softplus,
     "tanh": jnp.tanh,

@@ -70,7 +70,7 @@ def opened(
             f"{source} holds examples of shape {tuple(shape)}; the model of {workdir} takes "
             f"{data.shape}"
         )
-    prepared = datasets.prepared(loaded, data.pixels, seed=config.seed)
+    prepared = datasets.prepared(loaded, data.pixels, seed=record.data_seed)
     built = record.build()
     step, params = restore(workdir, built, data, checkpoint)
     return Opened(record, built, prepared, step, params)
@@ -78,7 +78,7 @@ def opened(
 
 def evaluate(
     workdir: Annotated[Path, tyro.conf.Positional],
-    num_samples: int = 5000,
+    num_samples: int | None = None,
     split: str | None = None,
     num_examples: int | None = None,
     checkpoint: str = "latest",
@@ -97,7 +97,8 @@ def evaluate(
 
     Args:
       workdir: the run folder.
-      num_samples: importance samples per example, K.
+      num_samples: importance samples per example, K; None is 5000, or what a prior over the codes
+        of a run was tested with.
       split: split to evaluate on, or a part such as train[:1000]; None is the run's test split.
       num_examples: examples to evaluate on, a fixed random subset; None is all.
       checkpoint: latest, best, or a step.
@@ -117,6 +118,8 @@ def evaluate(
     """
     run = opened(workdir, checkpoint, dataset, data_dir)
     name = split or run.record.config.test_split
+    if num_samples is None:
+        num_samples = 5000 if run.record.first is None else run.record.config.test_samples
     test = run.split(name, num_examples)
     asked = {
         "decompose": decompose,
@@ -161,6 +164,8 @@ def sample(
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     temperature: float = 1.0,
     encodings: int = 10_000,
+    components: int | None = None,
+    label: str | None = None,
 ) -> None:
     """Draws images from a trained model: figures/samples.png and samples.npz.
 
@@ -178,19 +183,27 @@ def sample(
       temperature: factor of the standard deviations of p(z); a second VAE takes 1 only.
       encodings: training examples that every prior but the model's is made of, a fixed random
         subset.
+      components: Gaussians of --prior gaussian_mixture; None is 10.
+      label: number or name of the class to draw, for a model of labels; None is all in turn.
     """
-    if num < 1 or encodings < 1:
-        raise ValueError("--num and --encodings must be at least 1")
+    if num < 1 or encodings < 1 or (components or 1) < 1:
+        raise ValueError("--num, --encodings and --components must be at least 1")
+    if components and prior != "gaussian_mixture":
+        raise ValueError(f"--components is of --prior gaussian_mixture; the prior is {prior}")
+    settings = {"components": components} if components else {}
     if prior == "model":
         trained = load(workdir, checkpoint)
         built, data, params, step = trained.built, trained.data, trained.params, trained.step
-        conditions = _conditions(workdir, built, data, num, dataset, data_dir, checkpoint)
+        labels = _labels(built, data, num, label)
+        conditions = _conditions(workdir, built, num, dataset, data_dir, checkpoint, labels)
         z = _from_prior(built, params, jax.random.key(seed), num, conditions, temperature)
     else:
         run = opened(workdir, checkpoint, dataset, data_dir)
         built, data, params, step = run.built, run.data, run.params, run.step
         train = run.split(run.record.config.train_split)
-        source = evaluation.source(prior, built.model, params, run.key, train, encodings)
+        source = evaluation.source(
+            prior, built.model, params, run.key, train, encodings, **settings
+        )
         key_z = jax.random.split(jax.random.key(seed))[0]
         z, conditions = distributions.tempered(source, temperature).sample(key_z, (num,)), None
     means, x = _decoded(built, params, jax.random.key(seed), z, conditions)
@@ -207,23 +220,39 @@ def sample(
     print(f"{num} samples of step {step}: {places}")
 
 
+def _labels(built: Built, data: Data, num: int, label: str | None) -> np.ndarray | None:
+    """One class for each draw, or the classes in turn; None for a model that has no labels."""
+    has_labels = built.condition is not None and built.pairs and data.num_classes
+    if label is None:
+        return np.arange(num) % data.num_classes if has_labels else None
+    if not has_labels:
+        raise ValueError(
+            "--label is for a model that is conditioned on labels, and this one is not"
+        )
+    names = [str(i) for i in range(data.num_classes)]
+    for known in (list(data.classes), names):
+        if label in known:
+            return np.full(num, known.index(label))
+    raise ValueError(
+        f"--label {label}: the classes are 0 to {data.num_classes - 1}"
+        + (f", or {', '.join(data.classes)}" if data.classes else "")
+    )
+
+
 def _conditions(
     workdir: Path,
     built: Built,
-    data: Data,
     num: int,
     dataset: str | None,
     data_dir: str | None,
     checkpoint: str,
+    labels: np.ndarray | None,
 ) -> Any:
-    """The conditions to draw at, as the model takes them.
-
-    They are the classes in turn, or the conditions of test examples.
-    """
+    """The conditions to draw at, as the model takes them: labels, or those of test examples."""
     if built.condition is None:
         return None
-    if built.pairs and data.num_classes:
-        return jax.vmap(built.condition)(np.arange(num) % data.num_classes)
+    if labels is not None:
+        return jax.vmap(built.condition)(labels)
     run = opened(workdir, checkpoint, dataset, data_dir)
     test = run.split(run.record.config.test_split, num)
     rows = np.arange(num) % datasets.num_examples(test.x)
@@ -240,9 +269,12 @@ def _from_prior(
     if model.prior is None:
         if temperature != 1:
             raise ValueError("this model's prior has no density: --temperature must be 1")
-        return jax.vmap(lambda k: model.draw(params, k))(jax.random.split(key_z, num))
+        return jax.vmap(lambda k, y: model.draw(params, k, y))(
+            jax.random.split(key_z, num), conditions
+        )
     if conditions is None:
-        return distributions.tempered(model.prior(params), temperature).sample(key_z, (num,))
+        prior = lambda params: distributions.tempered(model.prior(params), temperature)
+        return jax.jit(lambda params: prior(params).sample(key_z, (num,)))(params)
     draw = lambda k, y: distributions.tempered(model.prior(params, y), temperature).sample(k)
     return jax.jit(jax.vmap(draw))(jax.random.split(key_z, num), conditions)
 

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import jax
+
 import jaxvae
 from jaxvae import datasets, families
-from jaxvae.families import FAMILIES, RESUMABLE, Data
+from jaxvae.families import FAMILIES, RESUMABLE, Data, FirstStage
 from jaxvae.settings import from_json, to_json
 
 FORMAT = 2  # the version of config.json; folders of 0.1.0 had none
@@ -70,12 +72,14 @@ class Record(NamedTuple):
     config: Any
     data: Data
     place: dict[str, Any]  # where the data set was: dataset, data_dir, stream
+    first: Record | None = None  # of the run whose codes the model is of; its step is in ``place``
 
     def json(self) -> dict[str, Any]:
         """The record as the file holds it."""
         data = self.data._asdict()
-        del data["examples"], data["labelled"]
-        return {
+        del data["examples"], data["labelled"], data["first_stage"]
+        first = {} if self.first is None else {"first_stage": self.first.json()}
+        return first | {
             "format": FORMAT,
             "version": jaxvae.__version__,
             "family": self.family,
@@ -84,9 +88,34 @@ class Record(NamedTuple):
             "place": self.place,
         }
 
-    def build(self) -> families.Built:
-        """The model and its training."""
-        return FAMILIES[self.family].build(self.config, self.data)
+    @property
+    def data_seed(self) -> int:
+        """The seed of ``static`` binarization, which both stages share."""
+        return (self.first or self).config.seed
+
+    def of_raw(self) -> Record:
+        """The record for x as the data set holds it, where training saw it binarized once."""
+        if self.data.pixels != "static":
+            return self
+        data = self.data._replace(pixels="dynamic", levels=self.data.raw_levels)
+        return self._replace(data=data, first=None if self.first is None else self.first.of_raw())
+
+    def build(self, first: FirstStage | None = None) -> families.Built:
+        """The model and its training.
+
+        ``first`` is the trained model whose codes it is of. Without it the model can be opened, and
+        its checkpoints hold the parameters.
+        """
+        data = self.data
+        if self.first is not None:
+            data = data._replace(first_stage=first or self.first.opened())
+        return FAMILIES[self.family].build(self.config, data)
+
+    def opened(self) -> FirstStage:
+        """The model as a first stage, with the shapes of its parameters."""
+        built = self.build()
+        parameters = lambda state: built.parameters(state)
+        return FirstStage(built, jax.eval_shape(parameters, built.fresh_state(self.data)))
 
 
 def read(workdir: Path) -> Record:
@@ -94,8 +123,12 @@ def read(workdir: Path) -> Record:
     file = workdir / "config.json"
     if not file.exists():
         raise ValueError(f"{workdir} is no run folder: it has no config.json")
-    values = read_json(file)
-    version = values.get("format")
+    return _record(file, read_json(file))
+
+
+def _record(file: Path, values: dict[str, Any]) -> Record:
+    """The record that a file holds."""
+    workdir, version = file.parent, values.get("format")
     if version != FORMAT:
         raise ValueError(
             f"{workdir} is a run of another version of jaxvae, whose folders cannot be opened by "
@@ -113,7 +146,8 @@ def read(workdir: Path) -> Record:
             f"{file}: {error}. If it is a member of your own, add it to its table first."
         ) from error
     data: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in values["data"].items()}
-    return Record(values["family"], config, Data(**data), values["place"])
+    first = _record(file, values["first_stage"]) if "first_stage" in values else None
+    return Record(values["family"], config, Data(**data), values["place"], first)
 
 
 def save(workdir: Path, record: Record) -> None:
@@ -141,11 +175,21 @@ def differences(before: Record, now: Record) -> list[str]:
     then, here = _flat(to_json(before.config)), _flat(to_json(now.config))
     then |= {"data." + name: value for name, value in before.json()["data"].items()}
     here |= {"data." + name: value for name, value in now.json()["data"].items()}
-    return [
+    different = [
         f"{name} was {_shown(then, name)}, is {_shown(here, name)}"
         for name in sorted({*then, *here} - set(RESUMABLE))
         if _plain(then.get(name)) != _plain(here.get(name))
     ]
+    return different + _first_differences(before.first, now.first)
+
+
+def _first_differences(before: Record | None, now: Record | None) -> list[str]:
+    """The settings in which the runs differ whose codes two runs are of."""
+    if before is None or now is None:
+        return []
+    steps = before.place["step"], now.place["step"]
+    different = [] if steps[0] == steps[1] else [f"step was {steps[0]}, is {steps[1]}"]
+    return [f"of the first stage, {line}" for line in different + differences(before, now)]
 
 
 def _plain(value: Any) -> Any:

@@ -233,10 +233,7 @@ def load(workdir: str | Path, checkpoint: str | int = "latest") -> Trained:
     >>> codes = model.encode(x)  # doctest: +SKIP
     """
     folder = Path(workdir)
-    record = folders.read(folder)
-    if record.data.pixels == "static":  # x comes as the data set holds it, not yet binarized
-        data = record.data._replace(pixels="dynamic", levels=record.data.raw_levels)
-        record = record._replace(data=data)
+    record = folders.read(folder).of_raw()
     built = record.build()
     step, params = restore(folder, built, record.data, checkpoint)
     result = folder / "result.json"
@@ -251,9 +248,7 @@ def restore(
 
     ``latest`` is the newest checkpoint that is not damaged. Damaged ones are named on stderr.
     """
-    raw = built.raw(_shapes(data))
-    first = datasets.Examples(raw, built.training_preprocess or built.preprocess)
-    state = jax.eval_shape(built.algorithm.init, jax.random.key(0), first)
+    state = built.fresh_state(data)
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         for step in _steps(saved, str(checkpoint)):
             try:
@@ -283,12 +278,3 @@ def _parameters(saved: checkpoints.Checkpoints, step: int, state: Any) -> Any:
     if state.average is not None:
         part["average"] = state.average
     return state._replace(**saved.restore_part(step, part))
-
-
-def _shapes(data: Data) -> datasets.Split:
-    """A split of one example's shapes: x, and a label or attributes where there are some."""
-    y = jax.ShapeDtypeStruct((), jnp.int32) if data.num_classes else None
-    attributes = None
-    if data.num_attributes:
-        attributes = jax.ShapeDtypeStruct((data.num_attributes,), jnp.float32)
-    return datasets.Split(data.example(), y, attributes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ from jaxvae import datasets, processes, training
 from jaxvae.contracts import Array
 from jaxvae.families import FAMILIES, Built, Config, Data, family_of
 from jaxvae.ranges import Count, Whole
-from jaxvae.runs import folders
+from jaxvae.runs import folders, stages
 from jaxvae.settings import changed
 
 HELD_FOR_EVALUATION = 10_000  # the most examples of a stream that are kept in memory to evaluate on
@@ -30,7 +32,11 @@ class Job:
     """Devices to train on, in all processes together; None is one device, or all devices with
     --distributed."""
     mapping: Literal[training.MAPPINGS] = "pmap"  # type: ignore[valid-type]
-    """The JAX transformation that maps a step over several devices."""
+    """How several devices share a step: pmap and shard_map have all parameters on each of them,
+    fsdp cuts parameters and the optimizer's state."""
+    mesh: str | None = None
+    """Copies of the state and parts of each, such as 4,2 for 8 devices, with --mapping fsdp; None
+    is one copy."""
     distributed: bool = False
     """Join a job of several processes. SLURM, Kubernetes or Cloud TPU tell what the next three
     flags do not say."""
@@ -56,9 +62,26 @@ class Job:
                 "--coordinator, --num-processes and --process-id belong to --distributed"
             )
 
+    def mesh_shape(self) -> tuple[int, int] | None:
+        """Copies of the state and parts of each. Raises ValueError for text that is no mesh."""
+        if self.mesh is None:
+            return None
+        if not re.fullmatch(r"[1-9]\d*,[1-9]\d*", self.mesh):
+            raise ValueError(f"mesh={self.mesh}: it must be two numbers, such as 4,2")
+        copies, parts = map(int, self.mesh.split(","))
+        return copies, parts
+
+    def placement(self) -> training.Placement:
+        """Where batch and state lie. Raises ValueError if the mesh is not of the devices."""
+        return training.Placement(self.device_list(), self.mapping, self.mesh_shape())
+
     def device_list(self) -> list[jax.Device]:
-        """The devices to train on, equally many in each process."""
-        count = self.devices or (jax.device_count() if self.distributed else 1)
+        """The devices to train on, equally many in each process.
+
+        Their number is that of the mesh if there is one.
+        """
+        least = jax.device_count() if self.distributed else math.prod(self.mesh_shape() or (1,))
+        count = self.devices or least
         every = [
             [d for d in jax.devices() if d.process_index == process]
             for process in range(jax.process_count())
@@ -95,8 +118,12 @@ class Run(NamedTuple):
 
     def init_state(self) -> Any:
         """A fresh state of the algorithm."""
+        return jax.jit(self.built.algorithm.init)(*self.init_arguments())
+
+    def init_arguments(self) -> tuple[Array, Any]:
+        """What ``algorithm.init`` takes: a key, and the first example."""
         first = jax.tree.map(lambda a: a[0], _first_rows(self.train))
-        return jax.jit(self.built.algorithm.init)(jax.random.key(self.config.seed), first)
+        return jax.random.key(self.config.seed), first
 
     def fit(self, devices: list[jax.Device] | None = None, **settings: Any) -> Any:
         """Calls ``training.fit`` for this run."""
@@ -108,6 +135,7 @@ class Run(NamedTuple):
             seed=config.seed,
             devices=devices or self.job.device_list(),
             mapping=self.job.mapping,
+            mesh=self.job.mesh_shape(),
             **settings,
         )
 
@@ -126,18 +154,14 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     source for ``datasets.load``. Raises ValueError if settings do not go together.
     """
     name = family_of(config)
-    family = FAMILIES[name]
-    dataset = dataset_of(config, job, data)
+    config, job, stage = _with_stage(config, job)
+    dataset = _dataset(config, job, data)
     raw_levels = dataset.levels
-    pixels = datasets.chosen_pixels(
-        config.pixels,
-        config.likelihood.name,
-        family.support(config),
-        dataset,
-        {name: family.support(changed(config, likelihood=name)) for name in _likelihoods(config)},
-    )
-    dataset = datasets.prepared(dataset, pixels, seed=config.seed)
+    pixels = _pixels(config, dataset) if stage is None else config.pixels
+    dataset = datasets.prepared(dataset, pixels, seed=(stage or config).seed)
     train = datasets.select(dataset, config.train_split)
+    if stage is not None:
+        stage.check(dataset.name, tuple(train.shape))
     test = in_memory(datasets.select(dataset, config.test_split))
     validation = _validation(config, dataset)
     record = folders.Record(
@@ -145,10 +169,16 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
         config,
         describe(dataset, train, test, pixels)._replace(raw_levels=raw_levels),
         folders.place_of(config.dataset if data is None else data, job.data_dir, job.stream),
+        None if stage is None else stage.record,
     )
-    built = record.build()
+    built = record.build(None if stage is None else stage.for_build(in_memory(train)))
     judged = built.split(test if validation is None else validation)
     run = Run(record, built, dataset, built.training_split(train), built.split(test), judged, job)
+    if config.virtual_shards and job.mapping == "fsdp":
+        raise ValueError(
+            "virtual_shards give the same bits under mapping=pmap and mapping=shard_map; under "
+            "mapping=fsdp results agree to rounding, so leave virtual_shards out"
+        )
     if config.early_stopping and validation is None:
         raise ValueError(
             f"early_stopping={config.early_stopping} needs a validation split, and {dataset.name} "
@@ -158,14 +188,35 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     return run
 
 
-def _likelihoods(config: Any) -> list[str]:
-    return list(config.likelihood.choice.members())
+def _with_stage(config: Any, job: Job) -> tuple[Any, Job, stages.Stage | None]:
+    """Configuration and job, of which the second of two stages takes some from the first."""
+    if not FAMILIES[family_of(config)].second_stage:
+        return config, job, None
+    stage = stages.open_stage(config)
+    data_dir = job.data_dir or stage.record.place["data_dir"]
+    return stage.completed(config), dataclasses.replace(job, data_dir=data_dir), stage
+
+
+def _pixels(config: Any, dataset: datasets.Dataset) -> str:
+    """The preprocessing that a configuration takes of a data set."""
+    support = FAMILIES[family_of(config)].support
+    members = config.likelihood.choice.members()
+    supports = {name: support(changed(config, likelihood=name)) for name in members}
+    likelihood = config.likelihood.name
+    return datasets.chosen_pixels(config.pixels, likelihood, support(config), dataset, supports)
 
 
 def dataset_of(config: Config, job: Job, data: Any = None) -> datasets.Dataset:
-    """The data set of a configuration, as ``prepare`` takes it."""
+    """The data set of a configuration, as ``prepare`` opens it."""
+    config, job, _ = _with_stage(config, job)
+    return _dataset(config, job, data)
+
+
+def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
     if isinstance(data, datasets.Dataset):
         return data
+    if data is None and not config.dataset:
+        raise ValueError("the first stage was trained on arrays: give dataset, or data from Python")
     load = datasets.stream if job.stream else datasets.load
     return load(
         config.dataset if data is None else data,

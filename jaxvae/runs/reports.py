@@ -250,11 +250,10 @@ def result_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows = [
             ("ELBO", f"{found['elbo']:.3f} ± {found['elbo_standard_error']:.3f} nats"),
             ("  reconstruction", f"{found['reconstruction']:.3f} nats"),
-            ("  KL", f"{found['kl']:.3f} nats, {found['active_units']} active units"),
+            ("  KL", f"{found['kl']:.3f} nats{_units(found)}"),
         ]
     elif "reconstruction" in found:
-        units = f"{found['active_units']} active units"
-        rows = [("reconstruction", f"{found['reconstruction']:.3f} nats, {units}")]
+        rows = [("reconstruction", f"{found['reconstruction']:.3f} nats{_units(found)}")]
     for name, value in found.get("terms", {}).items():
         rows.append((f"  {name}", f"{value:.3f} nats"))
     for codes in found.get("codes", []):
@@ -262,6 +261,11 @@ def result_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"{share:.1%} of {codes['num_codes']} in use, perplexity {diversity:.1f}"
         rows.append(("codes", text))
     return rows if found["log_likelihood"] is None else rows + _likelihood_rows(found)
+
+
+def _units(found: dict[str, Any]) -> str:
+    units = found["active_units"]
+    return "" if units is None else f", {units} active units"
 
 
 def _likelihood_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -84,7 +84,7 @@ def train_in(
     stop = Stop() if stop is None else stop
     with contextlib.ExitStack() as locked:
         job.join()
-        job.device_list()
+        job.placement()
         if jax.process_count() > 1:
             processes.on_first(lambda: dataset_of(config, job, data))  # writes its files once
         run = prepare(config, job, data)
@@ -95,9 +95,8 @@ def train_in(
         for note in (pixels, *run.built.notes):
             reports.say(note)
         state, early = fit_in(run, folder, stop, start_from, progress)
-        state = processes.local(state)
-        params = run.built.parameters(state)
-        step = int(state.step)
+        params = processes.local(run.built.parameters(state))
+        step = int(processes.local(state.step))
         result = None
         if not early and (processes.any_of(bool(stop.asked)) or step < config.steps):
             by = stop.asked or "a signal to another process"
@@ -129,29 +128,31 @@ def fit_in(
       start_from: run folder whose parameters a new run starts from, or None.
       progress: whether to show a progress bar.
     """
-    config, devices = run.config, run.job.device_list()
-    state, totals = training.replicate(run.init_state(), devices), None
+    config, layout, totals = run.config, run.job.placement(), None
+    fresh = run.built.algorithm.init, *run.init_arguments()
     with stop.awaited(), checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         warn = folders.warn if processes.is_first() else lambda message: None
-        newest = saved.restore_newest(state, warn)
+        newest = saved.restore_newest(layout.shapes(*fresh), warn)
         if newest is not None:
             step, state, totals = newest
             reports.say(f"resuming at step {step} of {config.steps}")
-        elif start_from is not None:
-            state = training.replicate(_warm(run, state, Path(start_from)), devices)
+        else:
+            step, state = 0, layout.started(*fresh)
+        if newest is None and start_from is not None:
+            state = layout.as_global(layout.copied(_warm(state, Path(start_from))))
             reports.say(f"starting from the parameters of {start_from}")
         if run.job.profile:
-            _profile(run, devices, workdir)
-        start = int(processes.local(state.step))
-        metrics = reports.Metrics(workdir, start, config.steps, progress, _cost(run, devices))
+            _profile(run, layout.devices, workdir)
+        metrics = reports.Metrics(workdir, step, config.steps, progress, _cost(run, layout.devices))
         judge = _Judge(run, workdir, saved, metrics)
         try:
             if judge.early:  # before this call
                 return state, True
             state = run.fit(
-                devices,
+                layout.devices,
                 num_steps=config.steps,
                 state=state,
+                donate=True,
                 totals=totals,
                 report=metrics.report,
                 report_every=config.report_every,
@@ -204,17 +205,17 @@ class _Judge:
         return summary.reconstruction if summary.elbo is None else summary.elbo
 
 
-def _warm(run: Run, state: Any, start_from: Path) -> Any:
+def _warm(state: Any, start_from: Path) -> Any:
     """A fresh state with the parameters of another run, or their moving average if it has one."""
     folders.read(start_from)
-    state = processes.local(state)
     with checkpoints.Checkpoints(start_from / "checkpoints") as saved:
         if saved.latest is None:
             raise ValueError(f"{start_from} has no checkpoint to start from")
         names = saved.arrays(saved.latest)
         part = "average" if any(name.startswith("average/") for name in names) else "params"
         there = {name.split("/")[1] for name in names if name.startswith("params/")}
-        like = {player: tree for player, tree in state.params.items() if player in there}
+        trained = [player for player in state.opt_state if player in there]
+        like = {player: state.params[player] for player in trained}
         other = saved.restore_part(saved.latest, {part: like})[part]
     return training.start_from(state, other)
 

@@ -13,9 +13,10 @@ from jaxvae.training.algorithms import (
     gradient_descent,
     players,
 )
-from jaxvae.training.devices import MAPPINGS, replicate, run_steps
+from jaxvae.training.devices import run_steps
 from jaxvae.training.loop import Hook, HookState, NotFiniteError, Totals, fit
 from jaxvae.training.optimizers import SkipsNonFinite, adam
+from jaxvae.training.placements import MAPPINGS, Placement, replicate
 from jaxvae.training.states import start_from, trained, trained_players
 from jaxvae.training.sweeps import Ensemble, member, vmapped
 
@@ -28,6 +29,7 @@ __all__ = [
     "Hook",
     "HookState",
     "NotFiniteError",
+    "Placement",
     "Player",
     "SkipsNonFinite",
     "State",

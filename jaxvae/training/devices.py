@@ -14,98 +14,11 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxvae import processes
 from jaxvae.contracts import Terms
 from jaxvae.training.algorithms import Algorithm, Batch
+from jaxvae.training.placements import AXIS, Placement, shardings
 
 Array = jax.Array
-AXIS = "devices"
-MAPPINGS = ("pmap", "shard_map")
-
-
-class Placement:
-    """The devices of a job, and the part of them that belongs to this process.
-
-    A global batch is cut into equal parts in the order of ``devices``. ``pmap`` sees this process's
-    parts only, and ``shard_map`` sees global arrays.
-    """
-
-    def __init__(self, devices: Sequence[jax.Device], mapping: str = "pmap"):
-        if mapping not in MAPPINGS:
-            raise ValueError(f"mapping must be one of {', '.join(MAPPINGS)}; it was {mapping!r}")
-        self.devices, self.mapping, self.count = list(devices), mapping, len(devices)
-        me = jax.process_index()
-        self.places = [
-            place for place, device in enumerate(self.devices) if device.process_index == me
-        ]
-        if not self.places:
-            raise ValueError(
-                f"process {me} has none of the {self.count} devices; every process needs one"
-            )
-        self.own = [self.devices[place] for place in self.places]
-        self.mesh = Mesh(np.array(self.devices), (AXIS,))
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the devices are CPUs, which gain nothing from work that is queued."""
-        return self.devices[0].platform == "cpu"
-
-    def replicated(self, tree: Any) -> Any:
-        """Copies of a tree on the devices.
-
-        They are local arrays under ``pmap``, and global arrays under ``shard_map``.
-        """
-        if self.count == 1:
-            return jax.device_put(processes.local(tree), self.own[0])
-        held = jax.device_put(
-            processes.local(tree), NamedSharding(Mesh(np.array(self.own), (AXIS,)), PartitionSpec())
-        )
-        return self.as_global(held) if self.mapping == "shard_map" else held
-
-    def as_global(self, tree: Any) -> Any:
-        """The same buffers as global arrays, which checkpoints of several processes need."""
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-
-        def join(a: Array) -> Array:
-            if self.count == 1 or a.sharding.device_set == sharding.device_set:
-                return a
-            copies = {shard.device: shard.data for shard in a.addressable_shards}
-            return jax.make_array_from_single_device_arrays(
-                a.shape, sharding, [copies[d] for d in self.own]
-            )
-
-        return jax.tree.map(join, tree)
-
-    def split(self, a: np.ndarray) -> np.ndarray:
-        """This process's parts [P, ..., B / devices] of [..., B]; one device takes it as it is."""
-        if self.count == 1:
-            return a
-        return np.moveaxis(a.reshape(*a.shape[:-1], self.count, -1), -2, 0)[self.places]
-
-    def sharded(self, tree: Any) -> Any:
-        """Parts [P, ...] as the mapped function takes them."""
-        if self.count == 1 or self.mapping == "pmap":
-            return tree
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-
-        def join(a: np.ndarray) -> Array:
-            parts = [
-                jax.device_put(part[None], device) for part, device in zip(a, self.own, strict=True)
-            ]
-            return jax.make_array_from_single_device_arrays(
-                (self.count, *a.shape[1:]), sharding, parts
-            )
-
-        return jax.tree.map(join, tree)
-
-
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Copies a tree of arrays to all devices of the job, as global arrays.
-
-    All processes must hold the same arrays.
-    """
-    layout = Placement(devices)
-    return layout.as_global(layout.replicated(tree))
 
 
 def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -> Callable:
@@ -122,14 +35,12 @@ def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -
     ``votes`` are integers. The largest of each over all devices comes back in every process. The
     state is donated.
 
-    One device uses ``jax.jit``, and several use ``jax.pmap`` or ``jit(shard_map)``. ``check_vma``
-    is False because models may start loops from constants, and because gradients are averaged by
-    hand.
+    One device uses ``jax.jit``, and several use ``jax.pmap``, ``jit(shard_map)``, or ``jit`` of
+    global arrays for ``fsdp``. ``check_vma`` is False because models may start loops from
+    constants, and because gradients are averaged by hand.
     """
 
-    compiled = functools.partial(
-        _compiled, algorithm, tuple(layout.devices), layout.mapping, streamed
-    )
+    compiled = functools.partial(_compiled, algorithm, layout.mesh, layout.mapping, streamed)
 
     def dispatch(
         state: Any,
@@ -154,19 +65,14 @@ def run_steps(algorithm: Algorithm, layout: Placement, streamed: bool = False) -
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    algorithm: Algorithm,
-    devices: tuple[jax.Device, ...],
-    mapping: str,
-    streamed: bool,
-    *,
-    whole: bool,
+    algorithm: Algorithm, mesh: Mesh, mapping: str, streamed: bool, *, whole: bool
 ) -> Callable:
     """The mapped function, for ``whole`` dispatches or for dispatches of any length.
 
     It is cached, so the next training of the same algorithm does not compile it again.
     """
     run = functools.partial(_run, algorithm, streamed, whole)
-    if len(devices) == 1:
+    if mesh.size == 1:
         return jax.jit(functools.partial(run, None), donate_argnums=0)
     if mapping == "pmap":
         return jax.pmap(
@@ -174,9 +80,12 @@ def _compiled(
             axis_name=AXIS,
             in_axes=(None, 0 if streamed else None, None, 0, 0, 0, 0),
             out_axes=None,
-            devices=devices,
+            devices=list(mesh.devices.flat),
             donate_argnums=0,
         )
+    if mapping == "fsdp":
+        on_mesh = functools.partial(_run_on_mesh, algorithm, mesh, streamed, whole)
+        return jax.jit(on_mesh, donate_argnums=0)
     shared, split = PartitionSpec(), PartitionSpec(AXIS)
 
     def squeezed(state: Any, examples: Any, count: Array, *parts: Array) -> Any:
@@ -185,7 +94,7 @@ def _compiled(
 
     mapped = jax.shard_map(
         squeezed,
-        mesh=Mesh(np.array(devices), (AXIS,)),
+        mesh=mesh,
         in_specs=(shared, split if streamed else shared, shared, split, split, split, split),
         out_specs=shared,
         check_vma=False,
@@ -232,6 +141,67 @@ def _run(
         # for each other for ever.
         votes = lax.pmax(jnp.append(votes, columns["skipped"][0]), axis_name)[:-1]
     return state, columns, votes
+
+
+def on_mesh(algorithm: Algorithm, mesh: Mesh) -> Algorithm:
+    """The algorithm for global arrays under ``jit``: states and batches lie on a mesh.
+
+    A step without an axis is a step of the whole batch. XLA divides its work by the shardings of
+    state and batch, and sends between devices what is missing on one.
+    """
+    over_batch = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+    def step(state: Any, batch: Batch, axis_name: str | None = None) -> tuple[Any, Terms]:
+        # Without the first constraint XLA may cut what a loop carries in other ways on a mesh of
+        # several copies, and gather it whole again.
+        state = _constrained(state, shardings(state, mesh))
+        state, metrics = algorithm.step(state, _constrained(batch, over_batch), axis_name)
+        return _constrained(state, shardings(state, mesh)), metrics
+
+    return algorithm._replace(step=step)
+
+
+def _run_on_mesh(
+    algorithm: Algorithm,
+    mesh: Mesh,
+    streamed: bool,
+    whole: bool,
+    state: Any,
+    examples: Any,
+    count: Array,
+    rows: Array,
+    weight: Array,
+    place: Array,
+    votes: Array,
+) -> Any:
+    """The steps of all devices on global arrays.
+
+    The arrays of a batch have the axis of all devices in front, as ``Placement.sharded`` gives
+    them.
+    """
+    examples = jax.tree.map(_joined, examples) if streamed else examples
+    state, columns, votes = _run(
+        on_mesh(algorithm, mesh),
+        streamed,
+        whole,
+        None,
+        state,
+        examples,
+        count,
+        _joined(rows),
+        _joined(weight),
+        place.reshape(-1),
+        votes,
+    )
+    return state, *_constrained((columns, votes.max(0)), NamedSharding(mesh, PartitionSpec()))
+
+
+_constrained = lax.with_sharding_constraint
+
+
+def _joined(a: Array) -> Array:
+    """The parts of all devices side by side, [P, S, B, ...] -> [S, P * B, ...]."""
+    return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
 
 
 def _loop(count: Any, body: Callable, carry: Any) -> Any:

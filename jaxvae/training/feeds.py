@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxvae.datasets import DataError, Examples, Stream, batch_rows, examples_of, num_examples
-from jaxvae.training.devices import Placement
+from jaxvae.training.placements import Placement
 
 BLOCK_BYTES = 2**26  # the most bytes of streamed examples in one dispatch of a process
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvae import processes
 from jaxvae.training.algorithms import Algorithm
-from jaxvae.training.devices import Placement, run_steps
+from jaxvae.training.devices import run_steps
 from jaxvae.training.feeds import InMemory, Streamed, examples_for, feed_of, first_example
+from jaxvae.training.placements import Placement
 
 
 class Totals:
@@ -64,7 +64,7 @@ class HookState(NamedTuple):
     """
 
     step: int
-    state: Any  # global arrays, the same on all devices
+    state: Any  # global arrays, the same on all devices or cut over them by ``fsdp``
     totals: dict[str, Any]  # what ``Totals.json`` returns
     # Why the loop ends before its last step: "asked" by ``stop``, to go on another time, or
     # "finished" because a hook has returned True. It is empty if the loop does not end.
@@ -98,6 +98,7 @@ def fit(
     batch_size: int,
     seed: int = 0,
     state: Any = None,
+    donate: bool = False,
     totals: dict[str, Any] | None = None,
     report: Callable[[int, dict[str, Any]], None] | None = None,
     report_every: int = 100,
@@ -105,6 +106,7 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     devices: Sequence[jax.Device] | None = None,
     mapping: str = "pmap",
+    mesh: tuple[int, int] | None = None,
     steps_per_call: int = 100,
     seconds_per_call: float = 5.0,
     max_skipped: int = 10,
@@ -133,6 +135,8 @@ def fit(
       batch_size: examples in a global batch; each of several devices takes an equal part.
       seed: the seed of parameters, batches and noise.
       state: the state to start from, which is copied; None asks ``algorithm.init``.
+      donate: whether the state is overwritten rather than copied, which saves its memory. It must
+        lie on the devices as ``Placement.started`` or a checkpoint of the same devices gives it.
       totals: sums of an unfinished report, as ``HookState.totals`` gave them with the state.
       report: is called with the step and the means of all metrics since the last report, among
         them ``images_per_second``.
@@ -143,7 +147,9 @@ def fit(
         step, call every hook and return the state.
       devices: devices of the job to use. None is the first one, or all in a job of several
         processes.
-      mapping: how several devices are used, ``pmap`` or ``shard_map``; the numbers are the same.
+      mapping: how several devices are used, ``pmap``, ``shard_map`` or ``fsdp``; the numbers are
+        the same. ``fsdp`` cuts large arrays of the state over the devices.
+      mesh: the copies of the state and the parts of each under ``fsdp``; None is one copy.
       steps_per_call: the most steps in one dispatch.
       seconds_per_call: about the longest time of a dispatch. A request to stop may wait so long.
       max_skipped: the most updates in a row that may be skipped because they are not finite.
@@ -156,10 +162,11 @@ def fit(
     _check_settings(batch_size, steps_per_call, min(periods))
     if devices is None:
         devices = jax.local_devices()[:1] if jax.process_count() == 1 else jax.devices()
-    layout = Placement(devices, mapping)
+    layout = Placement(devices, mapping, mesh)
     if state is None:
-        state = jax.jit(algorithm.init)(jax.random.key(seed), first_example(examples))
-    state = layout.replicated(_copied(processes.local(state)))
+        fresh = jax.random.key(seed), first_example(examples)
+        state, donate = layout.started(algorithm.init, *fresh), True
+    state = layout.as_mapped(state) if donate else layout.copied(state)
     step = int(processes.local(state.step))
     steps, settings = range(step, num_steps), {"seed": seed, "batch_size": batch_size}
     reports = _Reports(report, report_every, num_steps, max_skipped, Totals(totals))
@@ -305,11 +312,6 @@ class _Reports:
             self.totals, self.clock, self.images = Totals(), now, 0
 
 
-@jax.jit
-def _copied(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
-
-
 class _Pace:
     """The number of steps of a dispatch: as many as fit into some seconds.
 
@@ -335,6 +337,12 @@ class _Pace:
             self.wish = int(max(min(self.most, 16 * agreed, self.seconds / a_step), 1))
 
 
+def _above(metrics: dict[str, np.ndarray], i: int) -> str:
+    """What is said of a step that was skipped though all of its metrics are finite."""
+    norms = [values[i] for term, values in metrics.items() if term.endswith("gradient_norm")]
+    return f"a gradient of norm {max(norms, default=np.nan):.4g}, above skip_norm, which may be low"
+
+
 def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limit: int) -> Any:
     """Returns the first step of the present row of skipped updates, with the term at fault.
 
@@ -347,10 +355,13 @@ def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limi
             terms = [
                 term for term in metrics if term != "skipped" and not np.isfinite(metrics[term][i])
             ]
-            first_bad = step, " and ".join(terms) or "an update"
+            first_bad = (
+                step,
+                " and ".join(terms) + " not finite" if terms else _above(metrics, int(i)),
+            )
         if skipped[i] >= limit:
             raise NotFiniteError(
-                f"step {first_bad[0]}: {first_bad[1]} not finite. {limit} updates in a row were "
+                f"step {first_bad[0]}: {first_bad[1]}. {limit} updates in a row were "
                 "skipped, and the parameters are those from before. Lower the learning rate, clip "
                 "the gradient's norm, or look for values that are not finite in the data."
             )

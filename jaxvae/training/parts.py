@@ -87,8 +87,11 @@ def _in_parts(
     step: Array,
     axis_name: str | None,
 ) -> Any:
-    """Adds up one part after the other, so that memory holds one part."""
-    cut = _cut(args, parts, "accumulate")
+    """Adds up one part after the other, so that memory holds one part.
+
+    A part takes examples from all over the batch, so under ``fsdp`` all devices share it.
+    """
+    cut = _cut(args, parts, "accumulate", spread=True)
     # The devices' sums are added up after the loop. Inside it collectives would have no order.
     one_part = lambda args: value_and_grad(params, *args, step, None)
     first = jax.eval_shape(one_part, jax.tree.map(lambda a: a[0], cut))
@@ -123,11 +126,15 @@ def _in_fixed_order(
     return lax.scan(add, zero, each)[0]
 
 
-def _cut(args: tuple, parts: int, setting: str) -> tuple:
-    """[B, ...] -> [parts, B / parts, ...]."""
+def _cut(args: tuple, parts: int, setting: str, spread: bool = False) -> tuple:
+    """[B, ...] -> [parts, B / parts, ...], of neighbours or of every parts-th example."""
     size = args[-1].shape[0]
     if size % parts:
         raise ValueError(
             f"a batch of {size} examples on a device does not divide into {parts} parts ({setting})"
         )
-    return jax.tree.map(lambda a: a.reshape(parts, size // parts, *a.shape[1:]), args)
+    if spread:
+        each = lambda a: a.reshape(size // parts, parts, *a.shape[1:]).swapaxes(0, 1)
+    else:
+        each = lambda a: a.reshape(parts, size // parts, *a.shape[1:])
+    return jax.tree.map(each, args)

@@ -43,7 +43,10 @@ def start_from(state: State, other: State | Mapping[str, Params]) -> State:
         )
     for name in both:
         _check_same(name, params[name], state.params[name])
-    put = lambda then, now: jax.device_put(processes.local(then), getattr(now, "sharding", None))
+    place = lambda a: getattr(a, "sharding", None)
+    put = lambda then, now: (
+        then if place(then) == place(now) else jax.device_put(processes.local(then), place(now))
+    )
     taken = lambda source, fresh: (
         fresh | {name: jax.tree.map(put, source[name], fresh[name]) for name in both}
     )

@@ -1,0 +1,211 @@
+"""VAEs whose latents are in layers, from the top down.
+
+    p(x, z) = p(x | z) prod_l p(z_l | z_<l),  q(z | x) = prod_l q(z_l | z_<l, x)
+
+Sonderby et al. 2016, arXiv:1602.02282; Child 2021, arXiv:2011.10650. z is a tuple over the groups
+of a ``networks.TopDown``. All layers are Gaussian, so each has its KL divergence in closed form,
+given the layers above it. The noise of layer l has the key ``fold_in(key, l)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxvae import divergences
+from jaxvae.contracts import Array, BatchLoss, Loss, Params, Terms, pytree, static
+from jaxvae.distributions import Normal, log_prob_of
+from jaxvae.distributions.contract import many
+from jaxvae.kl_costs import KLCost
+from jaxvae.likelihoods import Likelihood
+from jaxvae.models.answers import Model
+from jaxvae.networks import TopDown
+
+
+class Bound(NamedTuple):
+    """What one walk through the layers says of an example, at one draw of z."""
+
+    reconstruction: Array  # log p(x | z)
+    kl: Array  # [L], KL(q(z_l | z_<l, x) || p(z_l | z_<l))
+    log_ratio: Array  # [L], log p(z_l | z_<l) - log q(z_l | z_<l, x)
+
+
+@pytree
+class Layers:
+    """p(z) = prod_l p(z_l | z_<l), or q(z | x) if there are activations of an x.
+
+    ``scale`` is a factor of all standard deviations, a temperature; [L] has one for each layer.
+    """
+
+    params: Any
+    activations: Any  # None for the prior
+    network: TopDown = static()
+    scale: Any = 1.0
+
+    def _walk(self, choose: Callable[[Array, Normal, Any], Array], items: Any = None) -> tuple:
+        """z and log-densities of all layers, where ``choose`` makes z_l."""
+        scales = jnp.broadcast_to(jnp.asarray(self.scale, jnp.float32), len(self.network.names))
+
+        def layer(number: Array, p: Normal, q: Normal | None, item: Any) -> tuple[Array, Any]:
+            of_layer = p if q is None else q
+            density = Normal(of_layer.loc, scales[number] * of_layer.scale)
+            z = choose(number, density, item)
+            return z, (z, density.log_prob(z))
+
+        items = (None,) * len(self.network.groups) if items is None else items
+        reports = self.network.top_down(self.params, self.activations, layer, items)[1]
+        return tuple(z for z, _ in reports), [log_prob.sum() for _, log_prob in reports]
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> tuple:
+        """z, with ``shape`` in front of every leaf."""
+
+        def one(key: Array) -> tuple:
+            draw = lambda number, density, item: density.sample(jax.random.fold_in(key, number))
+            return self._walk(draw)[0]
+
+        return many(one, key, shape)
+
+    def log_prob(self, z: tuple) -> Array:
+        return sum(self._walk(lambda number, density, item: item, z)[1], jnp.float32(0))
+
+    @property
+    def mean(self) -> tuple:
+        """Each layer's mean, given that the layers above it are at theirs."""
+        return self._walk(lambda number, density, item: density.loc)[0]
+
+
+def _joined(reports: tuple) -> Any:
+    """The reports of all groups, with one axis of layers."""
+    return jax.tree.map(lambda *each: jnp.concatenate([*map(jnp.atleast_1d, each)]), *reports)
+
+
+def bound(network: TopDown, likelihood: Likelihood) -> Callable[[Params, Any, Array, Any], Bound]:
+    """``(params, activations, key, x) -> Bound`` of one draw of z ~ q(z | x).
+
+    E [reconstruction - kl.sum()] is the ELBO, and exp(reconstruction + log_ratio.sum()) is an
+    importance weight, whose mean is p(x).
+    """
+
+    def of_draw(params: Params, activations: Any, key: Array, x: Any) -> Bound:
+        def layer(number: Array, p: Normal, q: Any, item: None) -> tuple[Array, Any]:
+            z = q.sample(jax.random.fold_in(key, number))
+            return z, (divergences.kl(q, p), p.log_prob(z) - q.log_prob(z))
+
+        nothing = (None,) * len(network.groups)
+        outputs, reports = network.top_down(params["network"], activations, layer, nothing)
+        kl, log_ratio = _joined(reports)
+        density = likelihood.of_outputs(params["likelihood"], outputs)
+        return Bound(log_prob_of(density, x), kl, log_ratio)
+
+    return of_draw
+
+
+def hierarchy(network: TopDown, likelihood: Likelihood) -> Model:
+    """The model of a network and a likelihood; its parameters are {"network", "likelihood"}.
+
+    ``terms`` has the KL of each layer by its name, as ``kl/32x32/7``; ``kl`` is their sum.
+
+    >>> from jaxvae import likelihoods, models, networks
+    >>> network = networks.ladder((3,), latents=(2, 1), hidden=(8, 8))
+    >>> model = models.hierarchy(network, likelihoods.bernoulli())
+    >>> params = model.init(jax.random.key(0), jnp.zeros(3))
+    >>> sorted(model.terms(params, jax.random.key(1), jnp.zeros(3), 1))
+    ['kl', 'kl/z1', 'kl/z2', 'reconstruction']
+    """
+    of_draw = bound(network, likelihood)
+    nothing = (None,) * len(network.groups)
+
+    def init(key: Array, x: Any) -> Params:
+        key_network, key_likelihood = jax.random.split(key)
+        return {
+            "network": network.init(key_network, x),
+            "likelihood": likelihood.init(key_likelihood),
+        }
+
+    def encode(params: Params, x: Any) -> Layers:
+        activations = network.bottom_up(params["network"], x)
+        return Layers(params["network"], activations, network)
+
+    def prior(params: Params, condition: Any = None) -> Layers:
+        return Layers(params["network"], None, network)
+
+    def decode(params: Params, z: tuple, condition: Any = None) -> Any:
+        given = lambda number, p, q, item: (item, None)
+        outputs = network.top_down(params["network"], None, given, z)[0]
+        return likelihood.of_outputs(params["likelihood"], outputs)
+
+    def draw(params: Params, key: Array, condition: Any = None) -> tuple:
+        return prior(params).sample(key)
+
+    def draws(params: Params, key: Array, x: Any, num_samples: int) -> Bound:
+        activations = network.bottom_up(params["network"], x)
+        if num_samples == 1:  # without an axis of draws, which loops of layers would copy
+            return jax.tree.map(lambda a: a[None], of_draw(params, activations, key, x))
+        keys = jax.random.split(key, num_samples)
+        return jax.vmap(of_draw, (None, None, 0, None))(params, activations, keys, x)
+
+    def terms(params: Params, key: Array, x: Any, num_samples: int) -> Terms:
+        means = jax.tree.map(lambda a: a.mean(0), draws(params, key, x, num_samples))
+        layers = {f"kl/{name}": means.kl[i] for i, name in enumerate(network.names)}
+        return {"reconstruction": means.reconstruction, "kl": means.kl.sum()} | layers
+
+    def log_weights(params: Params, key: Array, x: Any, num_samples: int) -> Array:
+        each = draws(params, key, x, num_samples)
+        return each.reconstruction + each.log_ratio.sum(-1)
+
+    def log_joint(params: Params, x: Any, z: tuple) -> Array:
+        return log_prob_of(decode(params, z), x) + prior(params).log_prob(z)
+
+    def partly(params: Params, x: Any, layers: Array) -> Any:
+        def layer(number: Array, p: Normal, q: Any, item: None) -> tuple[Array, None]:
+            return jnp.where(number < layers, q.loc, p.loc), None
+
+        activations = network.bottom_up(params["network"], x)
+        outputs = network.top_down(params["network"], activations, layer, nothing)[0]
+        return likelihood.of_outputs(params["likelihood"], outputs)
+
+    return Model(
+        init, encode, decode, draw, prior, terms, log_weights, log_joint,
+        partly=partly, layers=len(network.names),
+    )  # fmt: skip
+
+
+# Losses
+
+
+def negative_terms(model: Model, kl_weight: Callable[[Array], Array], num_samples: int = 1) -> Loss:
+    """w(step) KL - E_q log p(x|z) of a model that answers ``terms``, for one example."""
+
+    def loss(params: Params, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
+        terms = model.terms(params, key, x, num_samples)  # type: ignore[misc]
+        return kl_weight(step) * terms["kl"] - terms["reconstruction"], terms
+
+    return loss
+
+
+def with_layer_costs(
+    model: Model, names: tuple[str, ...], cost: KLCost, num_samples: int = 1
+) -> BatchLoss:
+    """cost(E_x KL [L], step) - E_q log p(x|z), with one of ``kl_costs`` of the layers.
+
+    The cost sees the means over the global batch, so it is the same on any number of devices.
+    """
+
+    def loss(
+        params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
+    ) -> tuple[Array, Terms]:
+        each = jax.vmap(lambda key, x: model.terms(params, key, x, num_samples))(keys, x)  # type: ignore[misc]
+        means = {
+            name: jnp.sum(jnp.where(weight > 0, value, 0.0) * weight)
+            for name, value in each.items()
+        }
+        if axis_name is not None:
+            means = lax.psum(means, axis_name)
+        kl = jnp.stack([means[f"kl/{name}"] for name in names])
+        return cost(kl, step) - means["reconstruction"], means
+
+    return loss
