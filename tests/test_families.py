@@ -40,6 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
     "rq-vae": {"codebook_size": 8, "quantizers": 2, "blocks": 0},
     "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
     "lfq": {"blocks": 0},
+    # The bias of attention's keys has no gradient but rounding errors, which Adam would scale up.
     "ladder": {"hidden": (8, 6)},
     "vdvae-small": {"blocks": (1, 1)},
     "nvae-small": {"blocks": (1, 2), "kl_warmup_steps": 5},
@@ -52,10 +53,12 @@ OWN: dict[str, dict[str, Any]] = {
     "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
+        **{"optimizer": "sgd", "learning_rate": 1e-4},
         **{"classifier_hidden": (4,), "classifier_steps": 3},
     },
     "vq-gan": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2, "codebook_size": 8},
+        **{"middle_attention": False},
         **{"classifier_hidden": (4,), "classifier_steps": 3},
     },
 }

@@ -21,7 +21,16 @@ import pytest
 from scipy.signal import correlate2d
 
 import jaxvae
-from jaxvae import families, interchange, likelihoods, networks, perceptual, quantizers, tensors
+from jaxvae import (
+    codebooks,
+    families,
+    interchange,
+    likelihoods,
+    networks,
+    perceptual,
+    quantizers,
+    tensors,
+)
 from jaxvae.families import Data
 from jaxvae.models import latent, negative_elbo
 from jaxvae.runs.interchange import export, import_folder
@@ -198,15 +207,14 @@ def test_a_perceptual_distance_is_lpips_of_its_file(tmp_path: Path) -> None:
     x, y = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     made, other = (perceptual.of_file(str(f), (16, 16, 3), WIDTHS, "float32") for f in files)
     jax.tree.map(np.testing.assert_array_equal, made.params, other.params)
-    value, gradient = jax.jit(jax.value_and_grad(made.distance, 2))(made.params, x, y)
+    value = jax.jit(made.distance)(made.params, x, y)
     np.testing.assert_allclose(value, lpips_by_scipy(arrays, x, y), rtol=1e-5)
-    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
     opened = perceptual.of_file("gone", (16, 16, 3), WIDTHS, "float32", read=False)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), opened.params, made.params)
 
 
 def test_features_without_activity_have_no_gradient() -> None:
-    units = jax.grad(lambda a: (perceptual._unit(a) ** 2).sum())
+    units = jax.jit(jax.grad(lambda a: (perceptual._unit(a) ** 2).sum()))
     np.testing.assert_array_equal(units(jnp.zeros((2, 3))), np.zeros((2, 3)))
 
 
@@ -373,17 +381,21 @@ def test_codes_of_a_map_have_an_honest_bound() -> None:
     made = latent.quantized_maps(ENDS._replace(encoder=encoder), 2, quantizer)
     model: Any = made.model
     params = model.init(KEY, BATCH[0])
-    codes = model.codes(params, BATCH[0])
+
+    @jax.jit
+    def answers(params: Any, x: Any) -> Any:
+        codes, z = model.codes(params, x), model.encode(params, x).mean
+        p = model.decode_codes(params, codes)
+        drawn = jax.vmap(model.draw, (None, 0))(params, jax.random.split(KEY, 50))
+        terms = model.terms(params, KEY, x, 1) | {"log_p": p.log_prob(x)}
+        return codes, p.mean, model.decode(params, z).mean, terms, drawn
+
+    codes, from_codes, from_z, terms, drawn = answers(params, BATCH[0])
     assert codes.shape == (2, 2) and codes.dtype == jnp.int32 and model.num_codes == 5
-    p = model.decode_codes(params, codes)
-    np.testing.assert_array_equal(
-        p.mean, model.decode(params, model.encode(params, BATCH[0]).mean).mean
-    )
-    terms = model.terms(params, KEY, BATCH[0], 1)
-    np.testing.assert_allclose(terms["reconstruction"], p.log_prob(BATCH[0]), rtol=1e-6)
+    np.testing.assert_array_equal(from_codes, from_z)
+    np.testing.assert_allclose(terms["reconstruction"], terms["log_p"], rtol=1e-6)
     np.testing.assert_allclose(terms["kl"], 4 * math.log(5), rtol=1e-6)
-    drawn = jax.vmap(model.draw, (None, 0))(params, jax.random.split(KEY, 50)).reshape(-1, 2)
-    assert len(np.unique(drawn, axis=0)) == 5
+    assert len(np.unique(drawn.reshape(-1, 2), axis=0)) == 5
 
 
 # Files
@@ -545,7 +557,8 @@ def test_settings_that_do_not_go_together_are_refused(row: int) -> None:
     preset, settings, shape, words = REFUSED[row]
     with_examples = data(shape)._replace(examples=lambda count: np.zeros((count, *shape)))
     if "fewer widths" in words:
-        with_examples = with_examples._replace(labelled=lambda count: (np.zeros(shape)[None], [0]))
+        labelled = lambda count: (np.zeros((1, *shape)), np.zeros(1, int))
+        with_examples = with_examples._replace(labelled=labelled)
     with pytest.raises(ValueError, match=words):
         families.FAMILIES["latent"].build(families.preset(preset, **settings), with_examples)
 
@@ -655,12 +668,10 @@ def test_outputs_and_files_are_those_of_diffusers(name: str, peer: Path, tmp_pat
         raw = np.asarray(jax.jit(jax.vmap(ends.encoder.apply, (None, 0)))(params["encoder"], x))
         np.testing.assert_allclose(raw[..., : z.shape[-1]], z, atol=1e-4)
         if name == "vq":
-            quantize = trained.source.model.codes
             book = params["quantizer"]["book"]
-            codes = jaxvae.codebooks.nearest_codes(jnp.asarray(z), book)
+            codes = codebooks.nearest_codes(jnp.asarray(z), book)
             np.testing.assert_array_equal(codes, expected[f"{i}_codes"])
             z = np.asarray(book)[codes]
-            assert quantize is not None
         else:
             logvar = np.clip(raw[..., z.shape[-1] :], *latent.LOG_VARIANCE)
             np.testing.assert_allclose(logvar, last(expected[f"{i}_logvar"]), atol=1e-4)

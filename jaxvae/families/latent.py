@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxvae import likelihoods, networks, perceptual, quantizers, training
@@ -25,8 +26,6 @@ from jaxvae.ranges import Amount, Count, Whole, Widths
 from jaxvae.settings import Choice, Chosen, changed
 
 SUPPORT = "scale", "dequantize", "none"
-
-
 MOST_LABELLED = 10_000  # examples that a network learns labels from, at most
 
 
@@ -96,9 +95,10 @@ def _labelled(data: Data) -> tuple[Any, Any]:
             "give a file of weights with perceptual=file, or take perceptual=none"
         )
     raw, labels = data.labelled(MOST_LABELLED)
-    keys = jax.random.split(jax.random.key(0), len(labels))
-    x = jax.jit(jax.vmap(data.preprocess))(keys, jnp.asarray(raw))
-    return (2 * x - 1 if centred(data) else x), labels
+    known = np.flatnonzero(np.asarray(labels) >= 0)  # a missing label is -1
+    keys = jax.random.split(jax.random.key(0), len(known))
+    x = jax.jit(jax.vmap(data.preprocess))(keys, jnp.asarray(raw)[known])
+    return (2 * x - 1 if centred(data) else x), np.asarray(labels)[known]
 
 
 def automatic(
@@ -108,7 +108,7 @@ def automatic(
     classifier_hidden: Widths = (32, 64),
     classifier_steps: Count = 300,
 ) -> Distance | None:
-    """As ``labels`` if the set has labels, and otherwise no perceptual distance.
+    """As ``labels`` if the set has two classes or more, and otherwise no distance.
 
     Args:
       data: what is known of the data.
@@ -117,7 +117,7 @@ def automatic(
       classifier_hidden: widths of its stages, each of which halves the image.
       classifier_steps: steps in which it learns the labels.
     """
-    if not data.num_classes:
+    if data.num_classes < 2:
         return None
     return of_labels(data, precision, perceptual_weight, classifier_hidden, classifier_steps)
 
@@ -159,7 +159,7 @@ class Critic(NamedTuple):
 
 
 def no_critic() -> None:
-    """No critic."""
+    """No critic of reconstructions."""
 
 
 def patches(
@@ -300,20 +300,27 @@ def build(config: Config, data: Data) -> Built:
             "virtual_shards 0, or take critic=none"
         )
     distance = config.perceptual(data=data, precision=config.precision)
-    pictures = models.Pictures(
-        made.ends,
-        None if distance is None else models.Likeness(distance.made.distance, distance.weight),
-        None if critic is None else critic.made,
+    return Built(
+        made.model,
+        algorithm_of(config, made, critic, distance),
+        data.preprocess,
+        made,
+        discrete=made.ends.likelihood.discrete,
+        notes=("perceptual distance: none" if distance is None else distance.made.about,),
     )
-    losses = models.losses(made, pictures)
+
+
+def algorithm_of(
+    config: Config, made: models.Autoencoder, critic: Critic | None, distance: Distance | None
+) -> training.Algorithm:
+    """The training of an autoencoder: it is one player, the critic and the distance are others."""
+    likeness = distance and models.Likeness(distance.made.distance, distance.weight)
+    losses = models.losses(made, models.Pictures(made.ends, likeness, critic and critic.made))
     optimizers = {"model": model_optimizer(config)}
-    optimizers |= {} if critic is None else {"critic": critic.optimizer}
-    parts = config.accumulate, config.virtual_shards
-    players = {
-        name: training.Player(loss, optimizers[name], *parts) for name, loss in losses.items()
-    }
+    if critic is not None:
+        optimizers["critic"] = critic.optimizer
     if distance is not None:
-        players["perceptual"] = training.Player(_nothing, optax.set_to_zero(), *parts)
+        losses["perceptual"], optimizers["perceptual"] = _nothing, optax.set_to_zero()
 
     def init(key: Any, x: Any) -> dict[str, Params]:
         keys = jax.random.split(key)
@@ -324,15 +331,11 @@ def build(config: Config, data: Data) -> Built:
             params["perceptual"] = jax.tree.map(jnp.asarray, distance.made.params)
         return params
 
-    about = () if distance is None else (distance.made.about,)
-    return Built(
-        made.model,
-        training.players(init, players, config.ema_decay),
-        data.preprocess,
-        made,
-        discrete=made.ends.likelihood.discrete,
-        notes=about if data.examples is not None else (),
-    )
+    parts = config.accumulate, config.virtual_shards
+    members = {
+        name: training.Player(loss, optimizers[name], *parts) for name, loss in losses.items()
+    }
+    return training.players(init, members, config.ema_decay)
 
 
 def _nothing(params: Params, *args: Any) -> tuple[Any, Terms]:

@@ -46,7 +46,10 @@ class Ends(NamedTuple):
         return 2 * x - 1 if self.centred else x
 
     def encoded(self, params: Params, x: Array) -> Array:
-        """The map of an example, whose last row and column are repeated up to the next multiple."""
+        """The map of an example, whose last row and column are repeated up to the next multiple.
+
+        Diffusers drops the rest of a side instead, and decodes a smaller image.
+        """
         more = [(0, -size % self.factor) for size in self.shape[:2]]
         padded = jnp.pad(self.to_networks(x), (*more, (0, 0)), "edge")
         return self.encoder.apply(params["encoder"], padded)
@@ -149,10 +152,7 @@ def quantized_maps(ends: Ends, latent: int, quantizer: quantizers.Quantizer) -> 
     nats = quantizers.uniform_nats(quantizer.num_codes, like)
 
     def draw(params: Params, key: Array, condition: Any = None) -> Array:
-        leaves, structure = jax.tree.flatten(like)
-        keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
-        one = lambda key, size, codes: jax.random.randint(key, codes.shape, 0, size)
-        return look_up(params, jax.tree.map(one, keys, quantizer.num_codes, like))
+        return look_up(params, quantizers.uniform_codes(key, quantizer.num_codes, like))
 
     def code(params: Params, key: Array, x: Array, step: Array) -> tuple[Array, Array, Terms]:
         quantized = quantize(params, x)

@@ -7,8 +7,6 @@ files are written back byte for byte.
 from __future__ import annotations
 
 import json
-import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,8 +43,8 @@ def import_folder(
     config, held = _read(folder)
     record, params = _named(folder, lambda: _record(folder, config, held, image_size))
     workdir = Path("runs") / folder.resolve().name if to is None else to
-    if folders.has_checkpoints(workdir):
-        raise ValueError(f"{workdir} holds a run; name another folder with --to")
+    if folders.has_checkpoints(workdir) or workdir.resolve() == folder.resolve():
+        raise ValueError(f"{workdir} is taken; name another folder with --to")
     state = _state(record, params)
     with folders.lock(workdir), checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         (workdir / KEPT).mkdir(exist_ok=True)
@@ -54,15 +52,15 @@ def import_folder(
         (workdir / KEPT / HEADER).write_text(held.header)
         folders.save(workdir, record)
         saved.save(0, state, {})
-    count = sum(math.prod(array.shape) for array in held.arrays.values())
-    reports.table(
-        [
-            ("imported", f"{config['_class_name']}, {len(held.arrays)} arrays, {count:,} numbers"),
-            ("images", "x".join(map(str, record.data.shape))),
-            ("train it further", f"jaxvae train {_flags(record)} --start-from {workdir}"),
-            ("run", str(workdir)),
-        ]
-    )
+    kind, count = config["_class_name"], sum(array.size for array in held.arrays.values())
+    flags = _flags(interchange.PRESETS[kind], interchange.to_settings(config))
+    rows = [
+        ("imported", f"{kind}, {len(held.arrays)} arrays, {count:,} numbers"),
+        ("images", "x".join(map(str, record.data.shape))),
+        ("train it further", f"jaxvae train {flags} --start-from {workdir}"),
+        ("run", str(workdir)),
+    ]
+    reports.table(rows)
 
 
 def _state(record: folders.Record, params: Any) -> training.State:
@@ -118,25 +116,16 @@ def _record(
     return record, interchange.from_arrays(held.arrays, like)
 
 
-def _flags(record: folders.Record) -> str:
-    """The preset and the flags of a new run with the same networks."""
-    config = record.config
-    kind = {name: kind for kind, name in interchange.BOTTLENECKS.items()}[config.bottleneck.name]
-    preset = interchange.PRESETS[kind]
-    usual = dict(settings_of(families.preset(preset)))
-    names: tuple[str, ...]
-    names = ("hidden", "latent", "blocks", "norm_groups", "attention_levels", "code_size")
-    names += ("codebook_size",) if kind == "VQModel" else ()
-    given = {name: setting.value for name, setting in settings_of(config) if name in names}
-    flags = [preset]
-    for name, value in given.items():
-        if value != usual[name].value:
-            numbers = value if isinstance(value, tuple) else (value,)
-            flags.append(" ".join(["--" + name.replace("_", "-"), *map(str, numbers)]))
-    for name in ("middle_attention", "quant_convs"):
-        if not getattr(config, name):
-            flags.append("--no-" + name.replace("_", "-"))
-    return " ".join(flags)
+def _flags(preset: str, settings: dict[str, Any]) -> str:
+    """The preset, and the flags of the settings in which another run differs from it."""
+    usual = {name: setting.value for name, setting in settings_of(families.preset(preset))}
+    words = [preset]
+    for name, value in settings.items():
+        if value != usual[name]:
+            numbers = value if isinstance(value, tuple) else () if value is False else (value,)
+            no = "no-" if value is False else ""
+            words += [f"--{no}{name}".replace("_", "-"), *map(str, numbers)]
+    return " ".join(words)
 
 
 def export(
@@ -168,34 +157,34 @@ def export(
     interchange.to_config(record.config, record.data.shape, 1.0)  # refuses what diffusers lacks
     trained = load(workdir, checkpoint)
     arrays = interchange.to_arrays(trained.params)
-    kept, header = workdir / KEPT, None
-    if kept.exists():
-        text, header = (kept / interchange.CONFIG).read_text(), (kept / HEADER).read_text()
-        entries = json.loads(header)
-        arrays = {name: arrays[interchange.current_name(name)] for name in _names(entries)}
-        if scaling_factor is not None:
-            text = _text(json.loads(text) | {"scaling_factor": scaling_factor})
+    if (workdir / KEPT).exists():
+        text, header, arrays = _as_it_was(workdir / KEPT, arrays, scaling_factor)
     else:
         if scaling_factor is None:
             scaling_factor = _measured_scale(workdir, checkpoint, dataset, data_dir)
         text = _text(interchange.to_config(record.config, record.data.shape, scaling_factor))
+        header = None
     folder.mkdir(parents=True, exist_ok=True)
     tensors.write_safetensors(folder / interchange.WEIGHTS, arrays, header)
-    partial = folder / f"{interchange.CONFIG}.partial"
-    partial.write_text(text)
-    os.replace(partial, folder / interchange.CONFIG)
+    (folder / interchange.CONFIG).write_text(text)
     written = json.loads(text)
-    reports.table(
-        [
-            ("exported", f"{written['_class_name']} of step {trained.step}, {len(arrays)} arrays"),
-            ("scaling factor", f"{written.get('scaling_factor')}"),
-            ("folder", str(folder)),
-        ]
-    )
+    rows = [
+        ("exported", f"{written['_class_name']} of step {trained.step}, {len(arrays)} arrays"),
+        ("scaling factor", str(written.get("scaling_factor"))),
+        ("folder", str(folder)),
+    ]
+    reports.table(rows)
 
 
-def _names(entries: dict[str, Any]) -> list[str]:
-    return [name for name in entries if name != "__metadata__"]
+def _as_it_was(
+    kept: Path, arrays: dict[str, np.ndarray], scaling_factor: float | None
+) -> tuple[str, str, dict[str, np.ndarray]]:
+    """config.json, the header and the arrays by their names in the folder that was imported."""
+    text, header = (kept / interchange.CONFIG).read_text(), (kept / HEADER).read_text()
+    names = json.loads(header).keys() - {"__metadata__"}
+    if scaling_factor is not None:
+        text = _text(json.loads(text) | {"scaling_factor": scaling_factor})
+    return text, header, {name: arrays[interchange.current_name(name)] for name in names}
 
 
 def _text(config: dict[str, Any]) -> str:
