@@ -198,8 +198,13 @@ def beside_the_loop(run: runs.Run, settings: Settings) -> dict[str, Any]:
     def fit(count: int) -> None:
         nonlocal trained
         last = int(trained.step) + count
-        more = {"report": lambda step, means: None, "seconds_per_call": math.inf}
-        trained = run.fit(num_steps=last, state=trained, donate=True, **more)
+        trained = run.fit(
+            num_steps=last,
+            state=trained,
+            donate=True,
+            report=lambda step, means: None,
+            seconds_per_call=math.inf,
+        )
         jax.block_until_ready(trained)
 
     seconds = functools.partial(_seconds, bare)

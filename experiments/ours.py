@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.random_runs import run_on
 from experiments.works import (
     CHANNELS,
     HIDDEN,
     IWAE_SAMPLES,
     LATENT,
+    PRESETS,
     RATE,
     SHAPE,
     Run,
@@ -31,6 +33,7 @@ from jaxvae import (
     costs,
     datasets,
     evaluation,
+    families,
     likelihoods,
     models,
     networks,
@@ -92,6 +95,17 @@ def algorithm_of(work: Work, vae: models.VAE) -> training.Algorithm:
     )
 
 
+@functools.lru_cache(maxsize=1)
+def training_of(work: Work) -> tuple[training.Algorithm, Callable]:
+    """The algorithm of a work, and the preprocessing of its images."""
+    if work.network not in PRESETS:
+        return algorithm_of(work, model_of(work)), scaled(work)
+    named = PRESETS[work.network] | {"precision": work.precision, "batch_size": work.batch}
+    config = families.preset(work.network, **named)
+    built = run_on(config, SHAPE[work.network], work.examples).built
+    return built.algorithm, built.preprocess
+
+
 # As a user would write it
 
 
@@ -122,12 +136,12 @@ class _Training:
     """
 
     def __init__(self, work: Work):
-        self.work, self.algorithm = work, algorithm_of(work, model_of(work))
+        self.work, (self.algorithm, preprocess) = work, training_of(work)
         self.folder = tempfile.TemporaryDirectory()
         self.saved = checkpoints.Checkpoints(Path(self.folder.name) / "checkpoints")
         self.period = 1000 if jax.devices()[0].platform == "cpu" else 10_000
         images = jax.device_put(work.images())  # once, as the peers do
-        self.split = datasets.Split(images, preprocess=scaled(work))
+        self.split = datasets.Split(images, preprocess=preprocess)
         first = jax.tree.map(lambda a: a[0], self.split.examples)
         self.state = jax.jit(self.algorithm.init)(jax.random.key(0), first)
 
@@ -155,7 +169,7 @@ class _Training:
 
 def batch_of(work: Work, images: Any) -> training.Batch:
     """A batch of raw images, as ``fit`` makes it."""
-    examples = datasets.Examples(images, scaled(work))
+    examples = datasets.Examples(images, training_of(work)[1])
     weight = jnp.full(work.batch, 1 / work.batch)
     return training.Batch(examples, jnp.arange(work.batch), weight)
 
@@ -164,7 +178,7 @@ def _loop(work: Work, one_program: bool) -> Run | None:
     """Epochs of the algorithm's step: an epoch in one program, or a call for each step."""
     if work.task == "likelihood":
         return None
-    algorithm, images = algorithm_of(work, model_of(work)), jnp.asarray(work.images())
+    (algorithm, preprocess), images = training_of(work), jnp.asarray(work.images())
 
     def batches(key: Any) -> Any:
         whole = work.examples // work.batch * work.batch
@@ -181,7 +195,7 @@ def _loop(work: Work, one_program: bool) -> Run | None:
         order = jax.jit(batches)
         one = jax.jit(lambda state, rows: step(state, rows)[0], donate_argnums=0)
         epoch = lambda state, key: functools.reduce(one, np.asarray(order(key)), state)
-    first = datasets.Examples(images[0], scaled(work))
+    first = datasets.Examples(images[0], preprocess)
     state = jax.jit(algorithm.init)(jax.random.key(0), first)
 
     def run(count: int) -> None:
@@ -208,14 +222,14 @@ def steps(work: Work) -> Run | None:
 
 def step(work: Work) -> tuple[Callable, tuple]:
     """Our step and its arguments: of a batch, or for the likelihood of one image."""
-    vae, key = model_of(work), jax.random.key(0)
-    images = jnp.asarray(work.images()[: work.batch])
+    key, images = jax.random.key(0), jnp.asarray(work.images()[: work.batch])
     if work.task == "likelihood":
+        vae = model_of(work)
         x = scaled(work)(None, images[0])
         loss = models.negative(bounds.iwae, vae, work.samples)
         return loss, (vae.init(key, x), key, x, jnp.int32(0))
-    algorithm = algorithm_of(work, vae)
-    first = datasets.Examples(images[0], scaled(work))
+    algorithm, preprocess = training_of(work)
+    first = datasets.Examples(images[0], preprocess)
     state = jax.eval_shape(algorithm.init, key, first)
     one: Callable = lambda state, batch: algorithm.step(state, batch, None)
     return one, (state, batch_of(work, images))

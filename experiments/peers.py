@@ -10,9 +10,20 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments.works import LARGE, SAMPLES, WORKS, Run, Work
+from experiments.works import LARGE, PRESETS, SAMPLES, WORKS, Run, Work
 
-__all__ = ["LARGE", "NO_LIBRARIES", "PEERS", "SAMPLES", "WORKS", "Run", "Work", "cost", "rates"]
+__all__ = [
+    "LARGE",
+    "NO_LIBRARIES",
+    "PEERS",
+    "PRESETS",
+    "SAMPLES",
+    "WORKS",
+    "Run",
+    "Work",
+    "cost",
+    "rates",
+]
 Peer = Callable[[Work], Run | None]
 
 

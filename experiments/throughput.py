@@ -215,9 +215,16 @@ def versions() -> dict[str, str | None]:
 # The script
 
 
+def there(work: peers.Work) -> bool:
+    """Whether the library has the preset of a work, if it is one of a preset."""
+    from jaxvae import families
+
+    return work.network not in peers.PRESETS or work.network in families.presets()
+
+
 def chosen(settings: Settings) -> dict[str, peers.Work]:
     """The works that were asked for, in each precision. Raises ValueError for unknown ones."""
-    known = peers.WORKS | peers.LARGE
+    known = {name: work for name, work in (peers.WORKS | peers.LARGE).items() if there(work)}
     starts = settings.works or tuple(peers.WORKS)
     works = {name: work for name, work in known.items() if name.startswith(starts)}
     unknown = sorted(set(settings.peers) - set(peers.PEERS))

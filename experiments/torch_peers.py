@@ -8,7 +8,17 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from experiments.works import CHANNELS, HIDDEN, IWAE_SAMPLES, LATENT, RATE, SHAPE, Run, Work
+from experiments.works import (
+    CHANNELS,
+    HIDDEN,
+    IWAE_SAMPLES,
+    LATENT,
+    PRESETS,
+    RATE,
+    SHAPE,
+    Run,
+    Work,
+)
 
 
 def _torch_networks(work: Work) -> tuple[Any, Any]:
@@ -81,6 +91,42 @@ def _torch_device(work: Work) -> tuple[str, Callable[[], None]]:
     return ("cuda", torch.cuda.synchronize) if torch.cuda.is_available() else ("cpu", lambda: None)
 
 
+def _diffusers_loss(work: Work) -> tuple[Any, Callable]:
+    """The parameters of diffusers' ``AutoencoderKL`` with our layers, and its loss of a batch.
+
+    The loss is the absolute error and 1e-6 of the KL.
+    """
+    import torch
+    from diffusers import AutoencoderKL
+
+    device, _ = _torch_device(work)
+    ours, depth = PRESETS[work.network], SHAPE[work.network][-1]
+    count = len(ours["hidden"])
+    model = AutoencoderKL(
+        in_channels=depth,
+        out_channels=depth,
+        down_block_types=("DownEncoderBlock2D",) * count,
+        up_block_types=("UpDecoderBlock2D",) * count,
+        block_out_channels=ours["hidden"],
+        layers_per_block=ours["blocks"],
+        latent_channels=ours["latent"],
+        norm_num_groups=ours["norm_groups"],
+    ).to(device)
+    autocast = functools.partial(
+        torch.autocast, device, torch.bfloat16, enabled=work.precision == "bfloat16"
+    )
+
+    def loss(x: Any) -> Any:
+        centred = 2 * x - 1
+        with autocast():
+            posterior = model.encode(centred).latent_dist
+            out = model.decode(posterior.sample()).sample
+        error = (out.float() - centred).abs().sum((1, 2, 3)).mean()
+        return error + 1e-6 * posterior.kl().mean()
+
+    return list(model.parameters()), loss
+
+
 def _torch_losses(work: Work) -> tuple[Any, Callable, Callable]:
     """The parameters, the log-weights of images and samples, and the loss of a batch."""
     import torch
@@ -123,17 +169,26 @@ def _torch_losses(work: Work) -> tuple[Any, Callable, Callable]:
     return [*encoder.parameters(), *decoder.parameters()], log_weights, loss
 
 
-def torch(work: Work, compiled: bool = False) -> Run:
-    """A hand-written loop: data on the device, fused Adam, autocast where bfloat16 is asked for."""
+def torch(work: Work, compiled: bool = False) -> Run | None:
+    """A hand-written loop: data on the device, fused Adam, autocast where bfloat16 is asked for.
+
+    The autoencoder of latent diffusion is diffusers'. Other presets have no peer here.
+    """
     import torch
 
+    if work.network in PRESETS and work.network != "autoencoder-kl":
+        return None
     torch.manual_seed(0)
     device, synchronize = _torch_device(work)
     mode = "reduce-overhead" if device == "cuda" else None  # CUDA graphs
     compiler = (
         functools.partial(torch.compile, mode=mode) if compiled else lambda function: function
     )
-    parameters, log_weights, loss = _torch_losses(work)
+    log_weights: Callable
+    if work.network in PRESETS:
+        parameters, loss = _diffusers_loss(work)
+    else:
+        parameters, log_weights, loss = _torch_losses(work)
     images = _torch_images(work)
     if work.task == "likelihood":
         one = compiler(log_weights)
@@ -182,23 +237,47 @@ def torch_products(work: Work) -> Run:
     return run
 
 
-def torch_compile(work: Work) -> Run:
+def torch_compile(work: Work) -> Run | None:
     """The same with ``torch.compile``."""
     return torch(work, compiled=True)
 
 
 def pythae(work: Work) -> Run | None:
     """``TrainingPipeline``, and ``get_nll`` at its default batch of 100 samples."""
+    if work.task == "iwae" or work.precision != "float32":
+        return None
+    if work.network in PRESETS and work.network != "vq-vae":
+        return None
+    model = _pythae_vqvae(work) if work.network == "vq-vae" else _pythae_vae(work)
+    device, _ = _torch_device(work)
+    model, images = model.to(device), _torch_images(work)
+    if work.task == "likelihood":
+        return lambda count: model.get_nll(images[:count], n_samples=work.samples)
+
+    from pythae.pipelines import TrainingPipeline
+    from pythae.trainers import BaseTrainerConfig
+
+    def run(count: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            training = BaseTrainerConfig(
+                output_dir=folder,
+                learning_rate=RATE,
+                per_device_train_batch_size=work.batch,
+                num_epochs=max(round(count / work.examples), 1),
+                no_cuda=device == "cpu",
+            )
+            TrainingPipeline(model=model, training_config=training)(train_data=images)
+
+    return run
+
+
+def _pythae_vae(work: Work) -> Any:
+    """Pythae's VAE with our networks."""
     import torch
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.pipelines import TrainingPipeline
-    from pythae.trainers import BaseTrainerConfig
 
-    if work.task == "iwae" or work.precision != "float32":
-        return None
-    device, _ = _torch_device(work)
     height, width, depth = SHAPE[work.network]
     shape, binary = (depth, height, width), work.network == "mlp"
     networks = _torch_networks(work)
@@ -226,19 +305,56 @@ def pythae(work: Work) -> Run | None:
         latent_dim=LATENT[work.network],
         reconstruction_loss="bce" if binary else "mse",
     )
-    model, images = VAE(config, Encoder(), Decoder()).to(device), _torch_images(work)
-    if work.task == "likelihood":
-        return lambda count: model.get_nll(images[:count], n_samples=work.samples)
+    return VAE(config, Encoder(), Decoder())
 
-    def run(count: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            training = BaseTrainerConfig(
-                output_dir=folder,
-                learning_rate=RATE,
-                per_device_train_batch_size=work.batch,
-                num_epochs=max(round(count / work.examples), 1),
-                no_cuda=device == "cpu",
+
+def _pythae_vqvae(work: Work) -> Any:
+    """Pythae's VQ-VAE with the networks of van den Oord et al. 2017, as ours: 512 codes of 64."""
+    from pythae.models import VQVAE, VQVAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from torch import nn
+
+    height, width, depth = SHAPE[work.network]
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.ReLU(), nn.Conv2d(128, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 128, 1)
             )
-            TrainingPipeline(model=model, training_config=training)(train_data=images)
 
-    return run
+        def forward(self, x: Any) -> Any:
+            return x + self.layers(x)
+
+    blocks = lambda: [Block(), Block(), nn.ReLU()]
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            down = nn.Conv2d(depth, 64, 4, 2, 1), nn.ReLU(), nn.Conv2d(64, 128, 4, 2, 1), nn.ReLU()
+            rest = nn.Conv2d(128, 128, 3, padding=1), *blocks(), nn.Conv2d(128, 64, 1)
+            self.layers = nn.Sequential(*down, *rest)
+
+        def forward(self, x: Any) -> Any:
+            return ModelOutput(embedding=self.layers(x))
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            up = nn.ConvTranspose2d(128, 64, 4, 2, 1), nn.ReLU()
+            first = nn.Conv2d(64, 128, 3, padding=1), *blocks()
+            self.layers = nn.Sequential(*first, *up, nn.ConvTranspose2d(64, depth, 4, 2, 1))
+
+        def forward(self, z: Any) -> Any:
+            return ModelOutput(reconstruction=self.layers(z))
+
+    config = VQVAEConfig(
+        input_dim=(depth, height, width),
+        latent_dim=64,
+        num_embeddings=512,
+        use_ema=True,
+        decay=0.99,
+        commitment_loss_factor=0.25,
+    )
+    return VQVAE(config, Encoder(), Decoder())

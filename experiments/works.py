@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 LATENT = {"mlp": 20, "conv": 128, "residual": 64, "wide": 256}
 SHAPE = {"mlp": (28, 28, 1), "conv": (32, 32, 3), "residual": (64, 64, 3), "wide": (64, 64, 3)}
+# Presets of jaxvae, with the settings that the peers have too.
+PRESETS: dict[str, dict[str, Any]] = {
+    "vdvae-small": {},
+    "vq-vae": {},
+    "autoencoder-kl": {
+        **{"hidden": (32, 64), "blocks": 1, "norm_groups": 8, "latent": 4},
+        **{"critic": "none", "perceptual": "none", "ema_decay": 0.0},
+    },
+}
+SHAPE |= {"vdvae-small": (32, 32, 3), "vq-vae": (32, 32, 3), "autoencoder-kl": (64, 64, 3)}
 CHANNELS = {"conv": (32, 64, 128, 256), "residual": (32, 64, 128), "wide": (128, 256, 512)}
 HIDDEN = 500
 RATE = 1e-4  # of Adam; with 1e-3 the wide net diverges on these images
@@ -19,7 +29,7 @@ IWAE_SAMPLES = 50
 class Work(NamedTuple):
     """A network, what is done with it, the batch, and how networks compute."""
 
-    network: Literal["mlp", "conv", "residual", "wide"]
+    network: str  # of SHAPE: one of ours by hand, or a preset
     task: Literal["train", "iwae", "likelihood"]
     batch: int
     examples: int  # in the data set
@@ -41,6 +51,9 @@ WORKS = {
     },
     "conv 32x32x3, batch 128": Work("conv", "train", 128, 2_560),
     "residual 64x64x3, batch 32": Work("residual", "train", 32, 320),
+    "vdvae-small 32x32x3, batch 32": Work("vdvae-small", "train", 32, 320),
+    "vq-vae 32x32x3, batch 32": Work("vq-vae", "train", 32, 640),
+    "autoencoder-kl 64x64x3, batch 16": Work("autoencoder-kl", "train", 16, 64),
     f"IWAE K = {IWAE_SAMPLES}, mlp, batch 128": Work("mlp", "iwae", 128, 1_280),
     f"log p(x), K = {SAMPLES:,}, mlp": Work("mlp", "likelihood", 50, 100),
 }

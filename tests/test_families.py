@@ -263,6 +263,13 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             **{"virtual_shards": 8, "precision": "bfloat16"},
         },
     ),
+    "fsdp": (
+        "digits",
+        {
+            **{"devices": 4, "mapping": "fsdp", "mesh": "2,2", "batch_size": 16},
+            **{"hidden": (256,), "ema_decay": 0.9},
+        },
+    ),
     "stream": ("digits", {"stream": True, "devices": 2, "profile": True, "batch_size": 16}),
     "residual": ("digits", {"network": "residual", "hidden": (4,), "latent": 2}),
     "sampled": (
@@ -299,7 +306,8 @@ OFTEN = ("bits and a bound",)
 def test_every_choice_runs(tmp_path: Path, data_dir: Path, kind: str) -> None:
     """Trained, evaluated, drawn from and loaded."""
     preset, named = {**DISCRETE, **RUNS}[kind]
-    for_job = {n: named[n] for n in ("devices", "mapping", "stream", "profile") if n in named}
+    in_job = ("devices", "mapping", "mesh", "stream", "profile")
+    for_job = {n: named[n] for n in in_job if n in named}
     rest = {name: value for name, value in named.items() if name not in for_job}
     config = small(preset, **rest)
     job = Job(data_dir=str(data_dir), **for_job)

@@ -37,7 +37,9 @@ from harness import (
     saved,
     within,
 )
+from PIL import Image
 
+from jaxvae import families
 from jaxvae.command_line import parse
 from jaxvae.runs import prepare
 from jaxvae.runs.training import fit_in
@@ -466,6 +468,46 @@ def test_a_job_with_a_cut_state_is_killed_and_ends_on_four_devices(
     with job(tmp_path / "end", arguments, processes=1, devices=4) as (running,):
         assert resumed(running.ended(0)) == [there]
     assert_trained_alike(workdir, on_one_device)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 colour images of 16x16."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i, colours in enumerate(rng.integers(0, 256, (60, 4, 4, 3)).astype(np.uint8)):
+        Image.fromarray(colours).resize((16, 16)).save(folder / f"{i:02}.png")
+    return folder
+
+
+# Flags of presets that are trained on a folder of images.
+ON_PICTURES: dict[str, list[Any]] = {
+    "conv": ["--hidden", 32, 64, "--latent", 8],
+    "autoencoder-kl": ["--hidden", 32, 64, "--blocks", 1, "--critic-start", 8],
+}
+
+
+@slow
+@pytest.mark.parametrize("preset", [name for name in ON_PICTURES if name in families.presets()])
+def test_a_preset_on_a_folder_is_killed_in_two_processes_and_ends_in_one(
+    tmp_path: Path, pictures: Path, preset: str
+) -> None:
+    """Eight devices in two processes, then four in one, with the losses of one device."""
+    flags = [preset, "--dataset", pictures, "--image-size", 16, *ON_PICTURES[preset]]
+    flags += ["--steps", 24, "--batch-size", 16, "--report-every", 2, "--checkpoint-every", 6]
+    flags += ["--optimizer", "sgd", "--learning-rate", 1e-5]
+    flags += ["--test-samples", 4, "--test-examples", 4]
+    of = lambda name: [*flags, "--workdir", tmp_path / name]
+    to_the_end(tmp_path / "one", of("one"))
+    workdir, fsdp = tmp_path / "run", [*of("run"), "--mapping", "fsdp"]
+    with job(tmp_path / "log", fsdp, processes=2, devices=4) as processes:
+        processes[0].until(lambda: newest(workdir) >= 6)
+        processes[1].send(signal.SIGKILL)
+        lost(processes[0])
+    there = newest(workdir)
+    assert parts(workdir, there) == {"ocdbt.process_0", "ocdbt.process_1"}
+    with job(tmp_path / "end", fsdp, processes=1, devices=4) as (running,):
+        assert resumed(running.ended(0)) == [there]
+    assert_trained_alike(workdir, tmp_path / "one")
 
 
 # processes, devices of each, further flags, of a run that is stopped and of one that goes on

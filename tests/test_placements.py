@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from test_families import PRESETS, small
 from test_training import images, images_vae
 
+import jaxvae
 from experiments import scaling_models
 from jaxvae import likelihoods, models, networks, posteriors, priors, training
 from jaxvae.runs import Job, prepare
@@ -235,6 +236,18 @@ def test_virtual_shards_belong_to_other_mappings(data_dir: Path) -> None:
     job = Job(data_dir=str(data_dir), mapping="fsdp", devices=2)
     with pytest.raises(ValueError, match="leave virtual_shards out"):
         prepare(small("digits", virtual_shards=8), job)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_run_whose_state_is_cut(tmp_path: Path, data_dir: Path) -> None:
+    """On another mesh and with one step of a learning rate of zero, which only averages anew."""
+    settings: dict[str, Any] = {"data_dir": str(data_dir), "mapping": "fsdp", "progress": False}
+    config = small("digits", batch_size=16, hidden=(256,), ema_decay=0.9)
+    first = jaxvae.train(config, tmp_path / "first", **settings, mesh="1,4")
+    still = jaxvae.settings.changed(config, steps=1, learning_rate=0.0)
+    other = tmp_path / "other"
+    jaxvae.train(still, other, **settings, mesh="2,2", start_from=tmp_path / "first")
+    chex.assert_trees_all_close(jaxvae.load(other).params, first.params, rtol=1e-6)
 
 
 @pytest.mark.slow

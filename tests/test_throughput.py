@@ -13,6 +13,7 @@ from harness import script
 from PIL import Image
 
 from experiments import peers, throughput
+from jaxvae import families
 
 SMALL = {
     "mlp": peers.Work("mlp", "train", 4, 8),
@@ -20,6 +21,10 @@ SMALL = {
     "residual": peers.Work("residual", "train", 1, 2),
     "iwae": peers.Work("mlp", "iwae", 2, 4),
     "likelihood": peers.Work("mlp", "likelihood", 2, 2),
+} | {
+    preset: peers.Work(preset, "train", 2, 4)
+    for preset in peers.PRESETS
+    if preset in families.presets()
 }
 WORKS = [(peer, work) for peer in peers.PEERS for work in SMALL]
 
@@ -39,7 +44,7 @@ def test_a_peer_does_the_work(peer: str, work: str, monkeypatch: pytest.MonkeyPa
     except ImportError as error:
         pytest.skip(f"{error.name} is not installed")
     if run is None:
-        assert peer not in ("jaxvae", "torch")
+        assert peer != "jaxvae" and (peer != "torch" or work in peers.PRESETS)
     else:
         run(SMALL[work].batch)
 

@@ -84,8 +84,8 @@ def _compiled(
             donate_argnums=0,
         )
     if mapping == "fsdp":
-        on_mesh = functools.partial(_run_on_mesh, algorithm, mesh, streamed, whole)
-        return jax.jit(on_mesh, donate_argnums=0)
+        whole_batches = functools.partial(_run_on_mesh, algorithm, mesh, streamed, whole)
+        return jax.jit(whole_batches, donate_argnums=0)
     shared, split = PartitionSpec(), PartitionSpec(AXIS)
 
     def squeezed(state: Any, examples: Any, count: Array, *parts: Array) -> Any:

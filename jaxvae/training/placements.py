@@ -168,8 +168,8 @@ def cut(shape: tuple[int, ...], itemsize: int, parts: int) -> PartitionSpec:
     """The axis of an array that ``parts`` devices share: the largest one that they divide.
 
     >>> from jaxvae.training.placements import cut
-    >>> cut((784, 512), 4, 8), cut((3, 3, 256, 512), 4, 8), cut((512,), 4, 8)
-    (PartitionSpec('model',), PartitionSpec(None, None, None, 'model'), PartitionSpec())
+    >>> [tuple(cut(shape, 4, 8)) for shape in ((784, 512), (3, 3, 256, 512), (512,))]
+    [('model',), (None, None, None, 'model'), ()]
 
     The first axis of three or more is never cut. It is the layer of parameters that a scan stacks,
     and a scan over an axis that is cut would gather all layers at once. Arrays of less than
