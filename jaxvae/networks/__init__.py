@@ -37,7 +37,6 @@ from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
 from jaxvae.networks.transformer import causal_transformer
-from jaxvae.networks.very_deep import very_deep
 
 __all__ = [
     "ACTIVATIONS",
