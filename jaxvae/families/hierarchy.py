@@ -22,6 +22,7 @@ from jaxvae.ranges import Amount, Count, Positive, Widths
 from jaxvae.settings import Choice, Chosen, changed
 from jaxvae.training import batch_mean
 
+Likelihood = Choice(likelihoods.LIKELIHOODS)
 Layout = Choice(networks.LAYOUTS)
 
 
@@ -155,7 +156,7 @@ class Config(contract.Config):
     """Latents of a layer: channels of an image, or dimensions of the lowest vector."""
     network: Chosen = Network("very_deep")
     """Network of all layers, up and down."""
-    likelihood: Chosen = contract.Choice(likelihoods.LIKELIHOODS)("pixel_logistic_mixture")
+    likelihood: Chosen = Likelihood("pixel_logistic_mixture")
     """Family of p(x|z)."""
     num_samples: Count = 1
     """Draws of z for each example."""

@@ -25,6 +25,8 @@ from jaxvae.likelihoods import Likelihood
 from jaxvae.models.answers import Model
 from jaxvae.networks import Layer, TopDown
 
+DRAWS = 50  # of z for an example that are computed at once
+
 
 class Bound(NamedTuple):
     """What one walk through the layers says of an example, at one draw of z."""
@@ -125,12 +127,13 @@ class LayeredVAE(NamedTuple):
         return Bound(log_prob_of(density, x), *_joined(reports))
 
     def bounds(self, params: Params, key: Array, x: Any, num_samples: int) -> Bound:
-        """``bound`` of several draws, [K, ...]."""
+        """``bound`` of several draws, [K, ...], of which memory holds fifty at once."""
         activations = self._bottom_up(params, x)
+        one = lambda key: self.bound(params, activations, key, x)
         if num_samples == 1:  # without an axis of draws, which loops over layers would copy
-            return jax.tree.map(lambda a: a[None], self.bound(params, activations, key, x))
+            return jax.tree.map(lambda a: a[None], one(key))
         keys = jax.random.split(key, num_samples)
-        return jax.vmap(self.bound, (None, None, 0, None))(params, activations, keys, x)
+        return jax.vmap(one)(keys) if num_samples <= DRAWS else lax.map(one, keys, batch_size=DRAWS)
 
     def terms(self, params: Params, key: Array, x: Any, num_samples: int) -> Terms:
         """The terms of the ELBO, and KL of each layer by its name, as ``kl/32x32/7``."""
