@@ -152,7 +152,10 @@ def quantized_maps(ends: Ends, latent: int, quantizer: quantizers.Quantizer) -> 
     nats = quantizers.uniform_nats(quantizer.num_codes, like)
 
     def draw(params: Params, key: Array, condition: Any = None) -> Array:
-        return look_up(params, quantizers.uniform_codes(key, quantizer.num_codes, like))
+        leaves, structure = jax.tree.flatten(like)
+        keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+        one = lambda key, size, codes: jax.random.randint(key, codes.shape, 0, size)
+        return look_up(params, jax.tree.map(one, keys, quantizer.num_codes, like))
 
     def code(params: Params, key: Array, x: Array, step: Array) -> tuple[Array, Array, Terms]:
         quantized = quantize(params, x)
