@@ -201,7 +201,7 @@ def larger(hidden: int) -> training.Algorithm:
     return training.gradient_descent(vae.init, loss, training.adam(1e-3))
 
 
-@pytest.mark.parametrize("hidden", [128, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hidden", [256, pytest.param(512, marks=pytest.mark.slow)])
 @pytest.mark.optimized
 def test_memory_of_a_device_falls_with_their_number(hidden: int) -> None:
     """By XLA's own analysis of one step: parameters, two moments, and what a step needs beside."""
