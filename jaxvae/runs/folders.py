@@ -17,7 +17,7 @@ from jaxvae import datasets, families
 from jaxvae.families import FAMILIES, RESUMABLE, Data, FirstStage
 from jaxvae.settings import from_json, to_json
 
-FORMAT = 2  # the version of config.json; folders of 0.1.0 had none
+FORMAT = 3  # the version of config.json and of checkpoints; folders of other versions are refused
 
 
 def write_json(path: Path, value: Any) -> None:
