@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxvae import processes
 from jaxvae.checksums import checksums
+from jaxvae.handlers import alone, by_all, is_cut, key_data, placed, restore_args
 from jaxvae.records import (
     DamagedError,
     check_model,
@@ -55,7 +55,7 @@ DAMAGED = "damaged"  # folder that damaged checkpoints are moved to
 class Checkpoints:
     """The checkpoints of a run in a folder, which keeps the newest two and the best one.
 
-    >>> import tempfile
+    >>> import tempfile, jax.numpy as jnp
     >>> state = {"params": {"w": jnp.arange(3.0)}, "optimizer": jnp.zeros(3)}
     >>> with Checkpoints(tempfile.mkdtemp()) as saved:
     ...     saved.save(300, state, totals={}, metric=-1.5)
@@ -71,7 +71,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder).absolute()
         # A process that reads alone does not wait for others that found damage.
-        self._checkpointer = ocp.Checkpointer(**_alone())
+        self._checkpointer = ocp.Checkpointer(**alone())
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -94,7 +94,7 @@ class Checkpoints:
     @functools.cached_property
     def _together(self) -> ocp.AsyncCheckpointer:
         """Writes what several processes hold in parts."""
-        return ocp.AsyncCheckpointer(**_by_all())
+        return ocp.AsyncCheckpointer(**by_all())
 
     def wait(self) -> None:
         """Waits for the last write. Raises OSError if it has failed."""
@@ -137,12 +137,12 @@ class Checkpoints:
             "metric": judged,
             "finished": False,
         }
-        if any(map(_is_cut, jax.tree.leaves(state))):
+        if any(map(is_cut, jax.tree.leaves(state))):
             if not processes.any_of(processes.is_first() and step in self.steps):
-                self._save_together(step, _data(state), record)
+                self._save_together(step, key_data(state), record)
         elif processes.is_first() and step not in self.steps:
             # Copies are needed, because the next step overwrites the state.
-            held = jax.tree.map(np.array, jax.device_get(_data(processes.local(state))))
+            held = jax.tree.map(np.array, jax.device_get(key_data(processes.local(state))))
             self._writing = self._writer.submit(self._write, step, held, record)
 
     def _save_together(self, step: int, data: Any, record: dict[str, Any]) -> None:
@@ -238,7 +238,7 @@ class Checkpoints:
             raise DamagedError(
                 f"the checkpoint of step {step} is missing: {folder} is gone or was never finished"
             )
-        data = _data(like)
+        data = key_data(like)
         held, reason = self._read(folder, data, **options)
         if processes.any_of(bool(reason)):
             reason = reason or "another process could not read it"
@@ -251,7 +251,7 @@ class Checkpoints:
                 f"the checkpoint of step {step} is damaged: the checksums of {len(changed)} arrays "
                 f"differ, the first is {changed[0] if changed else 'in another process'} ({folder})"
             )
-        return jax.tree.map(_placed, like, held)
+        return jax.tree.map(placed, like, held)
 
     def restore_newest(
         self, like: Any, warn: Callable[[str], None], keep_damaged: bool = False
@@ -290,7 +290,7 @@ class Checkpoints:
         They are in the host's memory, or on the devices that ``like`` cuts them over.
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        where = jax.tree.map(_restore_args, like)
+        where = jax.tree.map(restore_args, like)
         with _unheard():
             try:
                 args = ocp.args.PyTreeRestore(shapes, restore_args=where, **options)
@@ -352,29 +352,6 @@ def _numbered(paths: Iterable[Path]) -> set[int]:
     return {int(path.name) for path in paths if path.name.isdigit() and path.is_dir()}
 
 
-def _typed_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _data(tree: Any) -> Any:
-    """A tree of arrays or shapes, in which typed keys are replaced by their data."""
-
-    def data_of(leaf: Any) -> Any:
-        if not _typed_key(leaf):
-            return leaf
-        if isinstance(leaf, jax.Array):
-            return jax.random.key_data(leaf)
-        return jax.eval_shape(jax.random.key_data, leaf).update(sharding=leaf.sharding)
-
-    return jax.tree.map(data_of, tree)
-
-
-def _is_cut(leaf: Any) -> bool:
-    """Whether an array, or the array of a shape, is cut over several devices."""
-    place = getattr(leaf, "sharding", None)
-    return place is not None and not place.is_fully_replicated
-
-
 def _checksums(tree: Any) -> dict[str, int]:
     by_name = named(tree)
     return dict(zip(by_name, checksums(list(by_name.values())), strict=True))
@@ -383,66 +360,6 @@ def _checksums(tree: Any) -> dict[str, int]:
 def _add_checksums(record: dict[str, Any], tree: Any) -> None:
     for name, checksum in _checksums(tree).items():
         record["arrays"][name]["checksum"] = checksum
-
-
-def _orbax(kinds: dict[Any, Any], writers: ocp.options.MultiprocessingOptions) -> dict[str, Any]:
-    """The arguments of a checkpointer of Orbax."""
-    registry = ocp.type_handlers.create_type_handler_registry(*kinds.items())
-    # Compression would save a tenth of the size, which is not worth the time.
-    handler = ocp.PyTreeCheckpointHandler(
-        use_compression=False, type_handler_registry=registry, multiprocessing_options=writers
-    )
-    return {"handler": handler, "multiprocessing_options": writers}
-
-
-def _alone() -> dict[str, Any]:
-    """For one process, which waits for no other one."""
-    me = jax.process_index()
-    kinds = {
-        np.ndarray: ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False),
-        jax.Array: ocp.type_handlers.ArrayHandler(primary_host=me),  # to read
-    }
-    return _orbax(kinds, ocp.options.MultiprocessingOptions(me, {me}))
-
-
-def _by_all() -> dict[str, Any]:
-    """For all processes. They wait for each other at the coordinator, not with collectives.
-
-    Those would be beside the training's collectives.
-    """
-    arrays = ocp.type_handlers.ArrayHandler(
-        enable_write_sharding_file=False, use_replica_parallel=False
-    )
-    everybody = set(range(jax.process_count()))
-    return _orbax({jax.Array: arrays}, ocp.options.MultiprocessingOptions(0, everybody))
-
-
-def _restore_args(like: Any) -> ocp.RestoreArgs:
-    if not _is_cut(like):
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(
-        restore_type=jax.Array, sharding=like.sharding, global_shape=like.shape
-    )
-
-
-def _placed(like: Any, data: Any) -> Any:
-    """An array of the host, placed like ``like`` or on the default device.
-
-    It becomes a typed key if ``like`` is one. An array that is on its devices stays there.
-    """
-    if isinstance(data, jax.Array):
-        return data
-    place = getattr(_data(like), "sharding", None)
-    array = (
-        jnp.asarray(data)
-        if place is None
-        else jax.make_array_from_callback(data.shape, place, data.__getitem__)
-    )
-    if not _typed_key(like):
-        return array
-    impl: list[Any] = []  # JAX tells it for arrays, even traced ones, but not for shapes
-    jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), like)
-    return jax.random.wrap_key_data(array, impl=impl[0])
 
 
 @contextlib.contextmanager
