@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import gc
 import os
 import shutil
 import tempfile
@@ -33,11 +34,12 @@ jax.config.update("jax_disable_most_optimizations", True)  # but for tests marke
 # table, ``pytest -m slow`` the others. Refusals compile nothing, so all of them always run.
 COMPILING = {
     *("test_bounds.py", "test_checkpoints.py", "test_code_priors.py", "test_convolutions.py"),
-    "test_distributions.py",
-    *("test_divergences.py", "test_evaluation.py", "test_expectations.py", "test_families.py"),
-    *("test_figures.py", "test_flows.py", "test_gradient_variance.py", "test_lowering.py"),
-    *("test_measurements.py", "test_metrics.py", "test_models.py", "test_networks.py"),
-    *("test_objectives.py", "test_sample_divergences.py", "test_spherical.py", "test_training.py"),
+    *("test_distributions.py", "test_divergences.py", "test_evaluation.py", "test_expectations.py"),
+    *("test_families.py", "test_figures.py", "test_flows.py", "test_gradient_variance.py"),
+    *("test_hierarchy.py", "test_hybrids.py", "test_lowering.py", "test_measurements.py"),
+    *("test_metrics.py", "test_models.py", "test_networks.py", "test_objectives.py"),
+    *("test_placements.py", "test_quantizers.py", "test_sample_divergences.py"),
+    *("test_spherical.py", "test_training.py"),
 }
 
 
@@ -52,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if seen[key] % 5:
             item.add_marker(pytest.mark.slow)
         seen[key] += 1
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is not garbage; without this a twentieth of the time goes to looking."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

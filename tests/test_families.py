@@ -299,10 +299,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "quadrants": ("cvae", {"condition": "quadrants", "quadrants": 2}),
 }
-OFTEN = ("bits and a bound",)
 
 
-@pytest.mark.parametrize("kind", slow_but(OFTEN, {**DISCRETE, **RUNS}))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", {**DISCRETE, **RUNS})
 def test_every_choice_runs(tmp_path: Path, data_dir: Path, kind: str) -> None:
     """Trained, evaluated, drawn from and loaded."""
     preset, named = {**DISCRETE, **RUNS}[kind]

@@ -145,6 +145,7 @@ def test_encodings_may_have_any_shape() -> None:
     np.testing.assert_allclose(found.params, z.mean(0), atol=0.25)
 
 
+@pytest.mark.slow
 def test_a_second_stage_draws_what_it_was_fitted_to() -> None:
     """Three clusters in the plane: their shares, and little between them, where a Gaussian would
     put draws.

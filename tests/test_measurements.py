@@ -589,6 +589,7 @@ def test_a_reference_that_was_sampled_adds_no_bias() -> None:
     assert not found.seen
 
 
+@pytest.mark.slow
 def test_what_a_measurement_cannot_say_is_said() -> None:
     params = {"a": jnp.ones(())}
     cauchy = lambda key, p, x: p["a"] * jax.random.cauchy(key)

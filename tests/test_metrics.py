@@ -75,6 +75,7 @@ def test_clusters_are_the_components_of_the_prior() -> None:
     assert METRICS["clustering"](model, {}, KEY, Data(half))["clustering_accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_samples_of_the_data_are_as_good_as_the_data() -> None:
     data = Data(clusters(90, 1), clusters(600))
     good = METRICS["samples"](identity(prior=OF_CLUSTERS), {}, KEY, data)

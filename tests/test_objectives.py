@@ -214,6 +214,7 @@ def test_players_move_nothing_but_their_own() -> None:
     assert float(optax.tree.norm(slope["critic"])) > 0
 
 
+@pytest.mark.slow
 def test_a_vampprior_of_one_pseudo_input_is_its_posterior() -> None:
     """And each component of several is."""
     noise = lambda count: lambda key, x: jax.random.normal(key, (count, *x.shape))
@@ -383,6 +384,7 @@ def test_a_hierarchical_mixture_is_what_its_equation_says() -> None:
     assert p.sample(KEY, (5,)).shape == (5, 3)
 
 
+@pytest.mark.slow
 def test_temperature_scales_deviations() -> None:
     normal = distributions.Normal(jnp.array([1.0]), jnp.array([2.0]))
     mixture = distributions.Mixture(

@@ -390,6 +390,7 @@ def terms_of(algorithm: training.Algorithm, devices: int) -> dict[str, Any]:
     return {name.rpartition("/")[2]: value for name, value in reports[1].items()}
 
 
+@pytest.mark.slow
 def test_terms_are_of_the_global_batch() -> None:
     """Perplexities and the entropy of all codes, on one device and on four."""
     config = families.preset("lfq", optimizer="sgd", learning_rate=1e-6)

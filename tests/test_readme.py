@@ -43,9 +43,10 @@ def shortened(code: str, shorter: dict[str, str]) -> str:
 FEW = "steps=2, hidden=(8,), test_samples=2, test_examples=8"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
-    [FEW, pytest.param("steps=5000", marks=[pytest.mark.slow, pytest.mark.optimized])],
+    [FEW, pytest.param("steps=5000", marks=pytest.mark.optimized)],
     ids=["small", "full"],
 )
 def test_the_front_door(

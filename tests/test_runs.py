@@ -246,7 +246,7 @@ def test_labels_keep_their_names(tmp_path: Path) -> None:
 def test_a_run_on_arrays_asks_for_its_data(tmp_path: Path) -> None:
     arrays = np.eye(16, dtype=np.uint8).reshape(16, 4, 4, 1)
     jaxvae.train("digits", tmp_path / "run", data=arrays, **QUICK | {"steps": 2})
-    with pytest.raises(ValueError, match="was trained on arrays: say with --dataset"):
+    with pytest.raises(ValueError, match="was trained on arrays or imported: say with --dataset"):
         evaluate(tmp_path / "run")
     np.save(tmp_path / "arrays.npy", arrays)
     evaluate(tmp_path / "run", num_samples=5, dataset=str(tmp_path / "arrays.npy"))

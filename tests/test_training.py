@@ -783,6 +783,7 @@ def test_debug_nans_names_the_operation() -> None:
         training.fit(algorithm, CENTERS, num_steps=3, batch_size=4)
 
 
+@pytest.mark.slow
 def test_nothing_need_be_compiled() -> None:
     settings: dict[str, Any] = {"num_steps": 2, "batch_size": 4}
     compiled = training.fit(quadratic(optax.sgd(0.1)), CENTERS, **settings)
