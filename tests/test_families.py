@@ -146,6 +146,7 @@ def check_methods(model: jaxvae.Trained, run: Run) -> None:
         assert np.isfinite(model.log_likelihood(key, x, num_samples=3, **given)).all()
 
 
+@pytest.mark.slow
 def test_a_label_is_an_attribute_for_each_class(digits: datasets.Dataset) -> None:
     """Given as such, the same training, bit for bit."""
     part = digits.splits["train"].take(slice(60))

@@ -82,6 +82,7 @@ def test_rounding_is_no_variance_to_compare_with(size: float) -> None:
     assert variance_tables.rounding(row | {"mode": "exact"}) == 1e-25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["titsias_shi", "square", "logistic_regression"])
 def test_problems_are_measured(problem: str, tmp_path: Path) -> None:
     names = ("rloo", "disarm") if problem == "titsias_shi" else ("rloo", "pathwise")

@@ -193,6 +193,7 @@ def test_the_variance_of_leave_one_out_follows_from_three_scalars() -> None:
 # Gaussians
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("a", [0.3, -2.5])
 def test_variances_of_a_square_under_a_gaussian_are_the_closed_forms(a: float) -> None:
     """(x - k)^2, x ~ N(k + a, s^2), in the mean and in the scale (Mohamed et al. 2020,
@@ -314,6 +315,7 @@ def two_samples(x: float, mu: float, m: float, s: float) -> tuple[np.ndarray, ..
     return along, along + of_q, of_q, special.softmax(log_w, 0), np.outer(p, p).ravel()
 
 
+@pytest.mark.slow
 def test_two_sample_bounds_of_the_linear_gaussian_are_those_of_quadrature() -> None:
     """Of L_2 with NumPy's nodes: pathwise, doubly reparameterized, and wake-phase gradients."""
     x, mu, m, s = 1.3, 0.2, 0.4, np.sqrt(2 / 3)
@@ -413,6 +415,7 @@ def test_a_reparameterized_bound_has_the_gradient_of_its_value(name: str) -> Non
         assert found.mean["m"][0] == pytest.approx(sum(parts), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_objectives_between_bounds_are_those_bounds_at_their_ends() -> None:
     key, q = jax.random.key(0), Normal(jnp.array([0.4]), jnp.array([0.8]))
     joint = linear_gaussian(1.3)({"m": q.loc, "s": q.scale, "mu": jnp.array([0.2])})[1]
@@ -647,6 +650,7 @@ def test_budgets_and_exponents() -> None:
     assert fitted.value == pytest.approx(-1.5) and fitted.low < -1.5 < fitted.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rloo", "score_function", "disarm_tree"])
 def test_the_battery_tells_invariant_estimators_from_others(name: str) -> None:
     """REINFORCE moves with a constant; the tree's variance depends on the order of its classes."""

@@ -224,6 +224,7 @@ def test_a_users_files_in_colour(tmp_path: Path) -> None:
     assert result(tmp_path / "run")["num_examples"] == 3
 
 
+@pytest.mark.slow
 def test_labels_keep_their_names(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
@@ -243,6 +244,7 @@ def test_labels_keep_their_names(tmp_path: Path) -> None:
         trained.sample(jax.random.key(0), 2)
 
 
+@pytest.mark.slow
 def test_a_run_on_arrays_asks_for_its_data(tmp_path: Path) -> None:
     arrays = np.eye(16, dtype=np.uint8).reshape(16, 4, 4, 1)
     jaxvae.train("digits", tmp_path / "run", data=arrays, **QUICK | {"steps": 2})

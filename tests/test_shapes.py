@@ -289,6 +289,7 @@ def fitted(small, examples):
     return training.trained(training.fit(algorithm, examples, num_steps=6, batch_size=8))
 
 
+@pytest.mark.slow
 def test_training_renders_what_it_uses(small, dataset):
     """As if the pixels had been held: the same parameters."""
     train = datasets.select(dataset, "train[:60]").x

@@ -871,6 +871,7 @@ def test_parameters_of_another_model_are_no_start(other: Any, message: str) -> N
         training.start_from(warm_state("model"), other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_sweep_is_its_members_trained_alone(devices: int) -> None:
     """Learning rates of gradient descent, and as many seeds of a loss whose noise is the
@@ -928,6 +929,7 @@ def test_noise_depends_on_step_and_place_alone() -> None:
     assert float(metrics["loss"]) == pytest.approx(float(jax.random.normal(key)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_free_bits_take_the_maximum_after_the_mean_over_all_devices(
     small_vae: models.VAE,
 ) -> None:
