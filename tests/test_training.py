@@ -730,7 +730,10 @@ def least_squares(optimizer: Any, **options: Any) -> training.Algorithm:
 def test_lbfgs_finds_the_least_squares(
     optimizer: Any, mapping: str, devices: int, options: dict[str, int]
 ) -> None:
-    """Its line search asks for losses and gradients of the whole batch, within the step."""
+    """Its line search asks for losses and gradients of the whole batch, within the step.
+
+    It compares losses in float32, which tell parameters apart to the square root of their rounding.
+    """
     state = training.fit(
         least_squares(optimizer, **options),
         LINES,
@@ -740,7 +743,7 @@ def test_lbfgs_finds_the_least_squares(
         mapping=mapping,
     )
     best, *_ = np.linalg.lstsq(LINES["a"].astype(np.float64), LINES["b"])
-    np.testing.assert_allclose(training.trained(state), best, atol=2e-5)
+    np.testing.assert_allclose(training.trained(state), best, atol=1e-4)
 
 
 def test_two_line_searches_over_devices_wait_for_each_other() -> None:
