@@ -6,7 +6,7 @@ Parts come in the order of what one wants to know first. A part that would begin
 out is left out, and the JSON file is written after every part. A model whose preset is not there is
 left out.
 
-The share of the peak is that of the products and convolutions of a step without ``remat``, so what
+The share of the peak counts the products and convolutions of a step without ``remat``. What
 ``remat`` computes again does not count. Memory is XLA's analysis of the step: state and batch, and
 what it needs beside them. ``fit`` is measured beside the bare loop of its step on the same images.
 """

@@ -89,8 +89,8 @@ def rows(state: State, counts: Sequence[int] = COUNTS) -> list[dict[str, Any]]:
 def links(state: State, batch: int, settings: Any, temporary: float | None) -> list[dict[str, Any]]:
     """What to do on each kind of devices: the fewest parts that fit, and the batch that pays.
 
-    ``batch`` is that of a device. ``temporary`` are bytes for one example; without them a state may
-    fill half of a device.
+    ``batch`` is the batch of one device. ``temporary`` are bytes for one example; without them a
+    state may fill half of a device.
     """
     said = []
     for name, link in LINKS.items():

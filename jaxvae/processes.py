@@ -87,7 +87,8 @@ def local(tree: Any) -> Any:
         if not isinstance(a, jax.Array) or len(a.sharding.device_set) == 1:
             return a
         if not a.is_fully_replicated:
-            a = jax.device_put(a, NamedSharding(a.sharding.mesh, PartitionSpec()))  # type: ignore[attr-defined]
+            mesh = a.sharding.mesh  # type: ignore[attr-defined]
+            a = jax.device_put(a, NamedSharding(mesh, PartitionSpec()))
         return a.addressable_data(0)
 
     return jax.tree.map(copy, tree)

@@ -273,7 +273,7 @@ def test_entropies_of_signs_are_those_of_the_table() -> None:
     @jax.jit
     def quantized(z: Any) -> Any:
         found = quantizer.quantize({}, z)
-        return found, quantizer.batch_loss(found.statistic), quantizer.look_up({}, jnp.arange(8))  # type: ignore[misc]
+        return found, quantizer.batch_loss(found.statistic), quantizer.look_up({}, jnp.arange(8))
 
     found, of_batch, every = quantized(z.astype(np.float32))
     np.testing.assert_allclose(found.statistic, table.mean(0), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Samples of VAEs with critics beside those of a plain VAE (Larsen et al. 2016; Bao et al. 2017).
+"""Samples of VAEs with critics and of a plain VAE (Larsen et al. 2016; Bao et al. 2017).
 
 ``python experiments/papers/hybrids.py [--dataset mnist] [--data-dir DIR] [--json OUT]``
 

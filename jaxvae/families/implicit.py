@@ -47,7 +47,7 @@ class Config(contract.Config):
     critic_hidden: Widths = (256, 256)
     """Widths of the critic's hidden layers."""
     critic_weight: Amount = 1.0
-    """Weight of the critic's log-ratio in KL; 1 is that of the ELBO."""
+    """Weight of the critic's log-ratio in KL; 1 is the ELBO."""
     critic_learning_rate: Amount = 1e-3
     """Learning rate of the critic's Adam (betas 0.5 and 0.9)."""
 

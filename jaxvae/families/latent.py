@@ -42,7 +42,7 @@ def gaussian(kl_weight: Amount = 1e-6, kl_warmup: Chosen = Warmup("none")) -> op
     return kl_warmup(end=kl_weight)
 
 
-QUANTIZERS = "nearest", "residual", "finite_scalar"  # those that descend the model's own loss
+QUANTIZERS = "nearest", "residual", "finite_scalar"  # they descend the loss of the model
 Bottleneck = Choice(
     {"gaussian": gaussian} | {name: quantizers.QUANTIZERS[name] for name in QUANTIZERS}
 )
@@ -134,8 +134,8 @@ def of_file(
     Args:
       data: what is known of the data.
       precision: the precision of the network.
-      perceptual_file: a .safetensors or .npz file with torchvision's names for VGG16 and those of
-        lpips for its weights, as jaxvae.perceptual.of_file takes it.
+      perceptual_file: a .safetensors or .npz file, as jaxvae.perceptual.of_file takes it: VGG16
+        with the names of torchvision, and the weights of lpips with its names.
       perceptual_weight: the weight of the distance, w_p.
       vgg_hidden: widths of the five stages of the network in the file.
     """
@@ -211,7 +211,7 @@ class Config(contract.Config):
     code_size: Count | None = None
     """Channels of the vectors that a codebook quantizes; None is latent."""
     hidden: Widths = (32, 64)
-    """Channels by resolution, from that of the image on; each resolution halves the one before."""
+    """Channels by resolution, the image's first; each resolution halves the one before."""
     blocks: Count = 1
     """Residual blocks at each resolution of the encoder; the decoder has one more."""
     norm_groups: Count = 8

@@ -224,7 +224,8 @@ def with_layer_costs(
     def loss(
         params: Params, keys: Array, x: Any, weight: Array, step: Array, axis_name: str | None
     ) -> tuple[Array, Terms]:
-        each = jax.vmap(lambda key, x: model.terms(params, key, x, num_samples))(keys, x)  # type: ignore[misc]
+        terms: Any = model.terms
+        each = jax.vmap(lambda key, x: terms(params, key, x, num_samples))(keys, x)
         means = {
             name: jnp.sum(jnp.where(weight > 0, value, 0.0) * weight)
             for name, value in each.items()

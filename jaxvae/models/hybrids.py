@@ -41,7 +41,7 @@ class Judge(NamedTuple):
 
 
 def parted(params: Params) -> Players:
-    """The parameters of a VAE as those of two players, its encoder and its decoder."""
+    """The parameters of a VAE by player: its encoder and its decoder."""
     encoder = {name: part for name, part in params.items() if name not in DECODER}
     return {"encoder": encoder, "decoder": {name: params[name] for name in DECODER}}
 
@@ -78,7 +78,7 @@ class Passes(NamedTuple):
 
 
 def passes(model: Any, params: Players, key: Array, example: Any) -> Passes:
-    """The passes of one example. The draw of q(z|x) and the KL are those of ``negative_elbo``."""
+    """The passes of one example. ``negative_elbo`` has the same draw of q(z|x) and KL."""
     key_z, key_kl = jax.random.split(key)
     vae, x = model.at(example)
     vae, of_vae = vae.in_training(key), joined(params)
@@ -196,8 +196,8 @@ class MeanMatching(NamedTuple):
     Bao et al. 2017, arXiv:1703.10155, sec. 3. The means are over all examples for the critic, and
     over each class g for the classifier. x_p is decoded from a draw of the prior. Means of a batch
     scatter: between two batches of one distribution the expectation is tr Cov f / B. So the means
-    are moving averages, which are the parameters of a player ``centres``. The gradient is that of
-    the batch's mean of f(x_p).
+    are moving averages, which are the parameters of a player ``centres``. The gradient is the
+    gradient of the batch's mean of f(x_p).
     """
 
     model: Any  # a CVAE, whose examples have one-hot y

@@ -104,7 +104,7 @@ def noise_basis(latent: int, network: Network, functions: int, noise_size: int) 
 
 
 class Contrast(NamedTuple):
-    """What the critic tells draws of q(z|x) from, in coordinates u of its own."""
+    """The law that the critic tells q(z|x) from, in its coordinates u."""
 
     coordinates: Callable[[Array], Array]  # z -> u
     sample: Callable[[Array], Array]  # key -> a draw u of the contrast

@@ -204,7 +204,7 @@ class PatchCritic(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What an autoencoder's images cost, of one example. ``params`` are those of all players."""
+    """What an autoencoder's images cost, of one example. ``params`` has all players."""
 
     ends: Ends
     likeness: Likeness | None
@@ -258,7 +258,7 @@ def losses(autoencoder: Autoencoder, pictures: Pictures) -> dict[str, BatchLoss]
         lambda = w_d |d nll / d W| / (|d g / d W| + 1e-4), at most 1e4 w_d, without a gradient.
 
     x' is the mean of p(x|z), d the perceptual distance, e^v ``error_scale``, and W the kernel of
-    the decoder's last convolution. The norms are those of the gradients of the whole batch. The
+    the decoder's last convolution. The norms are taken of gradients of the whole batch. The
     critic descends its hinge loss from the first step on, so it has learned something when the
     autoencoder begins to pay. Neither loss has a gradient in the other player's parameters.
 

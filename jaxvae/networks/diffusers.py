@@ -1,4 +1,4 @@
-"""Encoder and decoder of latent diffusion, layer by layer those of the library diffusers.
+"""Encoder and decoder of latent diffusion, layer by layer as in the library diffusers.
 
 Rombach et al. 2022, arXiv:2112.10752. The parameters of ``encoder.down_blocks.0.resnets.1.conv1``
 there are ``encoder/down_blocks_0/resnets_1/conv1`` here, so files can be exchanged.

@@ -78,7 +78,7 @@ class Job:
     def device_list(self) -> list[jax.Device]:
         """The devices to train on, equally many in each process.
 
-        Their number is that of the mesh if there is one.
+        If there is a mesh, there are as many as it has.
         """
         least = jax.device_count() if self.distributed else math.prod(self.mesh_shape() or (1,))
         count = self.devices or least
