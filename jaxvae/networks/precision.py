@@ -55,6 +55,5 @@ def with_precision(network: Network, precision: str = "float32") -> Network:
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(
-        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
-    )
+    is_real = lambda a: jnp.issubdtype(jnp.result_type(a), jnp.floating)
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype) if is_real(a) else a, tree)
