@@ -198,6 +198,23 @@ def _nats(per_dimension: float, dimensions: int) -> float:
     return per_dimension * dimensions
 
 
+# A network in small, that learns emoji of 32x32 in ten minutes on two cores. Blocks at the size of
+# the image cost most: one is there, so the others can be wider.
+SMALL: dict[str, Any] = {
+    "latent": 8,
+    "optimizer": "adamax",
+    "learning_rate": 3e-3,
+    "ema_decay": 0.99,
+    "batch_size": 32,
+    "steps": 1300,
+    "test_samples": 10,
+}
+PYRAMID: dict[str, Any] = {
+    "hidden": (64,),
+    "layout": Layout("pyramid", blocks=(1, 2, 3, 1)),
+    "remat": False,
+}
+
 # The authors' training, whose thresholds of gradients are of nats per dimension.
 VDVAE: dict[str, Any] = {
     "optimizer": Optimizer("adamw", b2=0.9, weight_decay=0.01),
@@ -220,14 +237,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
     ),
     "vdvae-small": _preset(
         "VDVAE in small, on any image set in grey or colour (Child 2021)",
-        network=Network("very_deep", hidden=(32,), remat=False),
-        latent=8,
-        optimizer="adamax",
+        **SMALL,
+        network=Network("very_deep", **PYRAMID),
         clip_norm=0.0,
-        ema_decay=0.999,
-        batch_size=32,
-        steps=3000,
-        test_samples=100,
     ),
     "vdvae-cifar10": _preset(
         "VDVAE's network of CIFAR-10, 39 million parameters (Child 2021): published 2.87 bits/dim",
@@ -263,20 +275,11 @@ PRESETS: dict[str, tuple[str, Config]] = {
     ),
     "nvae-small": _preset(
         "residual posteriors and balanced KL of NVAE (Vahdat & Kautz 2020), in VDVAE's blocks",
+        **SMALL,
         network=Network(
-            "very_deep",
-            hidden=(32,),
-            remat=False,
-            activation="silu",
-            layer_posterior=LayerPosterior("residual"),
+            "very_deep", **PYRAMID, activation="silu", layer_posterior=LayerPosterior("residual")
         ),
-        latent=8,
         kl_cost=KLCost("balanced"),
-        optimizer="adamax",
-        ema_decay=0.999,
-        batch_size=32,
-        steps=3000,
-        test_samples=100,
     ),
 }
 FAMILY = contract.Family(Config, build, PRESETS, support)
