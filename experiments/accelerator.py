@@ -155,7 +155,8 @@ def _sizes(state: Any, analysis: Any) -> dict[str, Any]:
 
 def _speed(program: Any, run: runs.Run, batch: Any, settings: Settings) -> dict[str, Any]:
     """Images/s of each round of steps that are started one after the other."""
-    state = run.init_state()
+    state, metrics = program(run.init_state(), batch)
+    first_loss = float(metrics["loss"])
 
     def take(count: int) -> float:
         nonlocal state
@@ -165,7 +166,6 @@ def _speed(program: Any, run: runs.Run, batch: Any, settings: Settings) -> dict[
         float(metrics["loss"])
         return (time.perf_counter() - began) / count
 
-    take(1)
     count = max(math.ceil(settings.round_seconds / take(2)), 1)
     speeds = [run.config.batch_size / take(count) for _ in range(settings.rounds)]
     state, metrics = program(state, batch)
@@ -173,7 +173,7 @@ def _speed(program: Any, run: runs.Run, batch: Any, settings: Settings) -> dict[
     return {
         "images_per_second": float(sorted(speeds)[len(speeds) // 2]),
         "rounds": speeds,
-        "loss": float(metrics["loss"]),
+        "first_loss": first_loss,
         "skipped": int(metrics["skipped"]),
         "device_peak_bytes": stats.get("peak_bytes_in_use"),  # of all parts so far
     }
