@@ -10,7 +10,7 @@ tensorflow-datasets is imported only when one of its sets is asked for, Grain on
 TensorFlow never.
 """
 
-from jaxvae.datasets import shapes
+from jaxvae.datasets import grammars, shapes, texts
 from jaxvae.datasets.batches import batch_rows, num_examples
 from jaxvae.datasets.choices import automatic, chosen_pixels
 from jaxvae.datasets.examples import Examples, examples_of, preprocessed, rows_of, with_preprocess
@@ -34,6 +34,7 @@ __all__ = [
     "chosen_pixels",
     "describe",
     "examples_of",
+    "grammars",
     "held",
     "load",
     "looks_like_path",
@@ -46,5 +47,6 @@ __all__ = [
     "select",
     "shapes",
     "stream",
+    "texts",
     "with_preprocess",
 ]

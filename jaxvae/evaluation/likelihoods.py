@@ -326,7 +326,7 @@ def _log_likelihoods(
     return over_split(batch, params, key, examples_of(examples), batch_size, progress)
 
 
-def bits_per_dim(nats: float, dimensions: int, offset: float = 0.0) -> float:
+def bits_per_dim(nats: float, dimensions: float, offset: float = 0.0) -> float:
     """-nats / (D log 2) + offset: the code length of one of D dimensions.
 
     For a density over pixels scaled to [0, 1], ``offset`` is log2 of the number of levels. With
@@ -337,7 +337,7 @@ def bits_per_dim(nats: float, dimensions: int, offset: float = 0.0) -> float:
 
 
 def per_dimension(
-    nats: float, dimensions: int, levels: int | None, discrete: bool, scaled: bool
+    nats: float, dimensions: float, levels: int | None, discrete: bool, scaled: bool
 ) -> tuple[float, str]:
     """A log-likelihood as the code length of one dimension, and its unit.
 

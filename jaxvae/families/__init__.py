@@ -26,6 +26,7 @@ from jaxvae.families import (
     implicit,
     latent,
     prior,
+    text,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -57,6 +58,7 @@ FAMILIES: dict[str, Family] = {
     "conditional-hybrid": hybrid.CONDITIONAL,
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
+    "text": text.FAMILY,
 }
 
 

@@ -43,6 +43,7 @@ class Data(NamedTuple):
     first_stage: FirstStage | None = None  # the model whose codes a prior is of
     # count -> at most so many raw training examples with their labels [N]; None without labels
     labelled: Callable[[int], tuple[Any, Any]] | None = None
+    vocabulary: tuple[str, ...] = ()  # the tokens of sentences, by their numbers
 
     @property
     def preprocess(self) -> Preprocess:
@@ -104,6 +105,12 @@ class Built(NamedTuple):
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
     notes: tuple[str, ...] = ()  # what the report of a training says of how it is done
+    rows: Callable[[Any], Any] | None = None  # texts -> raw examples, for models of sentences
+    # name -> (p(x|z), key) -> x, where there are several ways to read x from p(x|z)
+    decodings: Mapping[str, Callable[[Any, Array], Any]] = {}
+    # (model, params, key, split, what was found) -> further numbers of a split
+    measures: Callable[..., dict[str, float]] | None = None
+    dimensions: Callable[[Any], float] | None = None  # split -> values of an example, in the mean
 
     def fresh_state(self, data: Data) -> Any:
         """The shapes of a state of the algorithm."""
@@ -136,6 +143,8 @@ class Family(NamedTuple):
     support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
     members: tuple[str, ...] = ()  # other names of it, such as the posterior that it always has
     second_stage: bool = False  # whether its models are of the codes of a run, ``config.of``
+    # (config, source, Data of a trained model or None) -> data set; None is ``datasets.load``
+    load: Callable[..., datasets.Dataset] | None = None
 
 
 # Optimizers

@@ -111,8 +111,9 @@ def draw_all(
     names = []
     for name, figure in FIGURES.items():
         answered = all(getattr(model, answer) is not None for answer in figure.needs)
-        if answered and figure.draw(folder / f"{name}.png", shown):
-            names.append(f"{name}.png")
+        file = folder / f"{name}.png"
+        if answered and figure.draw(file, shown):
+            names.append(file.name if file.exists() else file.with_suffix(".txt").name)
     return names
 
 
@@ -127,12 +128,32 @@ def _examples(key: Array, split: Any) -> Any:
 def _grid(
     path: Path, shown: Shown, images: Any, title: str, rows: Any = None, columns: Any = None
 ) -> bool:
-    """Draws images [R, C, ...], if they are arrays of pictures or of vectors."""
+    """Draws images [R, C, ...], if they are arrays of pictures or of vectors.
+
+    Sentences [R, C] are written to a text file.
+    """
+    if isinstance(images, np.ndarray) and images.dtype == object:
+        path.with_suffix(".txt").write_text(_lines(images, title, rows, columns))
+        return True
     if not isinstance(images, np.ndarray) or images.ndim not in (3, 4, 5):
         return False
     images = images[..., None] if images.ndim == 4 else images
     drawing.grid(path, images / shown.pixel_max, title, rows, columns)
     return True
+
+
+def _lines(sentences: np.ndarray, title: str, rows: Any, columns: Any) -> str:
+    """Sentences [R, C] in lines: row after row, or column after column if only rows have names."""
+    by_column = rows is not None and columns is None
+    groups = sentences.T if by_column else sentences
+    names = rows if by_column else columns or [""] * groups.shape[1]
+    heads = [""] * len(groups) if by_column or rows is None else [f"{row}\n" for row in rows]
+    width = max(map(len, names))
+    line = lambda name, text: f"{name:<{width}} {text}".strip()
+    blocks = [
+        head + "\n".join(map(line, names, group)) for head, group in zip(heads, groups, strict=True)
+    ]
+    return "\n\n".join([title, *blocks]) + "\n"
 
 
 def draw_reconstructions(path: Path, shown: Shown) -> bool:

@@ -56,6 +56,7 @@ from jaxvae.models.objectives import (
     weighted_sum,
     with_kl_cost,
 )
+from jaxvae.models.sentences import Sentence, Sentences, sentence_of, sentence_vae
 from jaxvae.models.vae import (
     VAE,
     elbo_terms,
@@ -86,6 +87,8 @@ __all__ = [
     "Model",
     "NoiseBasis",
     "Penalty",
+    "Sentence",
+    "Sentences",
     "Terms",
     "Weights",
     "adversarial",
@@ -118,6 +121,8 @@ __all__ = [
     "noise_basis",
     "of_pair",
     "penalized",
+    "sentence_of",
+    "sentence_vae",
     "total_correlation",
     "vae",
     "weighted_sum",

@@ -35,6 +35,13 @@ from jaxvae.networks.patches import patch_critic, patches, vgg_maps
 from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.networks.sequences import (
+    SequenceDecoder,
+    preceding,
+    recurrent_decoder,
+    recurrent_encoder,
+    transformer_decoder,
+)
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
 from jaxvae.networks.transformer import causal_transformer
 
@@ -55,6 +62,7 @@ __all__ = [
     "Network",
     "Pair",
     "Precision",
+    "SequenceDecoder",
     "TopDown",
     "absolute",
     "causal_transformer",
@@ -81,12 +89,16 @@ __all__ = [
     "patch_critic",
     "patches",
     "pointwise",
+    "preceding",
+    "recurrent_decoder",
+    "recurrent_encoder",
     "renamed",
     "residual",
     "residual_decoder",
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "transformer_decoder",
     "very_deep",
     "vgg_maps",
     "with_precision",

@@ -12,7 +12,7 @@ import tyro
 
 from jaxvae import datasets, distributions, evaluation, figures
 from jaxvae.contracts import Array
-from jaxvae.families import Built, Data
+from jaxvae.families import FAMILIES, Built, Data
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import load, restore
 from jaxvae.runs.preparing import in_memory
@@ -55,15 +55,8 @@ def opened(
         raise ValueError(
             f"{workdir} was trained on arrays or imported: say with --dataset what to open"
         )
-    config, data = record.config, record.data
-    opener: Any = datasets.stream if record.place["stream"] else datasets.load
-    loaded = opener(
-        source,
-        data_dir or record.place["data_dir"],
-        data.raw_levels,
-        image_size=config.image_size,
-        unreadable=config.unreadable,
-    )
+    data = record.data
+    loaded = _loaded(record, source, data_dir)
     shape = next(iter(loaded.splits.values())).shape
     if tuple(shape) != data.shape:
         raise ValueError(
@@ -74,6 +67,21 @@ def opened(
     built = record.build()
     step, params = restore(workdir, built, data, checkpoint)
     return Opened(record, built, prepared, step, params)
+
+
+def _loaded(record: folders.Record, source: str, data_dir: str | None) -> datasets.Dataset:
+    """The data set of a run."""
+    config, place, of_family = record.config, record.place, FAMILIES[record.family].load
+    if of_family is not None:
+        return of_family(config, source, record.data)
+    opener: Any = datasets.stream if place["stream"] else datasets.load
+    return opener(
+        source,
+        data_dir or place["data_dir"],
+        record.data.raw_levels,
+        image_size=config.image_size,
+        unreadable=config.unreadable,
+    )
 
 
 def evaluate(
@@ -117,6 +125,8 @@ def evaluate(
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
     run = opened(workdir, checkpoint, dataset, data_dir)
+    for note in run.dataset.notes:
+        reports.say(note)
     name = split or run.record.config.test_split
     if num_samples is None:
         num_samples = 5000 if run.record.first is None else run.record.config.test_samples
@@ -167,7 +177,10 @@ def sample(
     components: int | None = None,
     label: str | None = None,
 ) -> None:
-    """Draws images from a trained model: figures/samples.png and samples.npz.
+    """Draws images or sentences from a trained model: figures/samples.png and samples.npz.
+
+    Sentences are printed, and written to samples.txt: the likeliest word after word, drawn, and the
+    best of a beam search.
 
     The data set is needed only to encode examples of it, and for the images that a model completes.
 
@@ -206,18 +219,35 @@ def sample(
         )
         key_z = jax.random.split(jax.random.key(seed))[0]
         z, conditions = distributions.tempered(source, temperature).sample(key_z, (num,)), None
-    means, x = _decoded(built, params, jax.random.key(seed), z, conditions)
-    images = np.asarray(built.pictures(np.asarray(means), conditions)) / data.pixel_max
+    decoded = _decoded(built, params, jax.random.key(seed), z, conditions)
     origin = {"model": "the prior", "aggregate": "the aggregated posterior"}
-    title = (
-        f"{num} samples of {origin.get(prior, f'a fitted {prior}')}, decoder means (step {step})"
-    )
+    title = f"{num} samples of {origin.get(prior, f'a fitted {prior}')}"
     (workdir / "figures").mkdir(exist_ok=True)
-    figures.grid(workdir / "figures" / "samples.png", _sheet(images), title)
+    if built.decodings:
+        shown = workdir / "samples.txt"
+        shown.write_text(_sentences(built, decoded, conditions))
+        print(shown.read_text())
+    else:
+        shown = workdir / "figures" / "samples.png"
+        images = np.asarray(built.pictures(decoded["means"], conditions)) / data.pixel_max
+        figures.grid(shown, _sheet(images), f"{title}, decoder means (step {step})")
     latents: Any = {f"z{i}" if i else "z": np.asarray(a) for i, a in enumerate(jax.tree.leaves(z))}
-    np.savez(workdir / "samples.npz", means=np.asarray(means), x=np.asarray(x), **latents)
-    places = f"{workdir / 'figures' / 'samples.png'}, {workdir / 'samples.npz'}"
-    print(f"{num} samples of step {step}: {places}")
+    np.savez(workdir / "samples.npz", **decoded, **latents)
+    print(f"{num} samples of step {step}: {shown}, {workdir / 'samples.npz'}")
+
+
+def _sentences(built: Built, decoded: dict[str, np.ndarray], conditions: Any) -> str:
+    """The decodings of each z below each other, a line each."""
+    texts = {name: built.pictures(decoded[name], conditions) for name in built.decodings}
+    width = max(map(len, texts))
+    blocks = zip(*texts.values(), strict=True)
+    lines = [
+        f"{name:<{width}}  {text}\n"
+        for block in blocks
+        for name, text in zip(texts, block, strict=True)
+    ]
+    each = len(texts)
+    return "\n".join("".join(lines[i : i + each]) for i in range(0, len(lines), each))
 
 
 def _labels(built: Built, data: Data, num: int, label: str | None) -> np.ndarray | None:
@@ -279,17 +309,20 @@ def _from_prior(
     return jax.jit(jax.vmap(draw))(jax.random.split(key_z, num), conditions)
 
 
-def _decoded(built: Built, params: Any, key: Array, z: Any, conditions: Any) -> tuple[Array, Array]:
-    """The means of p(x|z), and draws from it."""
+def _decoded(
+    built: Built, params: Any, key: Array, z: Any, conditions: Any
+) -> dict[str, np.ndarray]:
+    """The means of p(x|z), draws x from it, and what the family reads from it in other ways."""
     keys = jax.random.split(jax.random.split(key)[1], len(jax.tree.leaves(z)[0]))
 
     decode: Any = built.model.decode
 
-    def one(key: Array, z: Any, y: Any) -> tuple[Array, Array]:
+    def one(key: Array, z: Any, y: Any) -> dict[str, Array]:
         p = decode(params, z, y)
-        return p.mean, p.sample(key)
+        others = {name: read(p, key) for name, read in built.decodings.items()}
+        return {"means": p.mean, "x": p.sample(key)} | others
 
-    return jax.jit(jax.vmap(one))(keys, z, conditions)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys, z, conditions))
 
 
 def _sheet(images: np.ndarray) -> np.ndarray:

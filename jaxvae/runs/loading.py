@@ -24,6 +24,7 @@ class Trained:
     """A trained model, whose methods take batches of NumPy or JAX arrays.
 
     Arrays are as the data set holds them, such as images of uint8, and the methods preprocess them.
+    A model of sentences takes a list of strings too, and ``sentences`` reads its rows of words.
     A model of p(x|y) also takes ``condition``, such as labels [N]. ``model`` holds the pure
     functions of one example, which take ``params``. ``source`` is the family's record, such as a
     ``models.VAE``.
@@ -93,6 +94,12 @@ class Trained:
             self.model, self.params, key, split, num_samples=num_samples
         )
 
+    def sentences(self, x: Any) -> np.ndarray:
+        """Rows of words [..., T], such as ``sample`` gives, as strings [...]."""
+        if self.built.rows is None:
+            raise ValueError("sentences are of a model of text, and this one is not")
+        return self.built.pictures(np.asarray(x), None)
+
     # Methods of batches are made of the pure functions of one example.
 
     def _answer(self, name: str) -> Any:
@@ -117,6 +124,8 @@ class Trained:
 
     def _checked(self, x: Any) -> Any:
         """x as the data set holds it, with the shape and the type of the training examples."""
+        if self.built.rows is not None and not hasattr(x, "dtype"):
+            x = self.built.rows(x)
         array = jnp.asarray(x)
         if array.shape[1:] != self.data.shape:
             raise ValueError(

@@ -209,6 +209,9 @@ def _of_stage(job: Job, stage: stages.Stage) -> Job:
 def _pixels(config: Any, dataset: datasets.Dataset) -> str:
     """The preprocessing that a configuration takes of a data set."""
     support = FAMILIES[family_of(config)].support
+    if FAMILIES[family_of(config)].load is not None:
+        (kind,) = support(config)
+        return kind
     members = config.likelihood.choice.members()
     supports = {name: support(changed(config, likelihood=name)) for name in members}
     likelihood = config.likelihood.name
@@ -220,9 +223,14 @@ def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
         return data
     if data is None and not config.dataset:
         raise ValueError("the first stage was trained on arrays: give dataset, or data from Python")
+    source, of_family = config.dataset if data is None else data, FAMILIES[family_of(config)].load
+    if of_family is not None:
+        if job.stream:
+            raise ValueError("stream=True is for images; sentences are held in memory")
+        return of_family(config, source)
     load = datasets.stream if job.stream else datasets.load
     return load(
-        config.dataset if data is None else data,
+        source,
         job.data_dir,
         config.levels,
         image_size=config.image_size,
@@ -271,6 +279,7 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
             datasets.random_subset(train if not streamed else in_memory(train), count).x
         ),
         labelled=_labelled(train) if getattr(labels, "ndim", 0) == 1 else None,
+        vocabulary=dataset.vocabulary,
     )
 
 

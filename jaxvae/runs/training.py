@@ -92,7 +92,7 @@ def train_in(
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
         processes.on_first(lambda: folders.save(folder, run.record))
         pixels = datasets.describe(run.record.data.pixels, run.record.data.levels)
-        for note in (pixels, *run.built.notes):
+        for note in (pixels, *run.dataset.notes, *run.built.notes):
             reports.say(note)
         state, early = fit_in(run, folder, stop, start_from, progress)
         params = processes.local(run.built.parameters(state))
@@ -279,6 +279,8 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
         ("run", str(workdir)),
     ]
     reports.table([*reports.result_rows(numbers), *places])
+    if "interpolations.txt" in drawn:
+        print("\n" + (workdir / "figures" / "interpolations.txt").read_text())
     return result
 
 
