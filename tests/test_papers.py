@@ -15,6 +15,7 @@ from experiments.papers import (
     disentanglement,
     exact,
     hybrids,
+    labels,
     likelihoods,
     quadrants,
     rate_distortion,
@@ -71,6 +72,14 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "codes distances": (codes, DIGITS | {"table": "distances", "examples": 50}),
     "samples": (samples, DIGITS | {"encodings": 60, "examples": 80}),
     "hybrids": (hybrids, DIGITS | {"critic_hidden": (8,), "examples": 80}),
+    "labels": (
+        labels,
+        DIGITS
+        | {
+            **{"labelled": (20,), "train_split": "train", "batch_size": 20},
+            **{"first_hidden": (8,), "first_steps": 5, "classifier_steps": 5},
+        },
+    ),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
         stacked,

@@ -24,6 +24,7 @@ from jaxvae.families import (
     hierarchy,
     hybrid,
     implicit,
+    labels,
     latent,
     prior,
 )
@@ -57,6 +58,8 @@ FAMILIES: dict[str, Family] = {
     "conditional-hybrid": hybrid.CONDITIONAL,
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
+    "labels": labels.FAMILY,
+    "coded-labels": labels.STACKED,
 }
 
 

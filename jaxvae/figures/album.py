@@ -23,7 +23,7 @@ from jaxvae.distributions import (
     VonMisesFisher,
     mean_of,
 )
-from jaxvae.evaluation import as_matrix, encode_split, preprocessed_split
+from jaxvae.evaluation import as_matrix, classification, encode_split, preprocessed_split
 from jaxvae.evaluation.columns import length
 from jaxvae.figures import decoding, drawing
 from jaxvae.models import Model, answers
@@ -273,6 +273,31 @@ def draw_curves(path: Path, shown: Shown) -> bool:
     return True
 
 
+def draw_classes(path: Path, shown: Shown) -> bool:
+    """Draws each class in a row. The draws in a column differ in their class alone."""
+    classes = _classes(shown)
+    x = decoding.class_samples(shown.model, shown.params, shown.key, len(classes), COLUMNS)
+    title = "Samples of each class; a column has one draw of all else"
+    return _grid(path, shown, shown.pictures(x, shown.one()), title, rows=classes)
+
+
+def _classes(shown: Shown) -> tuple[str, ...]:
+    """The names of the classes of a model that classifies, or their numbers."""
+    classify: Any = shown.model.classify
+    count = len(jax.eval_shape(classify, shown.params, shown.one()))
+    return shown.classes or tuple(map(str, range(count)))
+
+
+def draw_confusion(path: Path, shown: Shown) -> bool:
+    """Draws how many examples of a class have which guess, if labels are known."""
+    judged = classification(shown.model, shown.params, shown.key, shown.split)
+    if judged is None:
+        return False
+    title = f"Guesses of test examples, {judged.accuracy:.1%} right"
+    drawing.matrix(path, np.array(judged.confusion), title, "class", "guess", _classes(shown))
+    return True
+
+
 FIGURES: dict[str, Figure] = {
     "reconstructions": Figure(("encode", "decode"), draw_reconstructions),
     "layers": Figure(("partly",), draw_layers),
@@ -280,5 +305,7 @@ FIGURES: dict[str, Figure] = {
     "interpolations": Figure(("encode", "decode"), draw_interpolations),
     "traversals": Figure(("encode", "decode"), draw_traversals),
     "latents": Figure(("encode",), draw_codes),
+    "classes": Figure(("classify", "draw", "decode"), draw_classes),
+    "confusion": Figure(("classify",), draw_confusion),
     "curves": Figure((), draw_curves),
 }

@@ -47,6 +47,9 @@ class Model(NamedTuple):
     # (params, example, l) -> p(x|z), z at means: the first l layers of q's, the others of p's
     partly: Callable[[Params, Any, Any], Any] | None = None
     layers: int = 1  # of z
+    # (params, example) -> log q(y|x) of the classes, [C]. Such a model draws at a class, an
+    # integer, if it is given as the condition.
+    classify: Callable[[Params, Any], Array] | None = None
 
 
 @functools.lru_cache(maxsize=64)

@@ -222,7 +222,8 @@ def sample(
 
 def _labels(built: Built, data: Data, num: int, label: str | None) -> np.ndarray | None:
     """One class for each draw, or the classes in turn; None for a model that has no labels."""
-    has_labels = built.condition is not None and built.pairs and data.num_classes
+    given = built.condition is not None and built.pairs
+    has_labels = data.num_classes and (given or built.model.classify is not None)
     if label is None:
         return np.arange(num) % data.num_classes if has_labels else None
     if not has_labels:
@@ -250,7 +251,7 @@ def _conditions(
 ) -> Any:
     """The conditions to draw at, as the model takes them: labels, or those of test examples."""
     if built.condition is None:
-        return None
+        return labels
     if labels is not None:
         return jax.vmap(built.condition)(labels)
     run = opened(workdir, checkpoint, dataset, data_dir)
