@@ -343,6 +343,7 @@ def coded() -> tuple[models.Model, Any]:
     shapes = jax.eval_shape(m2.init, KEY, jnp.zeros(2))
     rng = np.random.default_rng(4)
     of_m2 = jax.tree.map(lambda a: jnp.float32(0.4 * rng.normal(size=a.shape)), shapes)
+    of_m2["encoder"] = jax.tree.map(lambda a: 0.1 * a, of_m2["encoder"])  # close to the prior
     params = {"first_stage": {"model": {}, "kept": jnp.array([0.0, 2.0])}, "m2": of_m2}
     model = models.CodedLabels(models.answers(vae), m2, SIZE)
     return models.coded_answers(model, lambda key, example: params), params
@@ -368,7 +369,9 @@ def test_both_stages_together_have_the_likelihood_of_their_mixture() -> None:
     exact = np.logaddexp.reduce(log_p) - np.log(CLASSES)
     example = models.Conditioned(jnp.asarray(x, jnp.float32), jnp.int32(1))
     weights = jax.jit(lambda key: answers.log_weights(params, key, example, 40_000))(KEY)
-    assert float(logsumexp(weights) - np.log(40_000)) == pytest.approx(exact, abs=0.02)
+    assert float(logsumexp(weights) - np.log(40_000)) == pytest.approx(
+        exact, abs=0.06
+    )  # 1 / sqrt(2100 effective)
     keys = jax.random.split(KEY, 5000)
     terms = jax.jit(jax.vmap(lambda key: answers.terms(params, key, example, 1)))(keys)
     bound = terms["reconstruction"] - terms["kl"]

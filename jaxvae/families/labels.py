@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -294,11 +293,11 @@ def build_stacked(config: Stacked, data: Data) -> Built:
     m2 = m2_of(config, classes_of(data), likelihood, (count,), 1.0)
     model = models.CodedLabels(first.model, m2, latent)
     init, loss = loss_of(config, m2, shares)
-    kept = functools.partial(_kept, data.first_stage, count)
+    frozen = {"model": shapes, "kept": _kept(data.first_stage, count)}
 
     def start(key: Array, example: Any) -> Any:
-        frozen = {"model": jax.tree.map(_as_array, shapes), "kept": kept()}
-        return {"m2": init(key, jnp.zeros(count)), "first_stage": frozen}
+        first_stage = jax.tree.map(_as_array, frozen)
+        return {"m2": init(key, jnp.zeros(count)), "first_stage": first_stage}
 
     player = training.Player(
         training.batch_mean(model.loss(loss)),

@@ -87,6 +87,7 @@ def draw_all(
     pictures: Pictures = lambda x, examples: x,
     pixel_max: float = 1.0,
     classes: tuple[str, ...] = (),
+    figures: Sequence[str] | None = None,
 ) -> list[str]:
     """Draws all figures of a model into a folder, and returns their names.
 
@@ -103,6 +104,7 @@ def draw_all(
       pictures: makes images of x, which is [..., *example], and of the examples it is from.
       pixel_max: the value that is drawn white.
       classes: names of the labels.
+      figures: those of ``FIGURES`` to draw; None is all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = answers(model)
@@ -111,7 +113,8 @@ def draw_all(
     names = []
     for name, figure in FIGURES.items():
         answered = all(getattr(model, answer) is not None for answer in figure.needs)
-        if answered and figure.draw(folder / f"{name}.png", shown):
+        asked = figures is None or name in figures
+        if asked and answered and figure.draw(folder / f"{name}.png", shown):
             names.append(f"{name}.png")
     return names
 

@@ -142,6 +142,8 @@ def evaluate(
     if np.ndim(numbers.get("kl_per_latent") or 0) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
+    if run.built.model.classify is not None:
+        rows.append(("figures", ", ".join(_draw_classes(run, test, workdir))))
     if per_example:
         file = workdir / "log_likelihoods.npy"
         np.save(
@@ -152,6 +154,23 @@ def evaluate(
         )
         rows.append(("per example", str(file)))
     reports.table([*rows, ("written", str(workdir / "evaluation.json"))])
+
+
+def _draw_classes(run: Opened, split: Any, workdir: Path) -> list[str]:
+    """Draws samples of each class and a confusion matrix of a split, and returns their files."""
+    folder, data = workdir / "figures", run.data
+    names = figures.draw_all(
+        folder,
+        run.built.model,
+        run.params,
+        run.key,
+        split,
+        pictures=run.built.pictures_of,
+        pixel_max=data.pixel_max,
+        classes=data.classes,
+        figures=("classes", "confusion"),
+    )
+    return [str(folder / name) for name in names]
 
 
 def sample(
