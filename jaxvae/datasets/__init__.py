@@ -14,7 +14,7 @@ from jaxvae.datasets import shapes
 from jaxvae.datasets.batches import Stratum, batch_rows, num_examples, stratified_rows
 from jaxvae.datasets.choices import automatic, chosen_pixels
 from jaxvae.datasets.examples import Examples, examples_of, preprocessed, rows_of, with_preprocess
-from jaxvae.datasets.labels import checked_labels, hidden
+from jaxvae.datasets.labels import HIDING, checked_labels, hidden
 from jaxvae.datasets.loading import load, looks_like_path, stream
 from jaxvae.datasets.pixels import CORRUPTIONS, PREPROCESSING, describe, prepared, preprocessing
 from jaxvae.datasets.splits import DataError, Dataset, Split
@@ -23,6 +23,7 @@ from jaxvae.datasets.subsets import attributes, held, random_subset, select
 
 __all__ = [
     "CORRUPTIONS",
+    "HIDING",
     "PREPROCESSING",
     "DataError",
     "Dataset",

@@ -24,8 +24,10 @@ from jaxvae.families import (
     hierarchy,
     hybrid,
     implicit,
+    label_stages,
     labels,
     latent,
+    modalities,
     prior,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
@@ -59,7 +61,8 @@ FAMILIES: dict[str, Family] = {
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
     "labels": labels.FAMILY,
-    "coded-labels": labels.STACKED,
+    "coded-labels": label_stages.FAMILY,
+    "modalities": modalities.FAMILY,
 }
 
 

@@ -301,6 +301,15 @@ def draw_confusion(path: Path, shown: Shown) -> bool:
     return True
 
 
+def draw_completions(path: Path, shown: Shown) -> bool:
+    """Draws what a model of several views decodes from each view alone."""
+    some = rows_of(shown.examples, slice(COLUMNS))
+    x = decoding.completions(shown.model, shown.params, some)
+    names = ["input", "all", *(name for name, _ in shown.model.views)]
+    title = "Test examples, and all views decoded from all of them and from one"
+    return _grid(path, shown, shown.pictures(x, some), title, rows=names)
+
+
 FIGURES: dict[str, Figure] = {
     "reconstructions": Figure(("encode", "decode"), draw_reconstructions),
     "layers": Figure(("partly",), draw_layers),
@@ -310,5 +319,6 @@ FIGURES: dict[str, Figure] = {
     "latents": Figure(("encode",), draw_codes),
     "classes": Figure(("classify", "draw", "decode"), draw_classes),
     "confusion": Figure(("classify",), draw_confusion),
+    "completions": Figure(("seen", "encode", "decode"), draw_completions),
     "curves": Figure((), draw_curves),
 }

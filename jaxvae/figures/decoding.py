@@ -82,6 +82,22 @@ def class_samples(model: Any, params: Params, key: Array, classes: int, count: i
     return jax.tree.map(np.asarray, each(jnp.arange(classes), jax.random.split(key, count)))
 
 
+def completions(model: Any, params: Params, examples: Any) -> Any:
+    """x, and the decoder's means from all views and from each alone, [2 + M, N, ...]."""
+    model = answers(model)
+    require(model, "completing views", "seen", "encode", "decode")
+    count = len(model.views)
+    sets = np.concatenate([np.ones((1, count), bool), np.eye(count, dtype=bool)])
+
+    def one(views: Array, example: Any) -> Any:
+        z = mean_of(model.encode(params, model.seen(example, views)))
+        return model.decode(params, z).mean
+
+    decoded = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(sets, examples)
+    inputs = jax.vmap(lambda example: model.parts(example)[0])(examples)
+    return np.concatenate([np.asarray(inputs)[None], np.asarray(decoded)])
+
+
 def posterior_means(model: Any, params: Params, examples: Any) -> Any:
     """The posterior's mean of every example: z [N, ...]."""
     model = answers(model)

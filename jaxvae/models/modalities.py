@@ -13,7 +13,6 @@ view that is missing is left out of the experts and of the likelihood.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -290,8 +289,3 @@ def modalities_answers(model: Modalities) -> Model:
         seen=lambda example, views: example._replace(present=example.present & views),
         views=tuple((view.name, view.size) for view in model.views),
     )
-
-
-def gap_limit(sets: Sets) -> float:
-    """The most that ``mean_terms`` can be below ``mixture_terms``, in nats."""
-    return math.log(len(sets))

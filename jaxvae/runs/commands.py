@@ -90,6 +90,7 @@ def evaluate(
     reconstructions: bool = False,
     factors: bool = False,
     clustering: bool = False,
+    modalities: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     per_example: bool = False,
 ) -> None:
@@ -113,6 +114,8 @@ def evaluate(
         their Frechet distance, in the features of a classifier.
       factors: write scores of disentanglement, for a set whose factors are known (shapes).
       clustering: write the accuracy of the prior's components, each matched to a class.
+      modalities: write likelihoods of each view and of the others given it, and whether what is
+        decoded from a view has the class of the example, for a model of several views.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
@@ -127,6 +130,7 @@ def evaluate(
         "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
+        "modalities": modalities,
     }
     metrics = [metric for metric, wanted in asked.items() if wanted]
     train = run.split(run.record.config.train_split) if metrics else None
