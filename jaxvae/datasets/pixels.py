@@ -45,6 +45,7 @@ PREPROCESSING: dict[str, Callable[[Array, Array, int | None], Array]] = {
     "counts": lambda key, pixels, levels: pixels.astype(jnp.float32),
     "none": lambda key, pixels, levels: pixels.astype(jnp.float32),
     "tokens": lambda key, tokens, levels: tokens,
+    "gaps": lambda key, pixels, levels: pixels.astype(jnp.float32),
 }
 
 
@@ -78,6 +79,7 @@ def preprocessing(name: str, levels: int | None) -> Preprocess:
     * ``counts``: the integer values.
     * ``none``: real values as they are.
     * ``tokens``: the numbers of words, as they are.
+    * ``gaps``: the same, where nan stands for a missing value.
 
     Values that are no integers lie in [0, 1] and are not divided. With ``levels=None`` all values
     do. Raises DataError for an unknown name, and for ``dequantize`` without levels.
@@ -105,6 +107,7 @@ def describe(name: str, levels: int | None) -> str:
         "counts": f"pixels are the {integers}",
         "none": "values stay as they are",
         "tokens": f"sentences are rows of words, of which there are {levels}",
+        "gaps": "values stay as they are, and nan is a missing one",
     }
     return f"{name}: {sentences[name]}"
 
@@ -178,6 +181,8 @@ def _check_stream(stream: Stream, name: str, levels: int | None) -> None:
 def _check_values(x: Any, name: str, levels: int | None) -> None:
     """Raises DataError for values that a preprocessing cannot take."""
     floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if name == "gaps":
+        return
     if not np.isfinite(x).all():
         raise DataError(f"the images hold {np.sum(~np.isfinite(x))} values that are not finite")
     if name == "none":

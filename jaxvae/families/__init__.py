@@ -24,7 +24,10 @@ from jaxvae.families import (
     hierarchy,
     hybrid,
     implicit,
+    label_stages,
+    labels,
     latent,
+    modalities,
     prior,
     text,
 )
@@ -59,6 +62,9 @@ FAMILIES: dict[str, Family] = {
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
     "text": text.FAMILY,
+    "labels": labels.FAMILY,
+    "coded-labels": label_stages.FAMILY,
+    "modalities": modalities.FAMILY,
 }
 
 

@@ -63,7 +63,8 @@ class Stage(NamedTuple):
         built = self.record.build()
         step, params = restore(self.folder, built, self.record.data, self.checkpoint)
         record = self.record._replace(place=self.record.place | {"step": step})
-        return record, FirstStage(built, params, lambda: draws_of(built, params, train))
+        draws = lambda: draws_of(built, params, train)
+        return record, FirstStage(built, params, draws, lambda: means_of(built, params, train))
 
 
 def draws_of(built: Built, params: Params, train: datasets.Split) -> Any:
@@ -73,6 +74,12 @@ def draws_of(built: Built, params: Params, train: datasets.Split) -> Any:
     q = evaluation.encodings.posteriors_of(built.model, params, key, part)
     keys = jax.random.split(key, len(jax.tree.leaves(q)[0]))
     return jax.vmap(lambda q, key: q.sample(key))(q, keys)
+
+
+def means_of(built: Built, params: Params, train: datasets.Split) -> Any:
+    """The mean of q(z|x) for each of a fixed random subset of training examples."""
+    part = datasets.random_subset(built.split(train), DRAWS)
+    return evaluation.encode_split(built.model, params, jax.random.key(0), part)
 
 
 def stage_of(config: Any) -> Stage:
