@@ -53,6 +53,11 @@ OWN: dict[str, dict[str, Any]] = {
     "multimodal": {"hidden_views": 0.3},
     "m2": {"labelled": 20, "batch_size": 16},
     "m1-m2": {"labelled": 20, "codes": 2},
+    "text-vae": {"decoder_units": 8, "units": 8, "embedding": 4, "max_length": 8},
+    "text-ssvae": {
+        **{"decoder_units": 8, "units": 8, "embedding": 4, "max_length": 8},
+        **{"labelled": 20, "batch_size": 16},
+    },
     "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},

@@ -22,6 +22,7 @@ from experiments.papers import (
     rate_distortion,
     samples,
     stacked,
+    texts,
 )
 from jaxvae import evaluation
 
@@ -96,6 +97,16 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
             "learning_rates": (1e-3,),
         },
     ),
+    **{
+        f"texts {table}": (
+            texts,
+            {
+                **{"table": table, "latent": 2, "units": 4, "embedding": 4, "samples": 3},
+                **{"batch_size": 2000, "epochs": 1, "examples": 20, "labelled": 9},
+            },
+        )
+        for table in texts.TABLES
+    },
     "rate-distortion": (rate_distortion, SMALL | {"betas": (0.5, 4.0), "examples": 50}),
 }
 

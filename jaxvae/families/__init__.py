@@ -30,6 +30,7 @@ from jaxvae.families import (
     modalities,
     prior,
     text,
+    text_labels,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -62,6 +63,7 @@ FAMILIES: dict[str, Family] = {
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
     "text": text.FAMILY,
+    "labelled-text": text_labels.FAMILY,
     "labels": labels.FAMILY,
     "coded-labels": label_stages.FAMILY,
     "modalities": modalities.FAMILY,

@@ -124,8 +124,8 @@ Bound = bound_choice("continuous", "pathwise")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(contract.Config):
-    """A VAE of sentences."""
+class Sentences(contract.Config):
+    """The settings of models of sentences."""
 
     dataset: str = "sentences"
     """A .txt file with a sentence in each line, a .tsv file with a label, a tab and a sentence in
@@ -151,12 +151,18 @@ class Config(contract.Config):
     """Network that says one word after the other."""
     word_dropout: Share = 0.0
     """Probability that training hides a word from the decoder."""
+    beam_width: Count = 5
+    """Sentences that the search for a likely one keeps at each word."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Sentences):
+    """A VAE of sentences."""
+
     bound: Chosen = Bound("elbo")
     """Objective of the training."""
     learning: Chosen = Learning("together")
     """When encoder and decoder learn."""
-    beam_width: Count = 5
-    """Sentences that the search for a likely one keeps at each word."""
 
 
 def support(config: Any) -> tuple[str, ...]:
@@ -174,11 +180,9 @@ def load(config: Any, source: Any, data: Data | None = None) -> datasets.Dataset
 
 def build(config: Config, data: Data) -> Built:
     """The model of a configuration, and its training."""
-    posterior = config.posterior(latent=config.latent)
-    check_density(config, posterior)
-    prior = config.prior(latent=config.latent) or natural_prior(posterior, config.latent)
-    encoder, decoder = networks_of(config, data, posterior, config.latent)
-    vae = models.sentence_vae(encoder, decoder, posterior, prior, config.word_dropout)
+    parts = parts_of(config, data, config.latent)
+    check_density(config, parts[2])
+    vae = models.sentence_vae(*parts, config.word_dropout)
     vae = assembly.with_control(vae, config.bound)
     objective = config.bound(vae=vae, latent=config.latent)
     algorithm = training.gradient_descent(
@@ -193,10 +197,8 @@ def build(config: Config, data: Data) -> Built:
     return Built(models.answers(vae), algorithm, as_sentence, vae, **answers_in_words(config, data))
 
 
-def networks_of(
-    config: Any, data: Data, posterior: posteriors.Posterior, context_size: int
-) -> tuple[networks.Network, networks.SequenceDecoder]:
-    """Encoder and decoder of a configuration.
+def parts_of(config: Any, data: Data, context_size: int) -> tuple[Any, Any, Any, Any]:
+    """Encoder, decoder, family of q(z|x) and family of p(z).
 
     Raises ValueError for data that are no sentences.
     """
@@ -204,12 +206,15 @@ def networks_of(
         raise ValueError(
             f"{data.name} holds no sentences: give a .txt or .tsv file, or choose another preset"
         )
+    posterior = config.posterior(latent=config.latent)
+    prior = config.prior(latent=config.latent) or natural_prior(posterior, config.latent)
     words, (length,) = len(data.vocabulary), data.shape
     encoder = networks.recurrent_encoder(words, config.embedding, config.units, posterior.size)
+    encoder = networks.with_precision(encoder, config.precision)
     decoder = config.decoder(
         vocabulary=words, length=length, context_size=context_size, precision=config.precision
     )
-    return networks.with_precision(encoder, config.precision), decoder
+    return encoder, decoder, posterior, prior
 
 
 def as_sentence(key: Array, tokens: Array) -> models.Sentence:
@@ -244,8 +249,14 @@ def words_of(split: Any) -> float:
     return float(_masks(split).sum(1).mean())
 
 
+def _tokens(split: Any) -> np.ndarray:
+    """The rows of a split, [N, T], whose examples may be beside labels."""
+    x = split.x.x if isinstance(split.x, models.Conditioned) else split.x
+    return np.asarray(x)
+
+
 def _masks(split: Any) -> np.ndarray:
-    return np.asarray(jax.vmap(models.sentence_of)(jnp.asarray(split.x)).mask)
+    return np.asarray(jax.vmap(models.sentence_of)(jnp.asarray(_tokens(split))).mask)
 
 
 def measures(
@@ -258,7 +269,7 @@ def measures(
     sentence, I = E KL(q(z|x) || p) - KL(q(z) || p) with q(z) the mean of the split's posteriors.
     """
     masks, words = _masks(split), words_of(split)
-    unknown = (np.asarray(split.x) == datasets.texts.UNKNOWN) & masks
+    unknown = (_tokens(split) == datasets.texts.UNKNOWN) & masks
     about = {"words_per_sentence": words, "unknown_share": float(unknown.sum() / masks.sum())}
     if found["elbo"] is None:
         return about
@@ -267,6 +278,8 @@ def measures(
     if found["log_likelihood"] is not None:
         about["log_likelihood_per_word"] = found["log_likelihood"] / words
         about["perplexity"] = math.exp(-found["log_likelihood"] / words)
+    if model.classify is not None:
+        return about  # its latents are a class beside z
     posterior = evaluation.posteriors_of(model, params, key, split)
     try:
         parts = evaluation.decompositions.surgery(posterior, model.prior(params), key)  # type: ignore[misc]

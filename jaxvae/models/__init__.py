@@ -66,7 +66,7 @@ from jaxvae.models.objectives import (
     weighted_sum,
     with_kl_cost,
 )
-from jaxvae.models.sentences import Sentence, Sentences, sentence_of, sentence_vae
+from jaxvae.models.sentences import Sentence, Sentences, sentence_cvae, sentence_of, sentence_vae
 from jaxvae.models.vae import (
     VAE,
     elbo_terms,
@@ -140,6 +140,7 @@ __all__ = [
     "over_labels",
     "penalized",
     "semi_supervised",
+    "sentence_cvae",
     "sentence_of",
     "sentence_vae",
     "total_correlation",

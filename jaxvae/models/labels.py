@@ -99,8 +99,9 @@ class M2(NamedTuple):
         return elbo_terms(condition_on(self.cvae, y), params, key, x, num_samples)
 
     def bound(self, params: Params, key: Array, x: Any, y: Array) -> Array:
-        """The bound on log p(x|y) from one draw of z, at a one-hot y [C]."""
-        terms = self.terms(params, key, x, y)
+        """The bound on log p(x|y) in training, from one draw of z, at a one-hot y [C]."""
+        live = condition_on(self.cvae, y).in_training(key)
+        terms = elbo_terms(live, params, key, x, 1)
         return terms["reconstruction"] - terms["kl"]
 
     def posterior(self, params: Params, x: Any) -> LabelledMixture:

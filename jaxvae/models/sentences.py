@@ -17,6 +17,7 @@ from jax import lax
 from jaxvae.contracts import Array, Params, pytree, static
 from jaxvae.datasets.texts import END, UNKNOWN
 from jaxvae.distributions.contract import many
+from jaxvae.models.conditional import CVAE, Conditioned, condition_on
 from jaxvae.models.vae import VAE, check_raw
 from jaxvae.networks import Network, SequenceDecoder, preceding
 from jaxvae.posteriors import Posterior
@@ -149,6 +150,60 @@ class Sentences:
         return rows, scores
 
 
+def sentence_cvae(
+    encoder: Network,
+    decoder: SequenceDecoder,
+    posterior: Posterior,
+    prior: Prior,
+    word_dropout: float = 0.0,
+) -> CVAE:
+    """A VAE of sentences given a vector y, which the decoder sees at every word beside z.
+
+    Args:
+      encoder: takes ``(tokens [T], mask [T], y)`` to ``[posterior.size]``.
+      decoder: the law of the next word, whose context is z and y, one after the other.
+      posterior: the family of q(z|x, y), one of ``posteriors``.
+      prior: the family of p(z), one of ``priors``.
+      word_dropout: probability that training hides a word from the decoder (Bowman et al. 2016,
+        sec. 3.1).
+
+    Parameters are ``{"encoder", "posterior", "decoder", "prior"}``. Without a vector, y = None, it
+    is a VAE.
+    """
+    seen = lambda x, y: (*x, *_given(y))
+    context = lambda z, y: jnp.concatenate([z, *_given(y)])
+
+    def init(key: Array, example: Conditioned) -> Params:
+        x, y = example
+        keys = jax.random.split(key, 4)
+        params = {
+            "encoder": encoder.init(keys[0], seen(x, y)),
+            "posterior": posterior.init(keys[1]),
+        }
+        raw = jax.eval_shape(encoder.apply, params["encoder"], seen(x, y))
+        check_raw("encoder", raw.shape, posterior)
+        made = posterior.make(params["posterior"], jnp.zeros(raw.shape))
+        shape = jax.eval_shape(lambda: context(made.sample(keys[0]), y)).shape
+        params["decoder"] = decoder.init(keys[2], jnp.zeros(shape))
+        return params | {"prior": prior.init(keys[3])}
+
+    def encode(params: Params, x: Sentence, y: Any) -> Any:
+        raw = encoder.apply(params["encoder"], seen(x, y))
+        return posterior.make(params["posterior"], raw)
+
+    def with_key(key: Any) -> CVAE:
+        decode = lambda params, z, y: Sentences(
+            params["decoder"], context(z, y), key, decoder, word_dropout
+        )
+        return CVAE(init, encode, decode, lambda params, y: prior.make(params["prior"]))
+
+    return with_key(None)._replace(training=with_key)
+
+
+def _given(y: Any) -> tuple[Array, ...]:
+    return () if y is None else (y,)
+
+
 def sentence_vae(
     encoder: Network,
     decoder: SequenceDecoder,
@@ -156,38 +211,13 @@ def sentence_vae(
     prior: Prior,
     word_dropout: float = 0.0,
 ) -> VAE:
-    """A VAE of sentences.
+    """A VAE of sentences: ``sentence_cvae`` without a vector.
 
     Args:
       encoder: takes ``(tokens [T], mask [T])`` to ``[posterior.size]``.
       decoder: the law of the next word, whose context is z.
       posterior: the family of q(z|x), one of ``posteriors``.
       prior: the family of p(z), one of ``priors``.
-      word_dropout: probability that training hides a word from the decoder (Bowman et al. 2016,
-        sec. 3.1).
-
-    Parameters are ``{"encoder", "posterior", "decoder", "prior"}``.
+      word_dropout: probability that training hides a word from the decoder.
     """
-
-    def init(key: Array, x: Sentence) -> Params:
-        keys = jax.random.split(key, 4)
-        params = {"encoder": encoder.init(keys[0], tuple(x)), "posterior": posterior.init(keys[1])}
-        raw = jax.eval_shape(encoder.apply, params["encoder"], tuple(x))
-        check_raw("encoder", raw.shape, posterior)
-        made = posterior.make(params["posterior"], jnp.zeros(raw.shape))
-        z = jax.eval_shape(made.sample, keys[0])
-        params["decoder"] = decoder.init(keys[2], jnp.zeros(z.shape))
-        return params | {"prior": prior.init(keys[3])}
-
-    def encode(params: Params, x: Sentence) -> Any:
-        return posterior.make(params["posterior"], encoder.apply(params["encoder"], tuple(x)))
-
-    def decode(params: Params, z: Array, key: Any = None) -> Sentences:
-        return Sentences(params["decoder"], z, key, decoder, word_dropout)
-
-    make_prior = lambda params: prior.make(params["prior"])
-
-    def training(key: Array) -> VAE:
-        return VAE(init, encode, lambda params, z: decode(params, z, key), make_prior)
-
-    return VAE(init, encode, decode, make_prior, training)
+    return condition_on(sentence_cvae(encoder, decoder, posterior, prior, word_dropout), None)

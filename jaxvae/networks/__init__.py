@@ -37,6 +37,7 @@ from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
 from jaxvae.networks.sequences import (
     SequenceDecoder,
+    bag_of_words,
     preceding,
     recurrent_decoder,
     recurrent_encoder,
@@ -65,6 +66,7 @@ __all__ = [
     "SequenceDecoder",
     "TopDown",
     "absolute",
+    "bag_of_words",
     "causal_transformer",
     "convolutional_critic",
     "convolutional_decoder",

@@ -90,18 +90,18 @@ class _Encoder(linen.Module):
     size: int
 
     @linen.compact
-    def __call__(self, inputs: tuple[Array, Array]) -> Array:
-        tokens, mask = inputs
+    def __call__(self, inputs: tuple[Array, ...]) -> Array:
+        tokens, mask, *beside = inputs
         x = linen.Embed(self.vocabulary, self.embedding, name="tokens")(tokens)
         first = jnp.zeros(self.width, x.dtype)
         _, last = GatedUnits(self.width, name="units")(x, first, mask)
-        return dense(self.size, name="output")(last)
+        return dense(self.size, name="output")(jnp.concatenate([last, *beside]))
 
 
 def recurrent_encoder(vocabulary: int, embedding: int, width: int, size: int) -> Network:
     """Gated units over the tokens of a sequence, whose last state gives a vector.
 
-    Its input is ``(tokens [T], mask [T])``.
+    Its input is ``(tokens [T], mask [T])``, or these and vectors that stand beside the last state.
 
     Args:
       vocabulary: how many tokens there are.
@@ -110,6 +110,32 @@ def recurrent_encoder(vocabulary: int, embedding: int, width: int, size: int) ->
       size: numbers that the network gives.
     """
     return from_linen(_Encoder(vocabulary, embedding, width, size))
+
+
+class _BagOfWords(linen.Module):
+    vocabulary: int
+    embedding: int
+    size: int
+
+    @linen.compact
+    def __call__(self, inputs: tuple[Array, Array]) -> Array:
+        tokens, mask = inputs
+        vectors = linen.Embed(self.vocabulary, self.embedding, name="tokens")(tokens)
+        mean = jnp.where(mask[:, None], vectors, 0).sum(0) / jnp.maximum(mask.sum(), 1)
+        return dense(self.size, name="output")(mean)
+
+
+def bag_of_words(vocabulary: int, embedding: int, size: int) -> Network:
+    """A linear function of the mean of the tokens' vectors (Joulin et al. 2017, arXiv:1607.01759).
+
+    Its input is ``(tokens [T], mask [T])``.
+
+    Args:
+      vocabulary: how many tokens there are.
+      embedding: size of the vector of a token.
+      size: numbers that the network gives.
+    """
+    return from_linen(_BagOfWords(vocabulary, embedding, size))
 
 
 class _RecurrentStates(linen.Module):

@@ -214,8 +214,8 @@ def _pixels(config: Any, dataset: datasets.Dataset) -> str:
     """The preprocessing that a configuration takes of a data set."""
     support = FAMILIES[family_of(config)].support
     if FAMILIES[family_of(config)].load is not None:
-        (kind,) = support(config)
-        return kind
+        name = family_of(config)
+        return datasets.chosen_pixels(config.pixels, name, support(config), dataset)
     members = config.likelihood.choice.members()
     supports = {name: support(changed(config, likelihood=name)) for name in members}
     likelihood = config.likelihood.name
