@@ -16,7 +16,17 @@ import pytest
 from harness import result
 
 import jaxvae
-from jaxvae import datasets, evaluation, families, models, networks, posteriors, priors, training
+from jaxvae import (
+    command_line,
+    datasets,
+    evaluation,
+    families,
+    models,
+    networks,
+    posteriors,
+    priors,
+    training,
+)
 from jaxvae.datasets import grammars, texts
 from jaxvae.runs import Job, prepare
 from jaxvae.runs.commands import evaluate, sample
@@ -237,7 +247,7 @@ def test_a_decoder_that_ignores_z_is_a_language_model() -> None:
     states = params["decoder"]["states"]
     states["first"]["kernel"] *= 0
     states["units"]["input"]["kernel"] = states["units"]["input"]["kernel"].at[-LATENT:].set(0)
-    log_p = vae.decode(params, jnp.zeros(LATENT)).log_prob(x)
+    log_p = float(vae.decode(params, jnp.zeros(LATENT)).log_prob(x))
     terms = models.elbo_terms(vae, params, KEY, x, 1)
     assert terms["kl"] > 0.1
     assert terms["reconstruction"] == pytest.approx(log_p, rel=1e-5)
@@ -246,6 +256,40 @@ def test_a_decoder_that_ignores_z_is_a_language_model() -> None:
     for samples in (1, 7):
         estimate = evaluation.log_likelihood(collapsed, params, KEY, x, samples)
         assert estimate.log_likelihood == pytest.approx(log_p, rel=1e-5)
+
+
+# Labels
+
+
+def test_bounds_of_sentences_with_and_without_a_label() -> None:
+    """U(x) <= log p(x) and -L(x, y) <= log p(x, y), by quadrature; their estimate reaches log p."""
+    classes = 2
+    encoder = networks.recurrent_encoder(WORDS, 3, 4, 2)
+    decoder = networks.recurrent_decoder(WORDS, LENGTH, 3, 6)
+    parts = posteriors.normal(1), priors.standard_normal(1)
+    classifier = networks.of_input(networks.bag_of_words(WORDS, 3, classes), tuple)
+    cvae = models.sentence_cvae(encoder, decoder, *parts, word_dropout=1.0)
+    model = models.M2(cvae, classifier, classes)
+    x = models.sentence_of(jnp.array([2, 4, 3, 0]))
+    params = spread(model.init(KEY, x))
+    points, weights = np.polynomial.hermite_e.hermegauss(64)
+
+    def at(z: Any, y: Any) -> Any:
+        return cvae.decode(params, z[None], jnp.eye(classes)[y]).log_prob(x)
+
+    log_p = np.asarray(jax.jit(jax.vmap(jax.vmap(at, (0, None)), (None, 0)))(points, np.arange(2)))
+    p = np.exp(log_p.astype("d")) @ (weights / math.sqrt(2 * math.pi)) / classes  # [C]
+    answers = models.m2_answers(model)
+    example = models.Conditioned(x, jnp.int32(-1))
+    terms = jax.jit(lambda key: answers.terms(params, key, example, 4000))(KEY)
+    assert terms["reconstruction"] - terms["kl"] < np.log(p.sum()) + 0.02
+    labelled = jax.jit(lambda key: answers.terms(params, key, example._replace(y=1), 4000))(KEY)
+    assert labelled["labelled_elbo"] < np.log(p[1]) + 0.02
+    estimate = evaluation.log_likelihood(answers, params, KEY, example, 20_000)
+    assert estimate.log_likelihood == pytest.approx(np.log(p.sum()), abs=0.02)
+    hidden = model.bound(params, KEY, x, jnp.eye(classes)[1])
+    shown = model.terms(params, KEY, x, jnp.eye(classes)[1])
+    assert hidden != shown["reconstruction"] - shown["kl"]  # words are dropped in training alone
 
 
 # Aggressive inference
@@ -385,6 +429,47 @@ def test_the_entropy_of_the_grammar_is_the_one_of_its_sentences() -> None:
 # Runs
 
 
+def test_numbers_by_word_are_of_the_corpus() -> None:
+    """exp(-sum log p / words), end marks counted and what fills a row up not."""
+    rows = np.array([[2, 0, 0, 0, 0], [2, 1, 3, 0, 0]], np.int32)  # 2 and 4 words
+    split, found = datasets.Split(rows), {"elbo": -6.0, "log_likelihood": -4.5}
+    classifying = models.Model(lambda key, x: {}, classify=lambda params, x: x)
+    numbers = families.text.measures(classifying, {}, KEY, split, found)
+    assert numbers == {
+        "words_per_sentence": 3.0,
+        "unknown_share": pytest.approx(1 / 6),
+        "elbo_per_word": -2.0,
+        "perplexity_of_elbo": pytest.approx(math.exp(12 / 6)),
+        "log_likelihood_per_word": -1.5,
+        "perplexity": pytest.approx(math.exp(9 / 6)),
+    }
+
+
+COMMANDS: list[tuple[str, str, str]] = [  # preset, content of the file, words of the sentence
+    ("text-vae", "one two\n\n", "line 2 is an empty sentence"),
+    ("text-ssvae", "one two\none\ntwo\n", "needs sentences with labels"),
+    ("text-vae --tokens letters", "one two\n", "--tokens"),
+    ("text-vae --kl-cost capacity --accumulate 2", "one two\none\n", "--accumulate must be 1"),
+    ("text-vae --decoder transformer --heads 3", "one two\none\n", "--heads 3 must divide"),
+    ("text-vae --stream", "one two\none\n", "sentences are held in memory"),
+]
+
+
+@pytest.mark.parametrize("row", range(len(COMMANDS)))
+def test_a_mistake_of_a_command_is_refused_in_a_sentence(
+    row: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset, content, words = COMMANDS[row]
+    (tmp_path / "set.txt").write_text(content)
+    place = ["--dataset", str(tmp_path / "set.txt"), "--workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(["train", *preset.split(), *place])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @functools.cache
 def small(**named: Any) -> Any:
     sizes = {"units": 8, "embedding": 6, "decoder_units": 8, "decoder_embedding": 6, "latent": 2}
@@ -414,6 +499,7 @@ def test_a_run_says_words_and_opens_without_its_data(
     loaded = jaxvae.load(run)
     z = loaded.encode(["the cook boils the soup", "zyx"])
     np.testing.assert_allclose(z, trained.encode(["the cook boils the soup", "unheard"]), rtol=1e-6)
+    assert loaded.encode(["the cook"]).shape == (1, 2)
     assert loaded.sentences(loaded.sample(KEY, 3)).shape == (3,)
     with pytest.raises(datasets.DataError, match="sentence 1 is empty"):
         loaded.encode(["the cook", " "])

@@ -119,18 +119,23 @@ def sentences(split: datasets.Split) -> list[list[int]]:
 
 def trained(options: Options, config: Any, data: Any, lm: bool = False) -> tuple[Any, Any]:
     """A run and what it has learned. A language model explains sentences at z = 0."""
-    size = len(data["train"][0])
-    steps = max(options.epochs * size // options.batch_size, 1)
     known = {name for name, _ in settings.settings_of(config)}
+    epochs = options.epochs * len(data["train"][0]) // options.batch_size
+    waits = "aggressive_steps" in known  # the decoder, in the first half of twice as many steps
+    steps = max(epochs * (1 + waits), 1)
     sizes = {
+        "units": options.units,
+        "embedding": options.embedding,
         "decoder_units": options.units,
         "decoder_embedding": options.embedding,
-        "aggressive_steps": steps * 2 // 5,
-        "kl_warmup_steps": steps * 2 // 5,
+        "aggressive_steps": max(steps // 2, 1),
+        "inner_window": 5,
+        "inner_steps": 10,
+        "kl_warmup_steps": max(steps * 2 // 5, 1),
+        "max_length": options.max_length,
     }
-    more = {"units": options.units, "embedding": options.embedding} | sizes
-    config = options.applied(config, max_length=options.max_length)
-    config = settings.changed(config, **{n: v for n, v in more.items() if n in known}, steps=steps)
+    config = options.applied(config, **sizes)
+    config = settings.changed(config, steps=steps)
     run = runs.prepare(config, data=data)
     if not lm:
         return run, run.built.parameters(run.fit(num_steps=steps))

@@ -124,7 +124,7 @@ Bound = bound_choice("continuous", "pathwise")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sentences(contract.Config):
+class Text(contract.Config):
     """The settings of models of sentences."""
 
     dataset: str = "sentences"
@@ -156,7 +156,7 @@ class Sentences(contract.Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Sentences):
+class Config(Text):
     """A VAE of sentences."""
 
     bound: Chosen = Bound("elbo")
@@ -185,6 +185,8 @@ def build(config: Config, data: Data) -> Built:
     vae = models.sentence_vae(*parts, config.word_dropout)
     vae = assembly.with_control(vae, config.bound)
     objective = config.bound(vae=vae, latent=config.latent)
+    if objective.example is None:
+        assembly.refuse_parts(config)
     algorithm = training.gradient_descent(
         vae.init,
         objective.batch,

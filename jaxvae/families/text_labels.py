@@ -50,7 +50,7 @@ Classifier = Choice(CLASSIFIERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(text.Sentences):
+class Config(text.Text):
     """A VAE of sentences whose labels may be missing."""
 
     labelled: Count | None = None

@@ -7,6 +7,7 @@ the one of all sentences that begin so. So the probabilities of all rows sum to 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class Sentences:
         tokens, mask = x if isinstance(x, Sentence) else sentence_of(jnp.asarray(x))
         states = self._states(jnp.where(mask, tokens, END))
 
-        @jax.checkpoint
+        @functools.partial(jax.checkpoint, prevent_cse=False)  # not needed in a scan
         def at(state: Array, token: Array) -> Array:
             logits = self.decoder.logits(self.params, state)
             return logits[token] - jax.nn.logsumexp(logits)
