@@ -433,9 +433,7 @@ def test_numbers_by_word_are_of_the_corpus() -> None:
     """exp(-sum log p / words), end marks counted and what fills a row up not."""
     rows = np.array([[2, 0, 0, 0, 0], [2, 1, 3, 0, 0]], np.int32)  # 2 and 4 words
     split, found = datasets.Split(rows), {"elbo": -6.0, "log_likelihood": -4.5}
-    classifying = models.Model(lambda key, x: {}, classify=lambda params, x: x)
-    numbers = families.text.measures(classifying, {}, KEY, split, found)
-    assert numbers == {
+    assert evaluation.words.word_measures(split, found) == {
         "words_per_sentence": 3.0,
         "unknown_share": pytest.approx(1 / 6),
         "elbo_per_word": -2.0,

@@ -11,6 +11,7 @@ from jaxvae.evaluation import (
     metrics,
     samples,
     sources,
+    words,
 )
 from jaxvae.evaluation.classification import Classification, classification, classified
 from jaxvae.evaluation.encodings import (
@@ -74,4 +75,5 @@ __all__ = [
     "source",
     "sources",
     "tail_length",
+    "words",
 ]

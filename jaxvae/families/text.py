@@ -7,11 +7,8 @@ prior. Warm-up of KL, free bits, word dropout and aggressive inference work agai
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -242,52 +239,16 @@ def answers_in_words(config: Any, data: Data) -> dict[str, Any]:
             "beam": lambda p, key: p.beam(config.beam_width)[0][0],
         },
         "measures": measures,
-        "dimensions": words_of,
+        "dimensions": evaluation.words.words_per_sentence,
     }
-
-
-def words_of(split: Any) -> float:
-    """The mean number of words of a sentence, with its end mark."""
-    return float(_masks(split).sum(1).mean())
-
-
-def _tokens(split: Any) -> np.ndarray:
-    """The rows of a split, [N, T], whose examples may be beside labels."""
-    x = split.x.x if isinstance(split.x, models.Conditioned) else split.x
-    return np.asarray(x)
-
-
-def _masks(split: Any) -> np.ndarray:
-    return np.asarray(jax.vmap(models.sentence_of)(jnp.asarray(_tokens(split))).mask)
 
 
 def measures(
     model: models.Model, params: Params, key: Array, split: Any, found: dict[str, Any]
 ) -> dict[str, float]:
-    """What is said of a model of sentences, over a split.
-
-    Perplexity is exp(-sum log p / number of words), over all sentences and with their end marks. It
-    is of the importance-weighted estimate, and of the ELBO. Mutual information is of z and the
-    sentence, I = E KL(q(z|x) || p) - KL(q(z) || p) with q(z) the mean of the split's posteriors.
-    """
-    masks, words = _masks(split), words_of(split)
-    unknown = (_tokens(split) == datasets.texts.UNKNOWN) & masks
-    about = {"words_per_sentence": words, "unknown_share": float(unknown.sum() / masks.sum())}
-    if found["elbo"] is None:
-        return about
-    about["elbo_per_word"] = found["elbo"] / words
-    about["perplexity_of_elbo"] = math.exp(-found["elbo"] / words)
-    if found["log_likelihood"] is not None:
-        about["log_likelihood_per_word"] = found["log_likelihood"] / words
-        about["perplexity"] = math.exp(-found["log_likelihood"] / words)
-    if model.classify is not None:
-        return about  # its latents are a class beside z
-    posterior = evaluation.posteriors_of(model, params, key, split)
-    try:
-        parts = evaluation.decompositions.surgery(posterior, model.prior(params), key)  # type: ignore[misc]
-    except TypeError:  # a flow that knows its density at its own draws only
-        return about
-    return about | {"mutual_information": parts.mutual_information.value}
+    """What is said of a model of sentences, over a split."""
+    by_word = evaluation.words.word_measures(split, found)
+    return by_word | evaluation.words.latent_measures(model, params, key, split)
 
 
 def _preset(text: str, **named: Any) -> tuple[str, Config]:
