@@ -53,9 +53,9 @@ def word_measures(split: Any, found: dict[str, Any]) -> dict[str, float]:
 def latent_measures(model: Model, params: Params, key: Array, split: Any) -> dict[str, float]:
     """What the latents say of the sentences of a split.
 
-    ``mutual_information`` is of z and the sentence: E KL(q(z|x) || p) - KL(q(z) || p), where q(z) is
-    the mean of the split's posteriors. ``words_read_back`` is the share of words that the greedy
-    sentence at the posterior mean has in their places; the decoder does not see the sentence.
+    ``mutual_information`` is of z and the sentence, E KL(q(z|x) || p) - KL(q(z) || p) with the mean
+    q(z) of the split's posteriors. ``words_read_back`` is the share of words that the greedy
+    sentence at the posterior mean has in their places. There the decoder sees its own words alone.
     """
     right, words = over_split(_read_back(model), params, key, examples_of(split), 100)
     about = {"words_read_back": float(right.sum() / words.sum())}
