@@ -2,9 +2,9 @@
 
 A ``Split`` in memory holds ``x``, images [N, H, W, C] or any pytree of arrays [N, ...]. It may also
 hold labels ``y`` [N] or ``attributes`` [N, A]. The images of ``shapes`` are kept as their factors
-and rendered inside the training step. Sentences are rows of tokens (``texts``). A batch is a pure function of (seed, step), so the iterator's
-state is the step. The training step preprocesses pixels for a likelihood, one example at a time.
-The split carries this preprocessing, which has a name.
+and rendered inside the training step. Sentences are rows of tokens (``texts``). A batch is a pure
+function of (seed, step), so the iterator's state is the step. The training step preprocesses pixels
+for a likelihood, one example at a time. The split carries this preprocessing, which has a name.
 
 tensorflow-datasets is imported only when one of its sets is asked for, Grain only to stream, and
 TensorFlow never.
