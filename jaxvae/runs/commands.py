@@ -226,7 +226,7 @@ def sample(
         raise ValueError("--num, --encodings and --components must be at least 1")
     if components and prior != "gaussian_mixture":
         raise ValueError(f"--components is of --prior gaussian_mixture; the prior is {prior}")
-    settings = {"components": components} if components else {}
+    settings, labels = {"components": components} if components else {}, None
     if prior == "model":
         trained = load(workdir, checkpoint)
         built, data, params, step = trained.built, trained.data, trained.params, trained.step
@@ -248,7 +248,7 @@ def sample(
     (workdir / "figures").mkdir(exist_ok=True)
     if built.decodings:
         shown = workdir / "samples.txt"
-        shown.write_text(_sentences(built, decoded, conditions))
+        shown.write_text(_sentences(built, decoded, labels, data.classes))
         print(shown.read_text())
     else:
         shown = workdir / "figures" / "samples.png"
@@ -259,18 +259,17 @@ def sample(
     print(f"{num} samples of step {step}: {shown}, {workdir / 'samples.npz'}")
 
 
-def _sentences(built: Built, decoded: dict[str, np.ndarray], conditions: Any) -> str:
-    """The decodings of each z below each other, a line each."""
-    texts = {name: built.pictures(decoded[name], conditions) for name in built.decodings}
+def _sentences(
+    built: Built, decoded: dict[str, np.ndarray], labels: Any, classes: tuple[str, ...]
+) -> str:
+    """The decodings of each z in lines, below the name of its class if it has one."""
+    texts = {name: built.pictures(decoded[name], None) for name in built.decodings}
     width = max(map(len, texts))
-    blocks = zip(*texts.values(), strict=True)
-    lines = [
-        f"{name:<{width}}  {text}\n"
-        for block in blocks
-        for name, text in zip(texts, block, strict=True)
-    ]
-    each = len(texts)
-    return "\n".join("".join(lines[i : i + each]) for i in range(0, len(lines), each))
+    blocks = []
+    for i in range(len(decoded["x"])):
+        head = [] if labels is None else [classes[labels[i]] if classes else str(labels[i])]
+        blocks.append([*head, *(f"{name:<{width}}  {texts[name][i]}" for name in texts)])
+    return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
 
 
 def _labels(built: Built, data: Data, num: int, label: str | None) -> np.ndarray | None:

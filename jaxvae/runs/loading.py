@@ -129,8 +129,8 @@ class Trained:
 
     def _checked(self, x: Any) -> Any:
         """x as the data set holds it, with the shape and the type of the training examples."""
-        if self.built.rows is not None and not hasattr(x, "dtype"):
-            x = self.built.rows(x)
+        if self.built.rows is not None and not np.issubdtype(np.asarray(x).dtype, np.number):
+            x = self.built.rows(np.atleast_1d(x))
         array = jnp.asarray(x)
         if array.shape[1:] != self.data.shape:
             raise ValueError(
