@@ -146,14 +146,13 @@ def load(
     if "train" not in parts:
         raise DataError(f"{name} has no training sentences: it has {', '.join(parts)}")
     train, known = parts["train"].x, TOKENIZERS[tokens].known
-    length = max_length
+    longest = max(map(len, train)) + 1
+    length = longest if max_length is None else max_length
     if vocabulary is None:
-        vocabulary = vocabulary_of(train, min_count, known)
-        length = min(max(map(len, train)) + 1, max_length or np.inf)  # type: ignore[type-var]
+        vocabulary, length = vocabulary_of(train, min_count, known), min(length, longest)
     parts, classes = _numbered(name, parts)
     rows = {
-        part: split.replace(x=_rows(split.x, vocabulary, int(length)))  # type: ignore[arg-type]
-        for part, split in parts.items()
+        part: split.replace(x=_rows(split.x, vocabulary, length)) for part, split in parts.items()
     }
     notes = _notes(parts, rows, tokens)
     return Dataset(name, rows, len(vocabulary), classes, tuple(vocabulary), notes)

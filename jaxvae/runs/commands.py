@@ -255,7 +255,8 @@ def sample(
         images = np.asarray(built.pictures(decoded["means"], conditions)) / data.pixel_max
         figures.grid(shown, _sheet(images), f"{title}, decoder means (step {step})")
     latents: Any = {f"z{i}" if i else "z": np.asarray(a) for i, a in enumerate(jax.tree.leaves(z))}
-    np.savez(workdir / "samples.npz", **decoded, **latents)
+    latents |= decoded
+    np.savez(workdir / "samples.npz", **latents)
     print(f"{num} samples of step {step}: {shown}, {workdir / 'samples.npz'}")
 
 

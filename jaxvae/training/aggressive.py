@@ -15,7 +15,7 @@ from jaxvae.contracts import Array
 class Turns(NamedTuple):
     """The state of ``aggressive``."""
 
-    count: Array  # steps taken
+    taken: Array  # steps
     inner: Array  # steps of the encoder since the decoder's last one
     total: Array  # sum of the losses of the present window
     before: Array  # mean loss of the window before
@@ -65,7 +65,7 @@ def aggressive(
     def update(
         grads: Any, state: Turns, params: Any, *, value: Array, **more: Any
     ) -> tuple[Any, Turns]:
-        alone = state.count < aggressive_steps
+        alone = state.taken < aggressive_steps
         of_grads, of_params = parts_of(grads), parts_of(params)
         updates, inference = _if(
             ~alone | state.waits, optimizer, of_grads[0], state.encoder, of_params[0]
@@ -88,7 +88,7 @@ def _turned(state: Turns, value: Array, window: int, most: int) -> Turns:
     gone = (ended & (mean > state.before)) | (inner >= most)
     before = jnp.where(ended, mean, state.before)
     return state._replace(
-        count=state.count + 1,
+        taken=state.taken + 1,
         inner=jnp.where(gone, 0, inner),
         total=jnp.where(ended | gone, 0.0, total),
         before=jnp.where(gone, jnp.inf, before),
