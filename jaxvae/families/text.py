@@ -27,7 +27,6 @@ from jaxvae.settings import Choice, Chosen, changed
 def gru(
     vocabulary: int,
     length: int,
-    context_size: int,
     precision: str,
     decoder_embedding: Count = 64,
     decoder_units: Count = 128,
@@ -38,7 +37,6 @@ def gru(
     Args:
       vocabulary: how many tokens there are.
       length: the most places of a sentence.
-      context_size: size of what the decoder is conditioned on.
       precision: the precision of the network.
       decoder_embedding: size of the vector of a word in the decoder.
       decoder_units: units of the decoder.
