@@ -44,7 +44,6 @@ PREPROCESSING: dict[str, Callable[[Array, Array, int | None], Array]] = {
     "scale": lambda key, pixels, levels: _unit(pixels, levels),
     "counts": lambda key, pixels, levels: pixels.astype(jnp.float32),
     "none": lambda key, pixels, levels: pixels.astype(jnp.float32),
-    "tokens": lambda key, tokens, levels: tokens,
     "gaps": lambda key, pixels, levels: pixels.astype(jnp.float32),
 }
 
@@ -78,7 +77,6 @@ def preprocessing(name: str, levels: int | None) -> Preprocess:
     * ``scale``: pixel / (levels - 1), in [0, 1].
     * ``counts``: the integer values.
     * ``none``: real values as they are.
-    * ``tokens``: the numbers of words, as they are.
     * ``gaps``: the same, where nan stands for a missing value.
 
     Values that are no integers lie in [0, 1] and are not divided. With ``levels=None`` all values
@@ -106,7 +104,6 @@ def describe(name: str, levels: int | None) -> str:
         "scale": f"every pixel becomes {unit}, in [0, 1]",
         "counts": f"pixels are the {integers}",
         "none": "values stay as they are",
-        "tokens": f"sentences are rows of words, of which there are {levels}",
         "gaps": "values stay as they are, and nan is a missing one",
     }
     return f"{name}: {sentences[name]}"
