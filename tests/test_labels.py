@@ -83,8 +83,8 @@ def linear(logits: Any = None) -> models.M2:
 
 def unlabelled_bound(logits: Any) -> jax.Array:
     """U(x) of the linear model with these logits of q(y|x)."""
-    model = linear(logits)
-    loss = models.negative_elbo(models.over_labels(model), 1, estimator=expectations.enumeration)
+    vae = models.over_labels(linear(logits))
+    loss = jax.jit(models.negative_elbo(vae, 1, estimator=expectations.enumeration))
     return -loss({"classifier": logits}, KEY, jnp.asarray(X), jnp.int32(0))[0]
 
 
@@ -95,7 +95,8 @@ def test_bounds_of_a_linear_model_are_exact() -> None:
     """-L(x, y) is log p(x, y) and U(x) is log p(x), with the log p(y) of each class."""
     exact = log_p_of_classes(X)
     with jax.enable_x64(True):
-        both = models.labels.both_bounds(linear(), {"classifier": {}}, KEY, jnp.asarray(X))
+        bounds = jax.jit(lambda x: models.labels.both_bounds(linear(), {"classifier": {}}, KEY, x))
+        both = bounds(jnp.asarray(X))
         np.testing.assert_allclose(both.labelled, exact, rtol=0, atol=1e-9)
         elbo = both.terms["reconstruction"] - both.terms["kl"]
         assert float(elbo) == pytest.approx(np.logaddexp.reduce(exact), abs=1e-9)
@@ -198,7 +199,7 @@ def loss_of(shares: models.Shares, weight: float = 0.7, model: Any = None) -> An
     model = small() if model is None else model
     vae = models.over_labels(model)
     unlabelled = models.negative_elbo(vae, 1, estimator=expectations.enumeration)
-    return models.semi_supervised(model, unlabelled, shares, weight)
+    return jax.jit(models.semi_supervised(model, unlabelled, shares, weight))
 
 
 def test_with_all_labels_and_no_weight_it_is_the_conditional_vae() -> None:
@@ -215,7 +216,7 @@ def test_with_all_labels_and_no_weight_it_is_the_conditional_vae() -> None:
         return of_cvae(params, jax.random.split(KEY)[0], example, 0)[0]
 
     (value, gradient), (other, of_other) = (
-        jax.value_and_grad(each)(params) for each in (ours, theirs)
+        jax.jit(jax.value_and_grad(each))(params) for each in (ours, theirs)
     )
     assert float(value - other) == pytest.approx(np.log(CLASSES), abs=1e-5)
     jax.tree.map(
@@ -249,8 +250,9 @@ def test_the_mean_of_batches_is_the_objective_of_the_data() -> None:
     labels = np.array([0, 2, -1, -1, -1, -1])
     x = np.random.default_rng(2).normal(size=(6, D)).astype(np.float32)
     params, model, alpha = params_of_small(), small(), 0.7
-    both = [models.labels.both_bounds(model, params, KEY, row) for row in x]
-    log_q = [jax.nn.log_softmax(model.guess(params, row).logits[0]) for row in x]
+    bounds_of = jax.jit(lambda row: models.labels.both_bounds(model, params, KEY, row))
+    both = [bounds_of(row) for row in x]
+    log_q = [jax.nn.log_softmax(model.guess(params, row).logits[0]) for row in x[:2]]
     bound = sum(
         b.labelled[y] if y >= 0 else b.terms["reconstruction"] - b.terms["kl"]
         for b, y in zip(both, labels, strict=True)
@@ -289,7 +291,7 @@ def test_a_certain_guess_has_finite_losses_and_gradients() -> None:
             models.Conditioned(jnp.asarray(X, jnp.float32), jnp.int32(y)),
             0,
         )[0]
-        value, gradient = jax.value_and_grad(of_logits)(jnp.array([1e4, -1e4, 0.0]))
+        value, gradient = jax.jit(jax.value_and_grad(of_logits))(jnp.array([1e4, -1e4, 0.0]))
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -299,12 +301,13 @@ def test_a_certain_guess_has_finite_losses_and_gradients() -> None:
 def test_importance_weights_of_exact_posteriors_are_the_likelihood() -> None:
     answers = models.m2_answers(linear())
     example = models.Conditioned(jnp.asarray(X, jnp.float32), jnp.int32(-1))
-    weights = answers.log_weights({"classifier": {}}, KEY, example, 50)
+    log_weights = jax.jit(lambda example: answers.log_weights({"classifier": {}}, KEY, example, 50))
+    weights = log_weights(example)
     exact = np.logaddexp.reduce(log_p_of_classes(X))
     np.testing.assert_allclose(weights, exact, atol=1e-4)
-    terms = answers.terms({"classifier": {}}, KEY, example, 2)
-    assert np.isnan(terms["labelled_elbo"])
-    known = answers.terms({"classifier": {}}, KEY, example._replace(y=jnp.int32(1)), 2)
+    terms_of = jax.jit(lambda example: answers.terms({"classifier": {}}, KEY, example, 2))
+    assert np.isnan(terms_of(example)["labelled_elbo"])
+    known = terms_of(example._replace(y=jnp.int32(1)))
     assert float(known["labelled_elbo"]) == pytest.approx(log_p_of_classes(X)[1], abs=1e-4)
     classes = answers.classify({"classifier": {}}, example)
     np.testing.assert_allclose(classes, log_p_of_classes(X) - exact, atol=1e-4)
@@ -312,7 +315,8 @@ def test_importance_weights_of_exact_posteriors_are_the_likelihood() -> None:
 
 def test_draws_at_a_class_are_of_that_class_and_differ_in_it_alone() -> None:
     answers, params = models.m2_answers(small()), params_of_small()
-    drawn = [answers.draw(params, KEY, label) for label in range(CLASSES)]
+    draw = jax.jit(lambda label: answers.draw(params, KEY, label))
+    drawn = [draw(label) for label in range(CLASSES)]
     assert [int(latents.y) for latents in drawn] == [0, 1, 2]
     assert all((latents.z == drawn[0].z).all() for latents in drawn)
 
