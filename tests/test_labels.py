@@ -416,12 +416,12 @@ def test_a_network_of_parts_is_the_network_of_both_side_by_side() -> None:
 
 def test_labels_that_stay_are_balanced_and_chosen_by_the_seed() -> None:
     labels = np.random.default_rng(0).integers(-1, 4, 200).astype(np.int32)
-    first, again, other = (datasets.hidden(labels, 22, 4, seed) for seed in (0, 0, 1))
+    first, again, other = (datasets.hide_labels(labels, 22, 4, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert sorted(np.bincount(first[first >= 0])) == [5, 5, 6, 6]
     assert (first[first >= 0] == labels[first >= 0]).all()
-    assert datasets.hidden(labels, None, 4, 0) is labels
+    assert datasets.hide_labels(labels, None, 4, 0) is labels
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_labels_that_stay_are_balanced_and_chosen_by_the_seed() -> None:
 )
 def test_too_few_labels_are_refused(labels: list[int], count: int | None, words: str) -> None:
     with pytest.raises(datasets.DataError, match=words):
-        datasets.hidden(np.array(labels), count, 3, 0)
+        datasets.hide_labels(np.array(labels), count, 3, 0)
 
 
 def test_a_label_outside_the_classes_is_refused() -> None:

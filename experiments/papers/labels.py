@@ -205,7 +205,7 @@ def _splits(options: Options, count: int, seed: int) -> Any:
     """Labelled training images, and all test images, both in [0, 1] with their labels."""
     dataset = datasets.load(options.dataset, options.data_dir, pixels="scale")
     train = datasets.select(dataset, options.train_split)
-    labels = datasets.hidden(train.y, count, int(train.y.max()) + 1, seed)
+    labels = datasets.hide_labels(train.y, count, int(train.y.max()) + 1, seed)
     chosen = np.flatnonzero(labels >= 0)
     parts = train.take(chosen), dataset.splits["test"]
     levels = (dataset.levels or 256) - 1
@@ -219,7 +219,7 @@ def m1_and_classifier(options: Options, first: First, count: int, seed: int) -> 
     trained = jaxvae.load(first())
     dataset = datasets.load(options.dataset, options.data_dir)
     train = datasets.select(dataset, options.train_split)
-    labels = datasets.hidden(train.y, count, int(train.y.max()) + 1, seed)
+    labels = datasets.hide_labels(train.y, count, int(train.y.max()) + 1, seed)
 
     def encoded(split: Any) -> np.ndarray:
         of_model = trained.built.split(split)

@@ -111,7 +111,7 @@ def data_fields(config: Any, data: Data, shares: models.Shares) -> dict[str, Any
 
     def training_raw(split: Any) -> models.Conditioned:
         labels = datasets.checked_labels(split.y, classes)
-        hidden = datasets.hidden(labels, config.labelled, classes, config.seed)
+        hidden = datasets.hide_labels(labels, config.labelled, classes, config.seed)
         return models.Conditioned(split.x, hidden)
 
     ratio = config.label_weight * shares.labelled / data.size
