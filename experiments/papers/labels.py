@@ -62,7 +62,7 @@ class Options(tables.Options):
     """Training steps of M1."""
     label_weight: float = 0.1
     """Weight of the mean cross-entropy."""
-    labelled_share: float = 0.5
+    labelled_share: float = 0.1
     """Share of labelled examples in a batch."""
     classifier_steps: int = 2000
     """Training steps of the network that learns from the labels alone."""

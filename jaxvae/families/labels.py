@@ -30,7 +30,7 @@ class Labelled(contract.Config):
     labelled: Count | None = None
     """Training examples whose labels are used, equally many of each class and chosen by the seed;
     None takes all labels."""
-    labelled_share: Share = 0.5
+    labelled_share: Share = 0.1
     """Share of labelled examples in every batch, if some are and some are not; the loss makes up
     for it."""
     label_weight: Amount = 0.1

@@ -180,6 +180,8 @@ def product_terms(
       weights: weights of the views' likelihoods.
       single: w, the weight of the ELBO of each view alone.
       random_sets: how many random sets there are.
+
+    The terms are sums over all of these bounds.
     """
     singles = jnp.array(single_views(len(model.views)))
 
