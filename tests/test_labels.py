@@ -259,16 +259,15 @@ def test_the_mean_of_batches_is_the_objective_of_the_data() -> None:
     )
     expected = -bound / 6 - alpha * (log_q[0][0] + log_q[1][2]) / 2
 
-    for shares in (models.Shares(2, 4, 1, 2), models.Shares(2, 4, 2, 1)):
-        frozen = OneKey(model)
-        loss = loss_of(shares, alpha, frozen)
-        values = [
-            float(loss(params, KEY, models.Conditioned(row, jnp.int32(y)), 0)[0])
-            for row, y in zip(x, labels, strict=True)
-        ]
-        of_kinds = np.mean(values[:2]), np.mean(values[2:])
-        counts = shares.batch_labelled, shares.batch_unlabelled
-        assert np.average(of_kinds, weights=counts) == pytest.approx(float(expected), abs=1e-4)
+    shares = models.Shares(2, 4, 2, 1)  # two of three examples in a batch, one of three in the data
+    loss = loss_of(shares, alpha, OneKey(model))
+    values = [
+        float(loss(params, KEY, models.Conditioned(row, jnp.int32(y)), 0)[0])
+        for row, y in zip(x, labels, strict=True)
+    ]
+    of_kinds = np.mean(values[:2]), np.mean(values[2:])
+    counts = shares.batch_labelled, shares.batch_unlabelled
+    assert np.average(of_kinds, weights=counts) == pytest.approx(float(expected), abs=1e-4)
 
 
 class OneKey(models.M2):
@@ -282,16 +281,14 @@ class OneKey(models.M2):
 
 
 def test_a_certain_guess_has_finite_losses_and_gradients() -> None:
-    model = linear(LOGITS)
+    loss, x = loss_of(models.Shares(3, 9, 1, 3), 0.7, linear(LOGITS)), jnp.asarray(X, jnp.float32)
+
+    def of_logits(logits: Any, y: Any) -> Any:
+        return loss({"classifier": logits}, KEY, models.Conditioned(x, y), 0)[0]
+
+    both = jax.jit(jax.value_and_grad(of_logits))
     for y in (-1, 0, 2):
-        loss = loss_of(models.Shares(3, 9, 1, 3), 0.7, model)
-        of_logits = lambda logits, loss=loss, y=y: loss(
-            {"classifier": logits},
-            KEY,
-            models.Conditioned(jnp.asarray(X, jnp.float32), jnp.int32(y)),
-            0,
-        )[0]
-        value, gradient = jax.jit(jax.value_and_grad(of_logits))(jnp.array([1e4, -1e4, 0.0]))
+        value, gradient = both(jnp.array([1e4, -1e4, 0.0]), jnp.int32(y))
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
