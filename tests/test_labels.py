@@ -480,18 +480,21 @@ def test_strata_that_do_not_fill_a_batch_are_refused() -> None:
 # Runs
 
 
-def test_the_same_set_trains_with_few_labels_many_or_all(data_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "labelled, known, rest", [(100, 100, 1337), (10, 10, 1427), (None, 1437, 0)]
+)
+def test_the_same_set_trains_with_few_labels_many_or_all(
+    labelled: int | None, known: int, rest: int, data_dir: Path
+) -> None:
     """Each batch has its share, by the feed; evaluation sees every label."""
-    kinds = {10: (10, 1427), 100: (100, 1337), None: (1437, 0)}
-    for labelled, (known, rest) in kinds.items():
-        config = families.preset("m2", labelled=labelled, hidden=(4,), labelled_share=0.25)
-        run = prepare(config, Job(data_dir=str(data_dir)))
-        hidden = np.asarray(run.train.x.y)
-        assert ((hidden >= 0).sum(), (hidden < 0).sum()) == (known, rest)
-        assert (np.asarray(run.test.x.y) >= 0).all()
-        strata = run.built.strata(run.train, 128)
-        assert [stratum.size for stratum in strata] == ([32, 96] if rest else [128])
-        assert all(((hidden[s.rows] >= 0) == (i == 0)).all() for i, s in enumerate(strata))
+    config = families.preset("m2", labelled=labelled, hidden=(4,), labelled_share=0.25)
+    run = prepare(config, Job(data_dir=str(data_dir)))
+    hidden = np.asarray(run.train.x.y)
+    assert ((hidden >= 0).sum(), (hidden < 0).sum()) == (known, rest)
+    assert (np.asarray(run.test.x.y) >= 0).all()
+    strata = run.built.strata(run.train, 128)
+    assert [stratum.size for stratum in strata] == ([32, 96] if rest else [128])
+    assert all(((hidden[s.rows] >= 0) == (i == 0)).all() for i, s in enumerate(strata))
 
 
 def test_a_set_without_labels_is_refused() -> None:

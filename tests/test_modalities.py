@@ -315,6 +315,7 @@ def _batch(run: Any) -> Any:
 # Examples
 
 
+@pytest.mark.slow
 def test_halves_are_put_together_again(data_dir: Path) -> None:
     run = prepare(families.preset("multimodal", hidden=(4,)), Job(data_dir=str(data_dir)))
     split = run.dataset.splits["test"].take(slice(4))
