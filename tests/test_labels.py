@@ -83,8 +83,8 @@ def linear(logits: Any = None) -> models.M2:
 
 def unlabelled_bound(logits: Any) -> jax.Array:
     """U(x) of the linear model with these logits of q(y|x)."""
-    model = linear(logits)
-    loss = models.negative_elbo(models.over_labels(model), 1, estimator=expectations.enumeration)
+    vae = models.over_labels(linear(logits))
+    loss = jax.jit(models.negative_elbo(vae, 1, estimator=expectations.enumeration))
     return -loss({"classifier": logits}, KEY, jnp.asarray(X), jnp.int32(0))[0]
 
 
@@ -95,7 +95,8 @@ def test_bounds_of_a_linear_model_are_exact() -> None:
     """-L(x, y) is log p(x, y) and U(x) is log p(x), with the log p(y) of each class."""
     exact = log_p_of_classes(X)
     with jax.enable_x64(True):
-        both = models.labels.both_bounds(linear(), {"classifier": {}}, KEY, jnp.asarray(X))
+        bounds = jax.jit(lambda x: models.labels.both_bounds(linear(), {"classifier": {}}, KEY, x))
+        both = bounds(jnp.asarray(X))
         np.testing.assert_allclose(both.labelled, exact, rtol=0, atol=1e-9)
         elbo = both.terms["reconstruction"] - both.terms["kl"]
         assert float(elbo) == pytest.approx(np.logaddexp.reduce(exact), abs=1e-9)
@@ -198,7 +199,7 @@ def loss_of(shares: models.Shares, weight: float = 0.7, model: Any = None) -> An
     model = small() if model is None else model
     vae = models.over_labels(model)
     unlabelled = models.negative_elbo(vae, 1, estimator=expectations.enumeration)
-    return models.semi_supervised(model, unlabelled, shares, weight)
+    return jax.jit(models.semi_supervised(model, unlabelled, shares, weight))
 
 
 def test_with_all_labels_and_no_weight_it_is_the_conditional_vae() -> None:
@@ -215,7 +216,7 @@ def test_with_all_labels_and_no_weight_it_is_the_conditional_vae() -> None:
         return of_cvae(params, jax.random.split(KEY)[0], example, 0)[0]
 
     (value, gradient), (other, of_other) = (
-        jax.value_and_grad(each)(params) for each in (ours, theirs)
+        jax.jit(jax.value_and_grad(each))(params) for each in (ours, theirs)
     )
     assert float(value - other) == pytest.approx(np.log(CLASSES), abs=1e-5)
     jax.tree.map(
@@ -249,24 +250,24 @@ def test_the_mean_of_batches_is_the_objective_of_the_data() -> None:
     labels = np.array([0, 2, -1, -1, -1, -1])
     x = np.random.default_rng(2).normal(size=(6, D)).astype(np.float32)
     params, model, alpha = params_of_small(), small(), 0.7
-    both = [models.labels.both_bounds(model, params, KEY, row) for row in x]
-    log_q = [jax.nn.log_softmax(model.guess(params, row).logits[0]) for row in x]
+    bounds_of = jax.jit(lambda row: models.labels.both_bounds(model, params, KEY, row))
+    both = [bounds_of(row) for row in x]
+    log_q = [jax.nn.log_softmax(model.guess(params, row).logits[0]) for row in x[:2]]
     bound = sum(
         b.labelled[y] if y >= 0 else b.terms["reconstruction"] - b.terms["kl"]
         for b, y in zip(both, labels, strict=True)
     )
     expected = -bound / 6 - alpha * (log_q[0][0] + log_q[1][2]) / 2
 
-    for shares in (models.Shares(2, 4, 1, 2), models.Shares(2, 4, 2, 1)):
-        frozen = OneKey(model)
-        loss = loss_of(shares, alpha, frozen)
-        values = [
-            float(loss(params, KEY, models.Conditioned(row, jnp.int32(y)), 0)[0])
-            for row, y in zip(x, labels, strict=True)
-        ]
-        of_kinds = np.mean(values[:2]), np.mean(values[2:])
-        counts = shares.batch_labelled, shares.batch_unlabelled
-        assert np.average(of_kinds, weights=counts) == pytest.approx(float(expected), abs=1e-4)
+    shares = models.Shares(2, 4, 2, 1)  # two of three examples in a batch, one of three in the data
+    loss = loss_of(shares, alpha, OneKey(model))
+    values = [
+        float(loss(params, KEY, models.Conditioned(row, jnp.int32(y)), 0)[0])
+        for row, y in zip(x, labels, strict=True)
+    ]
+    of_kinds = np.mean(values[:2]), np.mean(values[2:])
+    counts = shares.batch_labelled, shares.batch_unlabelled
+    assert np.average(of_kinds, weights=counts) == pytest.approx(float(expected), abs=1e-4)
 
 
 class OneKey(models.M2):
@@ -280,16 +281,14 @@ class OneKey(models.M2):
 
 
 def test_a_certain_guess_has_finite_losses_and_gradients() -> None:
-    model = linear(LOGITS)
+    loss, x = loss_of(models.Shares(3, 9, 1, 3), 0.7, linear(LOGITS)), jnp.asarray(X, jnp.float32)
+
+    def of_logits(logits: Any, y: Any) -> Any:
+        return loss({"classifier": logits}, KEY, models.Conditioned(x, y), 0)[0]
+
+    both = jax.jit(jax.value_and_grad(of_logits))
     for y in (-1, 0, 2):
-        loss = loss_of(models.Shares(3, 9, 1, 3), 0.7, model)
-        of_logits = lambda logits, loss=loss, y=y: loss(
-            {"classifier": logits},
-            KEY,
-            models.Conditioned(jnp.asarray(X, jnp.float32), jnp.int32(y)),
-            0,
-        )[0]
-        value, gradient = jax.value_and_grad(of_logits)(jnp.array([1e4, -1e4, 0.0]))
+        value, gradient = both(jnp.array([1e4, -1e4, 0.0]), jnp.int32(y))
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -299,12 +298,13 @@ def test_a_certain_guess_has_finite_losses_and_gradients() -> None:
 def test_importance_weights_of_exact_posteriors_are_the_likelihood() -> None:
     answers = models.m2_answers(linear())
     example = models.Conditioned(jnp.asarray(X, jnp.float32), jnp.int32(-1))
-    weights = answers.log_weights({"classifier": {}}, KEY, example, 50)
+    log_weights = jax.jit(lambda example: answers.log_weights({"classifier": {}}, KEY, example, 50))
+    weights = log_weights(example)
     exact = np.logaddexp.reduce(log_p_of_classes(X))
     np.testing.assert_allclose(weights, exact, atol=1e-4)
-    terms = answers.terms({"classifier": {}}, KEY, example, 2)
-    assert np.isnan(terms["labelled_elbo"])
-    known = answers.terms({"classifier": {}}, KEY, example._replace(y=jnp.int32(1)), 2)
+    terms_of = jax.jit(lambda example: answers.terms({"classifier": {}}, KEY, example, 2))
+    assert np.isnan(terms_of(example)["labelled_elbo"])
+    known = terms_of(example._replace(y=jnp.int32(1)))
     assert float(known["labelled_elbo"]) == pytest.approx(log_p_of_classes(X)[1], abs=1e-4)
     classes = answers.classify({"classifier": {}}, example)
     np.testing.assert_allclose(classes, log_p_of_classes(X) - exact, atol=1e-4)
@@ -312,7 +312,8 @@ def test_importance_weights_of_exact_posteriors_are_the_likelihood() -> None:
 
 def test_draws_at_a_class_are_of_that_class_and_differ_in_it_alone() -> None:
     answers, params = models.m2_answers(small()), params_of_small()
-    drawn = [answers.draw(params, KEY, label) for label in range(CLASSES)]
+    draw = jax.jit(lambda label: answers.draw(params, KEY, label))
+    drawn = [draw(label) for label in range(CLASSES)]
     assert [int(latents.y) for latents in drawn] == [0, 1, 2]
     assert all((latents.z == drawn[0].z).all() for latents in drawn)
 
@@ -412,12 +413,12 @@ def test_a_network_of_parts_is_the_network_of_both_side_by_side() -> None:
 
 def test_labels_that_stay_are_balanced_and_chosen_by_the_seed() -> None:
     labels = np.random.default_rng(0).integers(-1, 4, 200).astype(np.int32)
-    first, again, other = (datasets.hidden(labels, 22, 4, seed) for seed in (0, 0, 1))
+    first, again, other = (datasets.hide_labels(labels, 22, 4, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert sorted(np.bincount(first[first >= 0])) == [5, 5, 6, 6]
     assert (first[first >= 0] == labels[first >= 0]).all()
-    assert datasets.hidden(labels, None, 4, 0) is labels
+    assert datasets.hide_labels(labels, None, 4, 0) is labels
 
 
 @pytest.mark.parametrize(
@@ -430,7 +431,7 @@ def test_labels_that_stay_are_balanced_and_chosen_by_the_seed() -> None:
 )
 def test_too_few_labels_are_refused(labels: list[int], count: int | None, words: str) -> None:
     with pytest.raises(datasets.DataError, match=words):
-        datasets.hidden(np.array(labels), count, 3, 0)
+        datasets.hide_labels(np.array(labels), count, 3, 0)
 
 
 def test_a_label_outside_the_classes_is_refused() -> None:
@@ -479,18 +480,21 @@ def test_strata_that_do_not_fill_a_batch_are_refused() -> None:
 # Runs
 
 
-def test_the_same_set_trains_with_few_labels_many_or_all(data_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "labelled, known, rest", [(100, 100, 1337), (10, 10, 1427), (None, 1437, 0)]
+)
+def test_the_same_set_trains_with_few_labels_many_or_all(
+    labelled: int | None, known: int, rest: int, data_dir: Path
+) -> None:
     """Each batch has its share, by the feed; evaluation sees every label."""
-    kinds = {10: (10, 1427), 100: (100, 1337), None: (1437, 0)}
-    for labelled, (known, rest) in kinds.items():
-        config = families.preset("m2", labelled=labelled, hidden=(4,), labelled_share=0.25)
-        run = prepare(config, Job(data_dir=str(data_dir)))
-        hidden = np.asarray(run.train.x.y)
-        assert ((hidden >= 0).sum(), (hidden < 0).sum()) == (known, rest)
-        assert (np.asarray(run.test.x.y) >= 0).all()
-        strata = run.built.strata(run.train, 128)
-        assert [stratum.size for stratum in strata] == ([32, 96] if rest else [128])
-        assert all(((hidden[s.rows] >= 0) == (i == 0)).all() for i, s in enumerate(strata))
+    config = families.preset("m2", labelled=labelled, hidden=(4,), labelled_share=0.25)
+    run = prepare(config, Job(data_dir=str(data_dir)))
+    hidden = np.asarray(run.train.x.y)
+    assert ((hidden >= 0).sum(), (hidden < 0).sum()) == (known, rest)
+    assert (np.asarray(run.test.x.y) >= 0).all()
+    strata = run.built.strata(run.train, 128)
+    assert [stratum.size for stratum in strata] == ([32, 96] if rest else [128])
+    assert all(((hidden[s.rows] >= 0) == (i == 0)).all() for i, s in enumerate(strata))
 
 
 def test_a_set_without_labels_is_refused() -> None:

@@ -157,6 +157,11 @@ MISTAKES = [
     ("labels", "--rows nothing", "no row 'nothing'"),
     ("modalities", "--rows nothing", "no row 'nothing'"),
     ("train", "multimodal --views columns --data-dir {data}", "must be parts of a vector [D]"),
+    (
+        "train",
+        "multimodal --views halves --stream --hidden-views 0.5 --data-dir {data}",
+        "leave stream out",
+    ),
     ("train", "multimodal --view-sizes 3", "--view-sizes belongs to --views columns"),
     ("samples", "--rows nothing", "no row 'nothing'"),
     ("stacked", "--rows nothing", "no row 'nothing'"),

@@ -15,6 +15,7 @@ from scipy import stats
 from jaxvae import datasets, evaluation, families, likelihoods, networks
 from jaxvae.distributions import Mixture, Normal
 from jaxvae.evaluation import modalities as judged
+from jaxvae.families import cuts
 from jaxvae.models import modalities
 from jaxvae.runs import Job, prepare
 
@@ -89,10 +90,11 @@ def test_the_product_of_experts_and_one_prior_is_the_exact_posterior() -> None:
     mean = covariance @ w.T @ (X - b) / SCALE**2
     with jax.enable_x64(True):
         made, params = model()
-        q = made.posterior(params, seen(True, True))
+        posterior = jax.jit(made.posterior)
+        q = posterior(params, seen(True, True))
         np.testing.assert_allclose(q.loc, mean, atol=1e-12)
         np.testing.assert_allclose(np.diag(q.scale**2), covariance, atol=1e-12)
-        alone = [made.posterior(params, seen(i == 0, i == 1)) for i in (0, 1)]
+        alone = [posterior(params, seen(i == 0, i == 1)) for i in (0, 1)]
     precision = sum(1 / np.asarray(q.scale) ** 2 for q in alone) - 1  # q_1 q_2 / p
     np.testing.assert_allclose(precision, 1 / np.diag(covariance), atol=1e-12)
 
@@ -104,7 +106,9 @@ def test_importance_weights_of_exact_posteriors_are_the_likelihood(
     with jax.enable_x64(True):
         made, params = model()
         answers = modalities.modalities_answers(made)
-        weights = answers.log_weights(params, KEY, seen(*present), 5)
+        weights = jax.jit(lambda example: answers.log_weights(params, KEY, example, 5))(
+            seen(*present)
+        )
     np.testing.assert_allclose(weights, log_p(*numbers), atol=1e-9)
 
 
@@ -146,6 +150,7 @@ def test_bounds_are_in_their_order_and_at_their_values() -> None:
     assert mixture < log_p(0, 1)
 
 
+@pytest.mark.slow
 def test_every_set_is_in_the_mixture_of_products() -> None:
     precision = [np.sum(PRECISIONS, 0), *PRECISIONS]
     weighted = [sum(t * m for m, t in zip(MEANS, PRECISIONS, strict=True))]
@@ -157,6 +162,7 @@ def test_every_set_is_in_the_mixture_of_products() -> None:
     assert mean == pytest.approx(np.mean(exact), abs=4 * error)
 
 
+@pytest.mark.slow
 def test_single_views_and_random_sets_add_their_elbos() -> None:
     """ELBO(all) + 2 (ELBO(1) + ELBO(2)), each of the views that it has."""
     with jax.enable_x64(True):
@@ -281,6 +287,7 @@ def test_likelihoods_of_views_have_the_weights_of_their_own_posterior() -> None:
     assert found == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_of_views_change_the_training_and_no_report() -> None:
     data = np.random.default_rng(0).normal(size=(12, 7)).astype(np.float32)
     kinds = []
@@ -288,7 +295,7 @@ def test_weights_of_views_change_the_training_and_no_report() -> None:
         config = families.preset(
             "multimodal",
             **{"views": "columns", "view_sizes": (3, 4), "view_weights": weights},
-            **{"hidden": (4,), "latent": 2, "likelihood": "normal_learned"},
+            **{"hidden": (4,), "latent": 2, "likelihood": "normal_learned", "pixels": "none"},
         )
         run = prepare(config, data=data)
         params = run.built.parameters(run.init_state())
@@ -308,6 +315,7 @@ def _batch(run: Any) -> Any:
 # Examples
 
 
+@pytest.mark.slow
 def test_halves_are_put_together_again(data_dir: Path) -> None:
     run = prepare(families.preset("multimodal", hidden=(4,)), Job(data_dir=str(data_dir)))
     split = run.dataset.splits["test"].take(slice(4))
@@ -325,6 +333,7 @@ def test_halves_are_put_together_again(data_dir: Path) -> None:
     assert run.built.preprocess(KEY, unknown).present.tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_view_with_gaps_is_missing() -> None:
     data = np.random.default_rng(0).normal(size=(12, 7)).astype(np.float32)
     data[3, 5] = np.nan
@@ -340,16 +349,12 @@ def test_a_view_with_gaps_is_missing() -> None:
         prepare(families.changed(config, pixels="none"), data={"train": data, "test": data})
 
 
-def test_hidden_views_leave_one_and_are_chosen_by_the_seed(data_dir: Path) -> None:
-    def shown(seed: int) -> np.ndarray:
-        config = families.preset("multimodal", hidden=(4,), hidden_views=0.6, seed=seed)
-        return prepare(config, Job(data_dir=str(data_dir))).train.x.views
-
-    first, again, other = shown(0), shown(0), shown(1)
+def test_hidden_views_leave_one_and_are_chosen_by_the_seed() -> None:
+    x = np.zeros((5000, 2))
+    first, again, other = (cuts.shown(x, 3, 0.6, seed).views for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any() and first.any(1).all()
-    share = 0.4 + 0.6 / 3
-    assert first.mean() == pytest.approx(share, abs=0.02)
+    assert first.mean() == pytest.approx(0.4 + 0.6 / 3, abs=0.02)
 
 
 @pytest.mark.parametrize(

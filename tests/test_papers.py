@@ -24,7 +24,7 @@ from experiments.papers import (
     stacked,
     texts,
 )
-from jaxvae import evaluation
+from jaxvae import evaluation, networks
 
 QUICK = ("full-covariance, correlated posterior", "wae-gan")
 
@@ -130,6 +130,36 @@ def test_tables(
             and len(cells) == seeds["seeds"]
             and np.isfinite(list(cells[0].values())).any()
         )
+
+
+def test_published_weights_are_read_as_they_were_meant() -> None:
+    """Mean and log-variance of the encoder, and the decoder's logits, by their formulas."""
+    rng, shapes = np.random.default_rng(0), {}
+    for part, inputs in (("encoder", 7), ("decoder", 2)):
+        shapes |= {f"{part}_w0": (4, inputs), f"{part}_b0": (4, 1)}
+        shapes |= {f"{part}_w1": (5, 4), f"{part}_b1": (5, 1)}
+    for name, outputs in (("encoder_mean", 2), ("encoder_logvar", 2), ("decoder_out", 7)):
+        shapes |= {f"{name}_w": (outputs, 5), f"{name}_b": (outputs, 1)}
+    arrays = {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
+    params = labels.parameters_of(arrays)
+
+    def hidden(part: str, h: np.ndarray) -> np.ndarray:
+        for i in (0, 1):
+            h = np.logaddexp(0, arrays[f"{part}_w{i}"] @ h + arrays[f"{part}_b{i}"][:, 0])
+        return h
+
+    def affine(name: str, h: np.ndarray) -> np.ndarray:
+        return arrays[f"{name}_w"] @ h + arrays[f"{name}_b"][:, 0]
+
+    x, z = rng.normal(size=7), rng.normal(size=2)
+    softplus = networks.ACTIVATIONS["softplus"]
+    raw = networks.mlp((4, 5), 4, softplus).apply(params["encoder"], np.float32(x))
+    h = hidden("encoder", x)
+    expected = np.append(affine("encoder_mean", h), affine("encoder_logvar", h) / 2)
+    np.testing.assert_allclose(raw, expected, rtol=1e-4, atol=1e-4)
+    logits = networks.mlp((4, 5), 7, softplus).apply(params["decoder"], np.float32(z))
+    of_numpy = affine("decoder_out", hidden("decoder", z))
+    np.testing.assert_allclose(logits, of_numpy, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ class Options(tables.Options):
     """Training steps of M1."""
     label_weight: float = 0.1
     """Weight of the mean cross-entropy."""
-    labelled_share: float = 0.5
+    labelled_share: float = 0.1
     """Share of labelled examples in a batch."""
     classifier_steps: int = 2000
     """Training steps of the network that learns from the labels alone."""
@@ -205,7 +205,7 @@ def _splits(options: Options, count: int, seed: int) -> Any:
     """Labelled training images, and all test images, both in [0, 1] with their labels."""
     dataset = datasets.load(options.dataset, options.data_dir, pixels="scale")
     train = datasets.select(dataset, options.train_split)
-    labels = datasets.hidden(train.y, count, int(train.y.max()) + 1, seed)
+    labels = datasets.hide_labels(train.y, count, int(train.y.max()) + 1, seed)
     chosen = np.flatnonzero(labels >= 0)
     parts = train.take(chosen), dataset.splits["test"]
     levels = (dataset.levels or 256) - 1
@@ -219,7 +219,7 @@ def m1_and_classifier(options: Options, first: First, count: int, seed: int) -> 
     trained = jaxvae.load(first())
     dataset = datasets.load(options.dataset, options.data_dir)
     train = datasets.select(dataset, options.train_split)
-    labels = datasets.hidden(train.y, count, int(train.y.max()) + 1, seed)
+    labels = datasets.hide_labels(train.y, count, int(train.y.max()) + 1, seed)
 
     def encoded(split: Any) -> np.ndarray:
         of_model = trained.built.split(split)

@@ -14,7 +14,7 @@ from jaxvae.datasets import grammars, shapes, texts
 from jaxvae.datasets.batches import Stratum, batch_rows, num_examples, stratified_rows
 from jaxvae.datasets.choices import automatic, chosen_pixels
 from jaxvae.datasets.examples import Examples, examples_of, preprocessed, rows_of, with_preprocess
-from jaxvae.datasets.labels import HIDING, checked_labels, hidden
+from jaxvae.datasets.labels import HIDING, checked_labels, hide_labels
 from jaxvae.datasets.loading import load, looks_like_path, stream
 from jaxvae.datasets.pixels import CORRUPTIONS, PREPROCESSING, describe, prepared, preprocessing
 from jaxvae.datasets.splits import DataError, Dataset, Split
@@ -40,7 +40,7 @@ __all__ = [
     "examples_of",
     "grammars",
     "held",
-    "hidden",
+    "hide_labels",
     "load",
     "looks_like_path",
     "num_examples",

@@ -21,7 +21,7 @@ def checked_labels(labels: Any, classes: int) -> Any:
     return labels
 
 
-def hidden(labels: np.ndarray, count: int | None, classes: int, seed: int) -> np.ndarray:
+def hide_labels(labels: np.ndarray, count: int | None, classes: int, seed: int) -> np.ndarray:
     """The labels [N] with all but ``count`` of them missing, equally many of each class.
 
     If the classes do not divide the count, some classes have one more. Which labels stay is a

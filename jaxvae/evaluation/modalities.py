@@ -88,7 +88,7 @@ def coherence(
         there = encoded(judged, views)
         found[f"accuracy_of_codes_of_{source}"] = of_codes.score(there["codes"], truth)
         parts = _cut(model, there["decoded"])
-        for name in parts.keys() - ({source} if source != "all" else parts.keys()):
+        for name in [] if source == "all" else sets.keys() - {"all", source}:
             found[f"coherence_{source}_to_{name}"] = regressions[name].score(parts[name], truth)
     for name, part in _cut(model, encoded(judged, sets["all"])["x"]).items():
         found[f"accuracy_of_view_{name}"] = regressions[name].score(part, truth)

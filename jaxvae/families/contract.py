@@ -135,6 +135,11 @@ class Built(NamedTuple):
         """A split or a stream to train on."""
         preprocess = self.training_preprocess or self.preprocess
         if isinstance(split, datasets.Stream):
+            if self.training_raw is not None:
+                raise ValueError(
+                    "a part of every training example can be hidden in memory alone: leave stream "
+                    "out, or hide nothing"
+                )
             return dataclasses.replace(split, preprocess=preprocess)
         raw = self.training_raw or self.raw
         return split.replace(x=raw(split), preprocess=preprocess)

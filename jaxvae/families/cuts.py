@@ -108,10 +108,13 @@ class Shown(NamedTuple):
 
 
 def plain(split: Any) -> Any:
+    """Raw examples without labels."""
     return split.x
 
 
 def with_labels(data: Data) -> Callable[[Any], Any]:
+    """split -> raw examples beside their labels."""
+
     def raw(split: Any) -> models.Conditioned:
         return models.Conditioned(split.x, datasets.checked_labels(split.y, data.num_classes))
 

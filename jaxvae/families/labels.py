@@ -30,7 +30,7 @@ class Labelled(contract.Config):
     labelled: Count | None = None
     """Training examples whose labels are used, equally many of each class and chosen by the seed;
     None takes all labels."""
-    labelled_share: Share = 0.5
+    labelled_share: Share = 0.1
     """Share of labelled examples in every batch, if some are and some are not; the loss makes up
     for it."""
     label_weight: Amount = 0.1
@@ -111,7 +111,7 @@ def data_fields(config: Any, data: Data, shares: models.Shares) -> dict[str, Any
 
     def training_raw(split: Any) -> models.Conditioned:
         labels = datasets.checked_labels(split.y, classes)
-        hidden = datasets.hidden(labels, config.labelled, classes, config.seed)
+        hidden = datasets.hide_labels(labels, config.labelled, classes, config.seed)
         return models.Conditioned(split.x, hidden)
 
     ratio = config.label_weight * shares.labelled / data.size

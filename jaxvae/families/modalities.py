@@ -115,15 +115,17 @@ def build(config: Config, data: Data) -> Built:
         skip_norm=config.skip_norm,
     )
     raw = cuts.with_labels(data) if cut.label else cuts.plain
+
+    def training_raw(split: Any) -> cuts.Shown:
+        return cuts.shown(raw(split), len(views), config.hidden_views, config.seed)
+
     return Built(
         modalities.modalities_answers(model),
         algorithm,
         cuts.seen_by(cut, data),
         model,
         raw=raw,
-        training_raw=lambda split: cuts.shown(
-            raw(split), len(views), config.hidden_views, config.seed
-        ),
+        training_raw=training_raw if config.hidden_views else None,
         pictures=lambda x, condition: cut.pictures(x),
         discrete=likelihood.discrete,
     )

@@ -308,7 +308,7 @@ def _classes(shown: Shown) -> tuple[str, ...]:
     """The names of the classes of a model that classifies, or their numbers."""
     classify: Any = shown.model.classify
     count = len(jax.eval_shape(classify, shown.params, shown.one()))
-    return shown.classes or tuple(map(str, range(count)))
+    return shown.classes if len(shown.classes) == count else tuple(map(str, range(count)))
 
 
 def draw_confusion(path: Path, shown: Shown) -> bool:

@@ -156,7 +156,15 @@ Objective = Callable[[Params, Array, Seen], Terms]
 def elbo_of_views(
     model: Modalities, params: Params, key: Array, example: Seen, weights: tuple[float, ...] = ()
 ) -> Terms:
-    """E_q_S log p(x_S|z) and KL(q_S || p) of the views S that an example has."""
+    """E_q_S log p(x_S|z) and KL(q_S || p) of the views S that an example has.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      key: the key of the draw of z.
+      example: the example.
+      weights: weights of the views' likelihoods; empty is 1 for all.
+    """
     q = product(model.experts(params, example.x), example.present)
     reconstruction = model.log_likelihood(params, q.sample(key), example, weights)
     return {"reconstruction": reconstruction, "kl": divergences.kl(q, model.prior())}
@@ -172,6 +180,8 @@ def product_terms(
       weights: weights of the views' likelihoods.
       single: w, the weight of the ELBO of each view alone.
       random_sets: how many random sets there are.
+
+    The terms are sums over all of these bounds.
     """
     singles = jnp.array(single_views(len(model.views)))
 

@@ -86,10 +86,10 @@ def stage_of(config: Any) -> Stage:
     """The run that ``config.of`` names. Raises ValueError if there is none."""
     if not config.of:
         raise ValueError(
-            "a prior is of the codes of a trained run: say with of=RUN_FOLDER of which one"
+            "the model is of the codes of a trained run: say with of=RUN_FOLDER of which one"
         )
     folder = Path(config.of)
     record = folders.read(folder)
     if record.first is not None:
-        raise ValueError(f"of={folder} is a prior itself: name the run that it is of")
+        raise ValueError(f"of={folder} is of the codes of a run itself: name that run")
     return Stage(folder, config.of_checkpoint, record)
