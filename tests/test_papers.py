@@ -15,13 +15,16 @@ from experiments.papers import (
     disentanglement,
     exact,
     hybrids,
+    labels,
     likelihoods,
+    modalities,
     quadrants,
     rate_distortion,
     samples,
     stacked,
+    texts,
 )
-from jaxvae import evaluation
+from jaxvae import evaluation, networks
 
 QUICK = ("full-covariance, correlated posterior", "wae-gan")
 
@@ -71,6 +74,15 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "codes distances": (codes, DIGITS | {"table": "distances", "examples": 50}),
     "samples": (samples, DIGITS | {"encodings": 60, "examples": 80}),
     "hybrids": (hybrids, DIGITS | {"critic_hidden": (8,), "examples": 80}),
+    "labels": (
+        labels,
+        DIGITS
+        | {
+            **{"labelled": (20,), "train_split": "train", "batch_size": 20},
+            **{"first_hidden": (8,), "first_steps": 5, "classifier_steps": 5},
+        },
+    ),
+    "modalities": (modalities, DIGITS | {"examples": 40}),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
         stacked,
@@ -85,6 +97,16 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
             "learning_rates": (1e-3,),
         },
     ),
+    **{
+        f"texts {table}": (
+            texts,
+            {
+                **{"table": table, "latent": 2, "units": 4, "embedding": 4, "samples": 3},
+                **{"batch_size": 2000, "epochs": 1, "examples": 20, "labelled": 9},
+            },
+        )
+        for table in texts.TABLES
+    },
     "rate-distortion": (rate_distortion, SMALL | {"betas": (0.5, 4.0), "examples": 50}),
 }
 
@@ -108,6 +130,51 @@ def test_tables(
             and len(cells) == seeds["seeds"]
             and np.isfinite(list(cells[0].values())).any()
         )
+
+
+def test_published_weights_are_read_as_they_were_meant() -> None:
+    """Mean and log-variance of the encoder, and the decoder's logits, by their formulas."""
+    rng, shapes = np.random.default_rng(0), {}
+    for part, inputs in (("encoder", 7), ("decoder", 2)):
+        shapes |= {f"{part}_w0": (4, inputs), f"{part}_b0": (4, 1)}
+        shapes |= {f"{part}_w1": (5, 4), f"{part}_b1": (5, 1)}
+    for name, outputs in (("encoder_mean", 2), ("encoder_logvar", 2), ("decoder_out", 7)):
+        shapes |= {f"{name}_w": (outputs, 5), f"{name}_b": (outputs, 1)}
+    arrays = {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
+    params = labels.parameters_of(arrays)
+
+    def hidden(part: str, h: np.ndarray) -> np.ndarray:
+        for i in (0, 1):
+            h = np.logaddexp(0, arrays[f"{part}_w{i}"] @ h + arrays[f"{part}_b{i}"][:, 0])
+        return h
+
+    def affine(name: str, h: np.ndarray) -> np.ndarray:
+        return arrays[f"{name}_w"] @ h + arrays[f"{name}_b"][:, 0]
+
+    x, z = rng.normal(size=7), rng.normal(size=2)
+    softplus = networks.ACTIVATIONS["softplus"]
+    raw = networks.mlp((4, 5), 4, softplus).apply(params["encoder"], np.float32(x))
+    h = hidden("encoder", x)
+    expected = np.append(affine("encoder_mean", h), affine("encoder_logvar", h) / 2)
+    np.testing.assert_allclose(raw, expected, rtol=1e-4, atol=1e-4)
+    logits = networks.mlp((4, 5), 7, softplus).apply(params["decoder"], np.float32(z))
+    of_numpy = affine("decoder_out", hidden("decoder", z))
+    np.testing.assert_allclose(logits, of_numpy, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_views_of_a_file_beside_factor_analysis(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(160, dtype=np.uint8) % 2
+    z = rng.normal(size=(160, 2)) + 3 * labels[:, None]
+    views = {name: z @ rng.normal(size=(2, size)) for name, size in (("fou", 3), ("pix", 4))}
+    np.savez(tmp_path / "views.npz", label=labels, **views)
+    given = {**SMALL, "latent": 2, "steps": 30, "rows": ("product", "linear")}
+    options = modalities.Options(mfeat=tmp_path / "views.npz", json=tmp_path / "out.json", **given)
+    modalities.main(options)
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert cells["linear"][0]["coherence view 1 to view 2"] > 0.9
+    assert cells["product"][0].keys() >= cells["linear"][0].keys()
 
 
 def test_clusters_are_matched_to_classes() -> None:

@@ -131,7 +131,7 @@ def looks_like_path(source: str | os.PathLike) -> bool:
     text = os.fspath(source)
     if (
         not isinstance(source, str)
-        or text.endswith((".npy", ".npz"))
+        or text.endswith((".npy", ".npz", ".txt", ".tsv"))
         or text.startswith((".", "/", "~"))
     ):
         return True

@@ -99,6 +99,8 @@ class Dataset(NamedTuple, Generic[S]):
     splits: dict[str, S]
     levels: int | None = None
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ..., where they have names
+    vocabulary: tuple[str, ...] = ()  # the tokens 0, 1, ... of a set of sentences
+    notes: tuple[str, ...] = ()  # sentences on the set, which a training prints
 
 
 def is_array(x: Any) -> bool:

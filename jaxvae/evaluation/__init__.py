@@ -11,7 +11,9 @@ from jaxvae.evaluation import (
     metrics,
     samples,
     sources,
+    words,
 )
+from jaxvae.evaluation.classification import Classification, classification, classified
 from jaxvae.evaluation.encodings import (
     as_matrix,
     encode_split,
@@ -44,6 +46,7 @@ __all__ = [
     "METRICS",
     "SOURCES",
     "UNRELIABLE_PARETO_K",
+    "Classification",
     "Data",
     "Likelihoods",
     "LogLikelihood",
@@ -51,6 +54,8 @@ __all__ = [
     "Usage",
     "as_matrix",
     "bits_per_dim",
+    "classification",
+    "classified",
     "clusters",
     "code_usage",
     "decompositions",
@@ -70,4 +75,5 @@ __all__ = [
     "source",
     "sources",
     "tail_length",
+    "words",
 ]

@@ -178,8 +178,14 @@ def evaluate_elbo(
         active_units=_active_units(columns["mean"]) if "mean" in columns else None,
         num_samples=num_samples,
         num_examples=len(elbo),
-        terms={name: float(column.mean()) for name, column in terms.items()},
+        terms={name: _known_mean(column) for name, column in terms.items()},
     )
+
+
+def _known_mean(column: np.ndarray) -> float:
+    """The mean over the examples that have the term; nan says that an example has not."""
+    known = column[~np.isnan(column)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _means(column: np.ndarray) -> np.ndarray:
@@ -326,7 +332,7 @@ def _log_likelihoods(
     return over_split(batch, params, key, examples_of(examples), batch_size, progress)
 
 
-def bits_per_dim(nats: float, dimensions: int, offset: float = 0.0) -> float:
+def bits_per_dim(nats: float, dimensions: float, offset: float = 0.0) -> float:
     """-nats / (D log 2) + offset: the code length of one of D dimensions.
 
     For a density over pixels scaled to [0, 1], ``offset`` is log2 of the number of levels. With
@@ -337,7 +343,7 @@ def bits_per_dim(nats: float, dimensions: int, offset: float = 0.0) -> float:
 
 
 def per_dimension(
-    nats: float, dimensions: int, levels: int | None, discrete: bool, scaled: bool
+    nats: float, dimensions: float, levels: int | None, discrete: bool, scaled: bool
 ) -> tuple[float, str]:
     """A log-likelihood as the code length of one dimension, and its unit.
 

@@ -24,8 +24,13 @@ from jaxvae.families import (
     hierarchy,
     hybrid,
     implicit,
+    label_stages,
+    labels,
     latent,
+    modalities,
     prior,
+    text,
+    text_labels,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -57,6 +62,11 @@ FAMILIES: dict[str, Family] = {
     "conditional-hybrid": hybrid.CONDITIONAL,
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
+    "text": text.FAMILY,
+    "labelled-text": text_labels.FAMILY,
+    "labels": labels.FAMILY,
+    "coded-labels": label_stages.FAMILY,
+    "modalities": modalities.FAMILY,
 }
 
 

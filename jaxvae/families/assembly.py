@@ -99,13 +99,14 @@ def trained_model(
     if penalty is not None and not isinstance(penalty, Critic):
         penalties[config.divergence.name] = penalty
     if made.example is None or penalties or isinstance(penalty, Critic):
-        _refuse_parts(config)
+        refuse_parts(config)
     loss = models.penalized(made.batch, model, penalties) if penalties else made.batch
     algorithm = _algorithm(config, vae, model, loss, penalty, seen is not None)
     return Built(answers(vae), algorithm, preprocess, vae, training_preprocess=seen, **more)
 
 
-def _refuse_parts(config: Config) -> None:
+def refuse_parts(config: Config) -> None:
+    """Raises ValueError if a batch, whose loss is no mean over examples, is cut into parts."""
     if config.accumulate > 1 or config.virtual_shards:
         raise ValueError(
             "costs of KL that are no weight, penalties and critics need the whole batch: "

@@ -43,6 +43,8 @@ class Data(NamedTuple):
     first_stage: FirstStage | None = None  # the model whose codes a prior is of
     # count -> at most so many raw training examples with their labels [N]; None without labels
     labelled: Callable[[int], tuple[Any, Any]] | None = None
+    vocabulary: tuple[str, ...] = ()  # the tokens of sentences, by their numbers
+    missing_labels: int = 0  # training examples whose label is -1
 
     @property
     def preprocess(self) -> Preprocess:
@@ -79,6 +81,7 @@ class FirstStage(NamedTuple):
     built: Any  # what its family built
     params: Any  # its parameters, or their shapes if they are in the checkpoints of the second
     draws: Callable[[], Any] | None = None  # () -> draws of q(z|x) of training examples, [N, ...]
+    means: Callable[[], Any] | None = None  # () -> means of q(z|x) of training examples, [N, ...]
 
 
 def _same_picture(x: Array, condition: Any) -> Array:
@@ -104,6 +107,15 @@ class Built(NamedTuple):
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
     notes: tuple[str, ...] = ()  # what the report of a training says of how it is done
+    rows: Callable[[Any], Any] | None = None  # texts -> raw examples, for models of sentences
+    # name -> (p(x|z), key) -> x, where there are several ways to read x from p(x|z)
+    decodings: Mapping[str, Callable[[Any, Array], Any]] = {}
+    # (model, params, key, split, what was found) -> further numbers of a split
+    measures: Callable[..., dict[str, float]] | None = None
+    dimensions: Callable[[Any], float] | None = None  # split -> values of an example, in the mean
+    training_raw: Callable[[Any], Any] | None = None  # ``raw``, if training sees other examples
+    # (training split, batch size) -> groups of which every batch has a fixed number
+    strata: Callable[[Any, int], tuple[datasets.Stratum, ...]] | None = None
 
     def fresh_state(self, data: Data) -> Any:
         """The shapes of a state of the algorithm."""
@@ -123,8 +135,14 @@ class Built(NamedTuple):
         """A split or a stream to train on."""
         preprocess = self.training_preprocess or self.preprocess
         if isinstance(split, datasets.Stream):
+            if self.training_raw is not None:
+                raise ValueError(
+                    "a part of every training example can be hidden in memory alone: leave stream "
+                    "out, or hide nothing"
+                )
             return dataclasses.replace(split, preprocess=preprocess)
-        return split.replace(x=self.raw(split), preprocess=preprocess)
+        raw = self.training_raw or self.raw
+        return split.replace(x=raw(split), preprocess=preprocess)
 
 
 class Family(NamedTuple):
@@ -136,6 +154,12 @@ class Family(NamedTuple):
     support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
     members: tuple[str, ...] = ()  # other names of it, such as the posterior that it always has
     second_stage: bool = False  # whether its models are of the codes of a run, ``config.of``
+    # (config, source, Data of a trained model or None) -> data set; None is ``datasets.load``
+    load: Callable[..., datasets.Dataset] | None = None
+    # (config, first stage) -> config with what follows from the first stage
+    settled: Callable[[Any, FirstStage], Any] | None = None
+    # config -> the configuration of the first stage that is trained if ``config.of`` names none
+    first: Callable[[Any], Any] | None = None
 
 
 # Optimizers
@@ -205,7 +229,8 @@ class Config:
     split."""
     pixels: Literal[("auto", *datasets.PREPROCESSING)] = "auto"  # type: ignore[valid-type]
     """Preprocessing: dynamic or static binarization, uniform dequantization, scaling to [0, 1],
-    integer counts, or none for real values; auto takes the default of the likelihood."""
+    integer counts, none for real values, or gaps for those of which nan is missing; auto takes the
+    default of the likelihood."""
     levels: Count | None = None
     """Values that a pixel can take; None infers them from integers and takes floats as real
     numbers."""

@@ -35,6 +35,16 @@ from jaxvae.models.implicit import (
     noise_basis,
     of_pair,
 )
+from jaxvae.models.label_stages import CodedLabels, coded_answers
+from jaxvae.models.labels import (
+    M2,
+    LabelledMixture,
+    Latents,
+    Shares,
+    m2_answers,
+    over_labels,
+    semi_supervised,
+)
 from jaxvae.models.objectives import (
     Adversary,
     Codes,
@@ -56,6 +66,7 @@ from jaxvae.models.objectives import (
     weighted_sum,
     with_kl_cost,
 )
+from jaxvae.models.sentences import Sentence, Sentences, sentence_cvae, sentence_of, sentence_vae
 from jaxvae.models.vae import (
     VAE,
     elbo_terms,
@@ -70,15 +81,19 @@ from jaxvae.models.vae import (
 __all__ = [
     "CONTRASTS",
     "CVAE",
+    "M2",
     "VAE",
     "AdversarialBayes",
     "Adversary",
     "Bound",
+    "CodedLabels",
     "Codes",
     "Conditioned",
     "Corrupted",
     "Denoising",
     "Judge",
+    "LabelledMixture",
+    "Latents",
     "LayeredVAE",
     "Layers",
     "Loss",
@@ -86,6 +101,9 @@ __all__ = [
     "Model",
     "NoiseBasis",
     "Penalty",
+    "Sentence",
+    "Sentences",
+    "Shares",
     "Terms",
     "Weights",
     "adversarial",
@@ -95,6 +113,7 @@ __all__ = [
     "bound",
     "classification",
     "code_penalty",
+    "coded_answers",
     "codes",
     "condition_on",
     "cvae",
@@ -110,6 +129,7 @@ __all__ = [
     "hybrid_init",
     "hybrid_losses",
     "joined",
+    "m2_answers",
     "negative",
     "negative_elbo",
     "negative_reconstruction",
@@ -117,7 +137,12 @@ __all__ = [
     "negative_terms",
     "noise_basis",
     "of_pair",
+    "over_labels",
     "penalized",
+    "semi_supervised",
+    "sentence_cvae",
+    "sentence_of",
+    "sentence_vae",
     "total_correlation",
     "vae",
     "weighted_sum",

@@ -25,7 +25,7 @@ from jaxvae.networks.critics import (
     leaky_relu,
     mlp_critic,
 )
-from jaxvae.networks.dense import mlp
+from jaxvae.networks.dense import mlp, mlp_of_parts
 from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
 from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
@@ -35,6 +35,14 @@ from jaxvae.networks.patches import patch_critic, patches, vgg_maps
 from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.networks.sequences import (
+    SequenceDecoder,
+    bag_of_words,
+    preceding,
+    recurrent_decoder,
+    recurrent_encoder,
+    transformer_decoder,
+)
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
 from jaxvae.networks.transformer import causal_transformer
 
@@ -55,8 +63,10 @@ __all__ = [
     "Network",
     "Pair",
     "Precision",
+    "SequenceDecoder",
     "TopDown",
     "absolute",
+    "bag_of_words",
     "causal_transformer",
     "convolutional_critic",
     "convolutional_decoder",
@@ -75,18 +85,23 @@ __all__ = [
     "merged",
     "mlp",
     "mlp_critic",
+    "mlp_of_parts",
     "mlp_pair",
     "of_input",
     "on_slice",
     "patch_critic",
     "patches",
     "pointwise",
+    "preceding",
+    "recurrent_decoder",
+    "recurrent_encoder",
     "renamed",
     "residual",
     "residual_decoder",
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "transformer_decoder",
     "very_deep",
     "vgg_maps",
     "with_precision",

@@ -67,8 +67,11 @@ def _norm(name: str) -> linen.LayerNorm:
     return linen.LayerNorm(epsilon=1e-6, name=name)
 
 
-class Transformer(linen.Module):
-    """Logits [T, sum of K] after tokens [T], of which each precedes a position."""
+class States(linen.Module):
+    """States [T, width] after tokens [T], of which each precedes a position.
+
+    Tokens beyond the last position have its place.
+    """
 
     grids: tuple[Grid, ...]
     width: int
@@ -78,13 +81,18 @@ class Transformer(linen.Module):
 
     @linen.compact
     def __call__(self, inputs: tuple, deterministic: bool) -> tuple[Array, Any]:
+        return self._states(inputs, deterministic)
+
+    def _states(self, inputs: tuple, deterministic: bool) -> tuple[Array, Any]:
         tokens, context, cache, start = inputs
         number = _tokens(self.grids)
         rows, columns = _axes(self.grids)
         at = start + jnp.arange(len(tokens))
         x = linen.Embed(number + 1, self.width, name="tokens")(tokens)
         for name, places in (("rows", rows), ("columns", columns)):
-            x += linen.Embed(int(places.max()) + 1, self.width, name=name)(jnp.take(places, at))
+            x += linen.Embed(int(places.max()) + 1, self.width, name=name)(
+                jnp.take(places, at, mode="clip")
+            )
         if context is not None:
             x += dense(self.width, use_bias=False, name="context")(context)
         blocks = linen.scan(
@@ -96,7 +104,16 @@ class Transformer(linen.Module):
         )
         block = blocks(self.heads, self.dropout, deterministic, name="blocks")
         x, cache = block(x, cache, start)
-        return dense(number, name="logits")(_norm("norm_logits")(x)), cache
+        return _norm("norm_logits")(x), cache
+
+
+class Transformer(States):
+    """Logits [T, sum of K] after tokens [T], of which each precedes a position."""
+
+    @linen.compact
+    def __call__(self, inputs: tuple, deterministic: bool) -> tuple[Array, Any]:
+        states, cache = self._states(inputs, deterministic)
+        return dense(_tokens(self.grids), name="logits")(states), cache
 
 
 def _tokens(grids: Sequence[Grid]) -> int:

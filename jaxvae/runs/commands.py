@@ -12,7 +12,7 @@ import tyro
 
 from jaxvae import datasets, distributions, evaluation, figures
 from jaxvae.contracts import Array
-from jaxvae.families import Built, Data
+from jaxvae.families import FAMILIES, Built, Data
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import load, restore
 from jaxvae.runs.preparing import in_memory
@@ -55,15 +55,8 @@ def opened(
         raise ValueError(
             f"{workdir} was trained on arrays or imported: say with --dataset what to open"
         )
-    config, data = record.config, record.data
-    opener: Any = datasets.stream if record.place["stream"] else datasets.load
-    loaded = opener(
-        source,
-        data_dir or record.place["data_dir"],
-        data.raw_levels,
-        image_size=config.image_size,
-        unreadable=config.unreadable,
-    )
+    data = record.data
+    loaded = _loaded(record, source, data_dir)
     shape = next(iter(loaded.splits.values())).shape
     if tuple(shape) != data.shape:
         raise ValueError(
@@ -74,6 +67,21 @@ def opened(
     built = record.build()
     step, params = restore(workdir, built, data, checkpoint)
     return Opened(record, built, prepared, step, params)
+
+
+def _loaded(record: folders.Record, source: str, data_dir: str | None) -> datasets.Dataset:
+    """The data set of a run."""
+    config, place, of_family = record.config, record.place, FAMILIES[record.family].load
+    if of_family is not None:
+        return of_family(config, source, record.data)
+    opener: Any = datasets.stream if place["stream"] else datasets.load
+    return opener(
+        source,
+        data_dir or place["data_dir"],
+        record.data.raw_levels,
+        image_size=config.image_size,
+        unreadable=config.unreadable,
+    )
 
 
 def evaluate(
@@ -90,6 +98,7 @@ def evaluate(
     reconstructions: bool = False,
     factors: bool = False,
     clustering: bool = False,
+    modalities: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     per_example: bool = False,
 ) -> None:
@@ -113,10 +122,14 @@ def evaluate(
         their Frechet distance, in the features of a classifier.
       factors: write scores of disentanglement, for a set whose factors are known (shapes).
       clustering: write the accuracy of the prior's components, each matched to a class.
+      modalities: write likelihoods of each view and of the others given it, and whether what is
+        decoded from a view has the class of the example, for a model of several views.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
     run = opened(workdir, checkpoint, dataset, data_dir)
+    for note in run.dataset.notes:
+        reports.say(note)
     name = split or run.record.config.test_split
     if num_samples is None:
         num_samples = 5000 if run.record.first is None else run.record.config.test_samples
@@ -127,6 +140,7 @@ def evaluate(
         "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
+        "modalities": modalities,
     }
     metrics = [metric for metric, wanted in asked.items() if wanted]
     train = run.split(run.record.config.train_split) if metrics else None
@@ -142,6 +156,8 @@ def evaluate(
     if np.ndim(numbers.get("kl_per_latent") or 0) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
+    if run.built.model.classify is not None:
+        rows.append(("figures", ", ".join(_draw_classes(run, test, workdir))))
     if per_example:
         file = workdir / "log_likelihoods.npy"
         np.save(
@@ -152,6 +168,23 @@ def evaluate(
         )
         rows.append(("per example", str(file)))
     reports.table([*rows, ("written", str(workdir / "evaluation.json"))])
+
+
+def _draw_classes(run: Opened, split: Any, workdir: Path) -> list[str]:
+    """Draws samples of each class and a confusion matrix of a split, and returns their files."""
+    folder, data = workdir / "figures", run.data
+    names = figures.draw_all(
+        folder,
+        run.built.model,
+        run.params,
+        run.key,
+        split,
+        pictures=run.built.pictures_of,
+        pixel_max=data.pixel_max,
+        classes=data.classes,
+        figures=("classes", "confusion"),
+    )
+    return [str(folder / name) for name in names]
 
 
 def sample(
@@ -167,7 +200,10 @@ def sample(
     components: int | None = None,
     label: str | None = None,
 ) -> None:
-    """Draws images from a trained model: figures/samples.png and samples.npz.
+    """Draws images or sentences from a trained model: figures/samples.png and samples.npz.
+
+    Sentences are printed, and written to samples.txt: the likeliest word after word, drawn, and the
+    best of a beam search.
 
     The data set is needed only to encode examples of it, and for the images that a model completes.
 
@@ -190,7 +226,7 @@ def sample(
         raise ValueError("--num, --encodings and --components must be at least 1")
     if components and prior != "gaussian_mixture":
         raise ValueError(f"--components is of --prior gaussian_mixture; the prior is {prior}")
-    settings = {"components": components} if components else {}
+    settings, labels = {"components": components} if components else {}, None
     if prior == "model":
         trained = load(workdir, checkpoint)
         built, data, params, step = trained.built, trained.data, trained.params, trained.step
@@ -206,23 +242,41 @@ def sample(
         )
         key_z = jax.random.split(jax.random.key(seed))[0]
         z, conditions = distributions.tempered(source, temperature).sample(key_z, (num,)), None
-    means, x = _decoded(built, params, jax.random.key(seed), z, conditions)
-    images = np.asarray(built.pictures(np.asarray(means), conditions)) / data.pixel_max
+    decoded = _decoded(built, params, jax.random.key(seed), z, conditions)
     origin = {"model": "the prior", "aggregate": "the aggregated posterior"}
-    title = (
-        f"{num} samples of {origin.get(prior, f'a fitted {prior}')}, decoder means (step {step})"
-    )
+    title = f"{num} samples of {origin.get(prior, f'a fitted {prior}')}"
     (workdir / "figures").mkdir(exist_ok=True)
-    figures.grid(workdir / "figures" / "samples.png", _sheet(images), title)
+    if built.decodings:
+        shown = workdir / "samples.txt"
+        shown.write_text(_sentences(built, decoded, labels, data.classes))
+        print(shown.read_text())
+    else:
+        shown = workdir / "figures" / "samples.png"
+        images = np.asarray(built.pictures(decoded["means"], conditions)) / data.pixel_max
+        figures.grid(shown, _sheet(images), f"{title}, decoder means (step {step})")
     latents: Any = {f"z{i}" if i else "z": np.asarray(a) for i, a in enumerate(jax.tree.leaves(z))}
-    np.savez(workdir / "samples.npz", means=np.asarray(means), x=np.asarray(x), **latents)
-    places = f"{workdir / 'figures' / 'samples.png'}, {workdir / 'samples.npz'}"
-    print(f"{num} samples of step {step}: {places}")
+    latents |= decoded
+    np.savez(workdir / "samples.npz", **latents)
+    print(f"{num} samples of step {step}: {shown}, {workdir / 'samples.npz'}")
+
+
+def _sentences(
+    built: Built, decoded: dict[str, np.ndarray], labels: Any, classes: tuple[str, ...]
+) -> str:
+    """The decodings of each z in lines, below the name of its class if it has one."""
+    texts = {name: built.pictures(decoded[name], None) for name in built.decodings}
+    width = max(map(len, texts))
+    blocks = []
+    for i in range(len(decoded["x"])):
+        head = [] if labels is None else [classes[labels[i]] if classes else str(labels[i])]
+        blocks.append([*head, *(f"{name:<{width}}  {texts[name][i]}" for name in texts)])
+    return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
 
 
 def _labels(built: Built, data: Data, num: int, label: str | None) -> np.ndarray | None:
     """One class for each draw, or the classes in turn; None for a model that has no labels."""
-    has_labels = built.condition is not None and built.pairs and data.num_classes
+    given = built.condition is not None and built.pairs
+    has_labels = data.num_classes and (given or built.model.classify is not None)
     if label is None:
         return np.arange(num) % data.num_classes if has_labels else None
     if not has_labels:
@@ -250,7 +304,7 @@ def _conditions(
 ) -> Any:
     """The conditions to draw at, as the model takes them: labels, or those of test examples."""
     if built.condition is None:
-        return None
+        return labels
     if labels is not None:
         return jax.vmap(built.condition)(labels)
     run = opened(workdir, checkpoint, dataset, data_dir)
@@ -279,17 +333,20 @@ def _from_prior(
     return jax.jit(jax.vmap(draw))(jax.random.split(key_z, num), conditions)
 
 
-def _decoded(built: Built, params: Any, key: Array, z: Any, conditions: Any) -> tuple[Array, Array]:
-    """The means of p(x|z), and draws from it."""
+def _decoded(
+    built: Built, params: Any, key: Array, z: Any, conditions: Any
+) -> dict[str, np.ndarray]:
+    """The means of p(x|z), draws x from it, and what the family reads from it in other ways."""
     keys = jax.random.split(jax.random.split(key)[1], len(jax.tree.leaves(z)[0]))
 
     decode: Any = built.model.decode
 
-    def one(key: Array, z: Any, y: Any) -> tuple[Array, Array]:
+    def one(key: Array, z: Any, y: Any) -> dict[str, Array]:
         p = decode(params, z, y)
-        return p.mean, p.sample(key)
+        others = {name: read(p, key) for name, read in built.decodings.items()}
+        return {"means": p.mean, "x": p.sample(key)} | others
 
-    return jax.jit(jax.vmap(one))(keys, z, conditions)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys, z, conditions))
 
 
 def _sheet(images: np.ndarray) -> np.ndarray:

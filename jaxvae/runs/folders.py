@@ -17,6 +17,7 @@ from jaxvae import datasets, families
 from jaxvae.families import FAMILIES, RESUMABLE, Data, FirstStage
 from jaxvae.settings import from_json, to_json
 
+MOST_SHOWN = 200  # characters of a value in a sentence
 FORMAT = 3  # the version of config.json and of checkpoints; folders of other versions are refused
 
 
@@ -197,7 +198,8 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(values: dict[str, Any], name: str) -> str:
-    return repr(_plain(values[name])) if name in values else "not there"
+    words = repr(_plain(values[name])) if name in values else "not there"
+    return words if len(words) <= MOST_SHOWN else f"{words[:MOST_SHOWN]}..."
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Run(NamedTuple):
 
     def fit(self, devices: list[jax.Device] | None = None, **settings: Any) -> Any:
         """Calls ``training.fit`` for this run."""
-        config = self.config
+        config, strata = self.config, self.built.strata
         return training.fit(
             self.built.algorithm,
             self.train,
@@ -136,6 +136,7 @@ class Run(NamedTuple):
             devices=devices or self.job.device_list(),
             mapping=self.job.mapping,
             mesh=self.job.mesh_shape(),
+            strata=() if strata is None else strata(self.train, config.batch_size),
             **settings,
         )
 
@@ -163,6 +164,9 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     test = in_memory(datasets.select(dataset, config.test_split))
     validation = _validation(config, dataset)
     first, first_stage = (None, None) if stage is None else stage.opened(in_memory(train))
+    settled = FAMILIES[family_of(config)].settled
+    if settled is not None and first_stage is not None:
+        config = settled(config, first_stage)
     record = folders.Record(
         family_of(config),
         config,
@@ -209,6 +213,9 @@ def _of_stage(job: Job, stage: stages.Stage) -> Job:
 def _pixels(config: Any, dataset: datasets.Dataset) -> str:
     """The preprocessing that a configuration takes of a data set."""
     support = FAMILIES[family_of(config)].support
+    if FAMILIES[family_of(config)].load is not None:
+        name = family_of(config)
+        return datasets.chosen_pixels(config.pixels, name, support(config), dataset)
     members = config.likelihood.choice.members()
     supports = {name: support(changed(config, likelihood=name)) for name in members}
     likelihood = config.likelihood.name
@@ -220,9 +227,14 @@ def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
         return data
     if data is None and not config.dataset:
         raise ValueError("the first stage was trained on arrays: give dataset, or data from Python")
+    source, of_family = config.dataset if data is None else data, FAMILIES[family_of(config)].load
+    if of_family is not None:
+        if job.stream:
+            raise ValueError("stream=True is for images; sentences are held in memory")
+        return of_family(config, source)
     load = datasets.stream if job.stream else datasets.load
     return load(
-        config.dataset if data is None else data,
+        source,
         job.data_dir,
         config.levels,
         image_size=config.image_size,
@@ -249,9 +261,10 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
     The data are a prepared set, its training examples and its test examples.
     """
     streamed = isinstance(train, datasets.Stream)
-    labels = None if streamed else train.y
+    labels: Any = None if streamed else train.y
+    known = getattr(labels, "ndim", 0) == 1
     num_classes = len(dataset.classes)
-    if labels is not None and getattr(labels, "ndim", 0) == 1:
+    if known:
         num_classes = max(int(labels.max()) + 1, num_classes)
     attributes = None if streamed else datasets.attributes(train.take(slice(1)))
     levels = dataset.levels
@@ -270,7 +283,9 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         examples=lambda count: (
             datasets.random_subset(train if not streamed else in_memory(train), count).x
         ),
-        labelled=_labelled(train) if getattr(labels, "ndim", 0) == 1 else None,
+        labelled=_labelled(train) if known else None,
+        missing_labels=int((labels < 0).sum()) if known else 0,
+        vocabulary=dataset.vocabulary,
     )
 
 

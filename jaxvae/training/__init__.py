@@ -3,6 +3,7 @@
 An algorithm is a pair of pure functions, ``init`` and ``step``; ``fit`` is the loop that runs it.
 """
 
+from jaxvae.training.aggressive import aggressive
 from jaxvae.training.algorithms import (
     Algorithm,
     Batch,
@@ -35,6 +36,7 @@ __all__ = [
     "State",
     "Totals",
     "adam",
+    "aggressive",
     "batch_mean",
     "fit",
     "gradient_descent",
