@@ -47,6 +47,7 @@ class Model(NamedTuple):
     # (params, example, l) -> p(x|z), z at means: the first l layers of q's, the others of p's
     partly: Callable[[Params, Any, Any], Any] | None = None
     layers: int = 1  # of z
+    atoms: Callable[[Params], Any] | None = None  # params -> z [A, D] that a dictionary shows
 
 
 @functools.lru_cache(maxsize=64)

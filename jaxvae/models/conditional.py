@@ -74,6 +74,7 @@ def cvae(
     """
     modules = Modules(encoder, decoder, posterior, likelihood)
     both = lambda a, b: jnp.concatenate([jnp.ravel(a), jnp.ravel(b)])
+    decoded_from = lambda z, y: both(posterior.to_decoder(z), y)
 
     def make_prior(params: Params, y: Any) -> Any:
         if isinstance(prior, Prior):
@@ -90,13 +91,13 @@ def cvae(
     def init(key: Array, example: Conditioned) -> Params:
         x, y = example
         of_prior = lambda key: init_prior(key, y)
-        return modules.init(key, x, both(x, y), lambda z: both(z, y), of_prior)
+        return modules.init(key, x, both(x, y), lambda z: decoded_from(z, y), of_prior)
 
     def with_modules(modules: Modules) -> CVAE:
         return CVAE(
             init,
             lambda params, x, y: modules.encode(params, both(x, y)),
-            lambda params, z, y: modules.decode(params, both(z, y)),
+            lambda params, z, y: modules.decode(params, decoded_from(z, y)),
             make_prior,
         )
 
