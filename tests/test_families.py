@@ -51,6 +51,11 @@ OWN: dict[str, dict[str, Any]] = {
     "vae-gan": {"critic_hidden": (8,)},
     "cvae-gan": {"critic_hidden": (8,)},
     "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
+    **{
+        name: {"states": 4, "parents": 2, "children": 2, "rounds": 2}
+        for name in ("tvae", "tvae-patches")
+    },
+    "infinite-vae": {"experts": 3, "first_experts": 2, "settling_steps": 1, "gate_samples": 2},
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
         **{"optimizer": "sgd", "learning_rate": 1e-4},

@@ -130,7 +130,7 @@ def model(q: Any = lambda z: Normal(z, 0.1 * jnp.ones_like(z))) -> models.Model:
 
 
 SPHERE = functools.partial(VonMisesFisher, concentration=jnp.float32(5.0))
-ALBUMS = {  # model -> the figures that are left out, beside the one of a hierarchy's layers
+ALBUMS = {  # model -> the figures that are left out, beside those of layers and of a dictionary
     "every answer": (model(), set()),
     "no encoder": (
         model()._replace(encode=None),
@@ -156,7 +156,7 @@ def test_a_figure_whose_answer_is_missing_is_left_out(tmp_path: Path, album: str
     x = np.random.default_rng(0).random((7, 4, 4, 1), np.float32)
     split, reports = datasets.Split(x, np.arange(7) % 3), [{"step": 1, "loss": 1.0}]
     names = figures.draw_all(tmp_path, family, {}, jax.random.key(0), split, reports=reports)
-    shown = set(figures.FIGURES) - missing - {"layers"}
+    shown = set(figures.FIGURES) - missing - {"layers", "dictionary"}
     assert set(names) == {f"{name}.png" for name in shown}
     assert {path.name for path in tmp_path.iterdir()} == set(names)
 

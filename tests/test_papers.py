@@ -14,12 +14,14 @@ from experiments.papers import (
     codes,
     disentanglement,
     exact,
+    growing,
     hybrids,
     likelihoods,
     quadrants,
     rate_distortion,
     samples,
     stacked,
+    sticks,
 )
 from jaxvae import evaluation
 
@@ -85,6 +87,9 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
             "learning_rates": (1e-3,),
         },
     ),
+    "sticks": (sticks, DIGITS | {"examples": 60, "num_samples": 5}),
+    "growing blobs": (growing, {"table": "blobs", "steps": 8, "num_samples": 5, "examples": 60}),
+    "growing digits": (growing, SMALL | {"table": "digits", "num_samples": 5, "examples": 60}),
     "rate-distortion": (rate_distortion, SMALL | {"betas": (0.5, 4.0), "examples": 50}),
 }
 

@@ -20,12 +20,14 @@ from jaxvae.families import (
     codebook,
     conditional,
     discrete,
+    experts,
     flat,
     hierarchy,
     hybrid,
     implicit,
     latent,
     prior,
+    truncated,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -57,6 +59,8 @@ FAMILIES: dict[str, Family] = {
     "conditional-hybrid": hybrid.CONDITIONAL,
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
+    "truncated": truncated.FAMILY,
+    "experts": experts.FAMILY,
 }
 
 

@@ -11,6 +11,7 @@ from jaxvae.models.conditional import (
     cvae,
     gaussian_stochastic,
 )
+from jaxvae.models.experts import ExpertMixture, Gated, expert_answers
 from jaxvae.models.hierarchy import (
     Bound,
     LayeredVAE,
@@ -56,6 +57,12 @@ from jaxvae.models.objectives import (
     weighted_sum,
     with_kl_cost,
 )
+from jaxvae.models.truncated import (
+    Search,
+    TruncatedVAE,
+    first_states,
+    truncated_answers,
+)
 from jaxvae.models.vae import (
     VAE,
     elbo_terms,
@@ -78,6 +85,8 @@ __all__ = [
     "Conditioned",
     "Corrupted",
     "Denoising",
+    "ExpertMixture",
+    "Gated",
     "Judge",
     "LayeredVAE",
     "Layers",
@@ -86,7 +95,9 @@ __all__ = [
     "Model",
     "NoiseBasis",
     "Penalty",
+    "Search",
     "Terms",
+    "TruncatedVAE",
     "Weights",
     "adversarial",
     "adversarial_init",
@@ -105,6 +116,8 @@ __all__ = [
     "dip_ii",
     "divergence",
     "elbo_terms",
+    "expert_answers",
+    "first_states",
     "gaussian_stochastic",
     "hierarchy",
     "hybrid_init",
@@ -119,6 +132,7 @@ __all__ = [
     "of_pair",
     "penalized",
     "total_correlation",
+    "truncated_answers",
     "vae",
     "weighted_sum",
     "with_control",
