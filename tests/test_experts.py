@@ -11,9 +11,19 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from jaxvae import distributions, families, models, partitions, settings, training
-from jaxvae.families import contract
-from jaxvae.families.experts import far_apart
+import jaxvae
+from experiments.papers import growing
+from jaxvae import (
+    distributions,
+    evaluation,
+    families,
+    models,
+    partitions,
+    runs,
+    settings,
+    training,
+)
+from jaxvae.families import contract, experts
 
 X = np.array([-2.1, -1.9, -1.6, 0.1, 1.7, 2.2])  # clusters are N(mu, 1/4) with mu ~ N(0, 4)
 OF_COMPONENTS = np.array([0.0, 0.0, 0.06087, 0.56046, 0.31553, 0.05944, 0.00370])  # P(K | x)
@@ -229,8 +239,6 @@ def blobs(count: int = 500, seed: int = 0) -> np.ndarray:
 def algorithm_of(
     size: int, concentration: float, settling: int, count: int, seeds: Any
 ) -> training.Algorithm:
-    from jaxvae.families import experts
-
     components = experts.components_of(
         models.ExpertMixture(linear(), concentration), jnp.asarray(seeds), 2
     )
@@ -271,13 +279,9 @@ def test_an_opened_component_starts_as_the_base_and_an_empty_one_is_free_again()
     after = training.fit(algorithm_of(5, 1e9, 2, 3, np.zeros((1, 2))), x, num_steps=3, batch_size=3)
     counts = partitions.counts_of(after.memory, 5)
     assert sorted(np.asarray(counts)) == [0, 0, 1, 1, 1]
-    from jaxvae.training import growing
-
     opened = jnp.array([False, True, False, False, False])
     experts = before.params["model"]["experts"]
-    new, opt_state = growing._renewed(
-        training.adam(0.05), experts, before.opt_state["model"], opened
-    )
+    new, opt_state = jaxvae.training.growing._renewed(training.adam(0.05), before, opened)
     np.testing.assert_array_equal(new["w"][1], experts["w"][5])
     others = jnp.array([0, 2, 3, 4, 5])
     np.testing.assert_array_equal(new["w"][others], experts["w"][others])
@@ -306,10 +310,21 @@ def test_one_component_without_concentration_trains_as_one_vae() -> None:
 
 def test_far_apart_examples_are_of_all_clusters() -> None:
     points = blobs(200)
-    rows = far_apart(points, 5, seed=0)
+    rows = experts.far_apart(points, 5, seed=0)
     nearest = ((points[rows][:, None] - BLOBS[None]) ** 2).sum(2).argmin(1)
     assert sorted(nearest) == [0, 1, 2, 3, 4]
-    assert len(far_apart(np.zeros((3, 2)), 5, seed=0)) == 5
+    assert len(experts.far_apart(np.zeros((3, 2)), 5, seed=0)) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("seed", range(5))
+def test_five_blobs_have_about_five_components(seed: int) -> None:
+    config = settings.changed(growing.of_points(growing.Options(table="blobs")), seed=seed)
+    run, params, _ = growing.trained_on_points(config, runs.Job())
+    assert 4 <= growing.used(params) <= 6
+    clusters = growing.assigned(run, params, run.test)
+    assert evaluation.clusters.accuracy(clusters, run.test.y) > 0.75
 
 
 REFUSED = [

@@ -79,24 +79,23 @@ def growing_mixture(
         key_init, key_steps = jax.random.split(key)
         x = preprocessed(key_init, x)
         keys = jax.random.split(key_init, moves.size + 1)
-        params = {
-            "experts": jax.vmap(lambda key: components.init(key, x))(keys),
-            "counts": jnp.zeros(moves.size),
-        }
-        opt_state = {"model": jax.vmap(optimizer.init)(params["experts"])}
-        slots = jnp.full(examples, partitions.NONE, jnp.int32)
-        zero = jnp.int32(0)
-        return Growing(zero, key_steps, {"model": params}, None, opt_state, jnp.int32(0), slots)
+        experts = jax.vmap(lambda key: components.init(key, x))(keys)
+        return Growing(
+            jnp.int32(0),
+            key_steps,
+            {"model": {"experts": experts, "counts": jnp.zeros(moves.size)}},
+            None,
+            {"model": jax.vmap(optimizer.init)(experts)},
+            jnp.int32(0),
+            jnp.full(examples, partitions.NONE, jnp.int32),
+        )
 
     def step(state: Growing, batch: Batch, axis_name: str | None = None) -> tuple[Growing, Terms]:
         keys, x = keyed(state, batch)
         pairs = jax.vmap(jax.random.split)(keys)
-        experts, opt_state = state.params["model"]["experts"], state.opt_state["model"]
-        slots = _moved(components, moves, state, batch, experts, pairs[:, 0], x, axis_name)
+        slots = _moved(components, moves, state, batch, pairs[:, 0], x, axis_name)
         counts = partitions.counts_of(slots, moves.size)
-        opened = (counts > 0) & (partitions.counts_of(state.memory, moves.size) == 0)
-        opened &= state.step >= moves.settling
-        experts, opt_state = _renewed(optimizer, experts, opt_state, opened)
+        experts, opt_state = _renewed(optimizer, state, _opened(moves, state, counts))
         members = jax.nn.one_hot(slots[rows_in_set(batch)], moves.size)  # [B, K]
         loss = _batch_loss(components, members, pairs[:, 1], x, batch.weight, axis_name)
         (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(experts)
@@ -107,21 +106,23 @@ def growing_mixture(
             grads, opt_state, experts
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        params = {"experts": experts, "counts": counts.astype(jnp.float32)}
-        new = Growing(
-            state.step + 1,
-            state.key,
-            {"model": params},
-            None,
-            {"model": opt_state},
-            skipped,
-            slots,
+        new = state._replace(
+            step=state.step + 1,
+            params={"model": {"experts": experts, "counts": counts.astype(jnp.float32)}},
+            opt_state={"model": opt_state},
+            skipped=skipped,
+            memory=slots,
         )
         used = (counts > USED * counts.sum()).sum().astype(jnp.float32)
-        more = {"experts": used, "gradient_norm": norm, "skipped": skipped}
-        return new, terms | more
+        return new, terms | {"experts": used, "gradient_norm": norm, "skipped": skipped}
 
     return Algorithm(init, step)
+
+
+def _opened(moves: Moves, state: Growing, counts: Array) -> Array:
+    """The components that had no members before the last moves, [K] bool."""
+    before = partitions.counts_of(state.memory, moves.size)
+    return (counts > 0) & (before == 0) & (state.step >= moves.settling)
 
 
 def _moved(
@@ -129,12 +130,12 @@ def _moved(
     moves: Moves,
     state: Growing,
     batch: Batch,
-    experts: Params,
     keys: Array,
     x: Any,
     axis_name: str | None,
 ) -> Array:
     """The components of all examples after those of the batch have moved, [N]."""
+    experts = state.params["model"]["experts"]
     evidence = jax.vmap(components.evidence, (None, 0, 0))(experts, keys, x)  # [B, K + 1]
     start = jax.vmap(components.nearest)(x).astype(jnp.int32)
     parts = evidence, start, rows_in_set(batch), batch.weight > 0
@@ -160,14 +161,14 @@ def _moved(
 
 
 def _renewed(
-    optimizer: optax.GradientTransformation, experts: Params, opt_state: Any, opened: Array
+    optimizer: optax.GradientTransformation, state: Growing, opened: Array
 ) -> tuple[Params, Any]:
     """The components with those that were opened as copies of the base, with a fresh optimizer."""
+    experts, opt_state = state.params["model"]["experts"], state.opt_state["model"]
     opened = jnp.append(opened, False)
     chosen = lambda old, new: jnp.where(opened.reshape(-1, *[1] * (old.ndim - 1)), new, old)
     copies = jax.tree.map(lambda old: chosen(old, old[-1:]), experts)
-    fresh = jax.vmap(optimizer.init)(copies)
-    return copies, jax.tree.map(chosen, opt_state, fresh)
+    return copies, jax.tree.map(chosen, opt_state, jax.vmap(optimizer.init)(copies))
 
 
 def _batch_loss(

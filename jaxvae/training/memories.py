@@ -110,13 +110,16 @@ def expectation_maximization(
         params, entry = steps.init(key_init, x), steps.entry(key_init)
         memory = jax.tree.map(lambda a: jnp.tile(a, (examples, *[1] * a.ndim)), entry)
         of_one = jax.eval_shape(lambda: steps.loss(params, x, entry)[1][1])
-        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), of_one) | {
-            "count": jnp.zeros(())
-        }
-        opt_state = {"model": optimizer.init(params[steps.moved])}
-        zero = jnp.int32(0)
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), of_one)
         return Remembering(
-            zero, key_steps, {"model": params}, None, opt_state, jnp.int32(0), memory, sums
+            jnp.int32(0),
+            key_steps,
+            {"model": params},
+            None,
+            {"model": optimizer.init(params[steps.moved])},
+            jnp.int32(0),
+            memory,
+            sums | {"count": jnp.zeros(())},
         )
 
     def step(
@@ -124,10 +127,8 @@ def expectation_maximization(
     ) -> tuple[Remembering, Terms]:
         params = state.params["model"]
         keys, x = keyed(state, batch)
-        entries = jax.vmap(steps.expect, (None, 0, 0, 0))(
-            params, keys, x, recalled(state.memory, batch)
-        )
-        memory = remembered(state.memory, batch, entries, axis_name)
+        entries = recalled(state.memory, batch)
+        entries = jax.vmap(steps.expect, (None, 0, 0, 0))(params, keys, x, entries)
         loss = _batch_loss(steps, params, x, entries, batch.weight, axis_name)
         (value, (terms, sums)), grads = jax.value_and_grad(loss, has_aux=True)(params[steps.moved])
         grads = grads if axis_name is None else lax.pmean(grads, axis_name)
@@ -137,25 +138,26 @@ def expectation_maximization(
             optimizer, grads, state.opt_state["model"], params[steps.moved], finite
         )
         sums = jax.tree.map(lambda old, new: old + jnp.where(finite, new, 0.0), state.sums, sums)
-        ended = (state.step + 1) % per_epoch == 0
-        solved = steps.solve(params, sums, jnp.maximum(sums["count"], 1.0))
-        chosen = jax.tree.map(lambda new, old: jnp.where(ended, new, old), solved, params)
-        sums = jax.tree.map(lambda total: jnp.where(ended, 0.0, total), sums)
+        params, sums = _at_end(steps, params, sums, (state.step + 1) % per_epoch == 0)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        new = Remembering(
-            state.step + 1,
-            state.key,
-            {"model": chosen | {steps.moved: moved}},
-            None,
-            {"model": opt_state},
-            skipped,
-            memory,
-            sums,
+        new = state._replace(
+            step=state.step + 1,
+            params={"model": params | {steps.moved: moved}},
+            opt_state={"model": opt_state},
+            skipped=skipped,
+            memory=remembered(state.memory, batch, entries, axis_name),
+            sums=sums,
         )
-        metrics = terms | {"loss": value, "gradient_norm": norm, "skipped": skipped}
-        return new, metrics
+        return new, terms | {"loss": value, "gradient_norm": norm, "skipped": skipped}
 
     return Algorithm(init, step)
+
+
+def _at_end(steps: Steps, params: Params, sums: Any, ended: Array) -> tuple[Params, Any]:
+    """The parameters with those in closed form and empty sums, if an epoch has ended."""
+    solved = steps.solve(params, sums, jnp.maximum(sums["count"], 1.0))
+    chosen = jax.tree.map(lambda new, old: jnp.where(ended, new, old), solved, params)
+    return chosen, jax.tree.map(lambda total: jnp.where(ended, 0.0, total), sums)
 
 
 def keyed(state: Any, batch: Batch) -> tuple[Array, Any]:
