@@ -323,7 +323,7 @@ def test_five_blobs_have_about_five_components(seed: int) -> None:
     config = settings.changed(growing.of_points(growing.Options(table="blobs")), seed=seed)
     run, params, _ = growing.trained_on_points(config, runs.Job())
     assert 4 <= growing.used(params) <= 6
-    clusters = growing.assigned(run, params, run.test)
+    clusters = evaluation.metrics.clusters_of(run.built.model, params, run.key, run.test)
     assert evaluation.clusters.accuracy(clusters, run.test.y) > 0.75
 
 

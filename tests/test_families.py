@@ -238,7 +238,7 @@ def test_bounds_of_many_samples_are_of_any_member(preset: str, bound: str, data_
     assert {"loss", "reconstruction", "kl"} <= set(metrics)
 
 
-@pytest.mark.parametrize("preset", ["gmvae", "vade", "vampprior", "digits"])
+@pytest.mark.parametrize("preset", ["gmvae", "vade", "vampprior", "infinite-vae", "digits"])
 def test_components_of_a_prior_are_clusters(preset: str, data_dir: Path) -> None:
     run = run_of(preset, data_dir)
     params, split = training.trained(run.init_state()), run.test.take(slice(12))

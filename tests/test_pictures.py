@@ -82,6 +82,8 @@ def test_the_command_cleans_a_picture_and_resumes(
     first = (tmp_path / "run" / "denoised.png").read_bytes()
     denoising.denoise(tmp_path / "clean.png", tmp_path / "run", **named)  # resumes at its end
     assert (tmp_path / "run" / "denoised.png").read_bytes() == first
+    with pytest.raises(ValueError, match="is of another picture, crop or noise"):
+        denoising.denoise(tmp_path / "clean.png", tmp_path / "run", **named | {"add_noise": 40.0})
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1500
 
 

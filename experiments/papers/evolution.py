@@ -116,11 +116,14 @@ def of_generator(x: np.ndarray) -> float:
 
 
 def bars_found(params: Any) -> int:
-    """How many bars some latent draws: its picture correlates by more than 0.9 with the bar."""
+    """How many bars some latent draws, by a correlation above 0.9 of its picture with the bar.
+
+    A latent may also stand for the absence of a bar, with a correlation below -0.9.
+    """
     decode = jax.vmap(lambda s: MODEL.decode(params, s).mean)
     pictures_of_latents = np.asarray(decode(jnp.eye(8)) - decode(jnp.zeros((1, 8))))
     correlation = np.corrcoef(np.concatenate([pictures_of_latents, BARS]))[:8, 8:]
-    return int((np.nan_to_num(correlation) > 0.9).any(0).sum())
+    return int((np.abs(np.nan_to_num(correlation)) > 0.9).any(0).sum())
 
 
 def table_of_bars(options: Options) -> tables.Results:

@@ -20,7 +20,6 @@ import time
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -63,6 +62,7 @@ def of_points(options: Options) -> Any:
         families.preset("infinite-vae"),
         likelihood="normal_learned",
         scale=1.0,
+        pixels="none",
         hidden=(),
         latent=1,
         steps=options.steps,
@@ -81,12 +81,6 @@ def trained_on_points(config: Any, job: runs.Job) -> tables.Trained:
     return tables.Trained(run, run.built.parameters(state), time.perf_counter() - start)
 
 
-def assigned(run: runs.Run, params: Any, split: Any) -> np.ndarray:
-    """The likeliest component of each example, [N]."""
-    q = evaluation.posteriors_of(run.built.model, params, run.key, split)
-    return np.asarray(jnp.argmax(q.logits, -1))
-
-
 def used(params: Any) -> int:
     """Components that have more than a hundredth of the training examples."""
     counts = np.asarray(params["counts"])
@@ -99,11 +93,11 @@ def of_mixture(options: Options, run: runs.Run, params: Any) -> dict[str, float]
     estimate = evaluation.estimate_log_likelihood(
         run.built.model, params, run.key, test, num_samples=options.num_samples
     )
-    accuracy = evaluation.clusters.accuracy(assigned(run, params, test), test.y)
+    clusters = evaluation.metrics.clusters_of(run.built.model, params, run.key, test)
     return {
         "components": float(used(params)),
         "log p": estimate.log_likelihood,
-        "accuracy": accuracy,
+        "accuracy": evaluation.clusters.accuracy(clusters, test.y),
         "k-means": k_means(run, test),
     }
 

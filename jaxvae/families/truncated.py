@@ -111,8 +111,6 @@ PRESETS = {
         "the same for patches of a picture, which jaxvae denoise trains (Drefs et al. 2022)",
         latent=64,
         scale=0.2,
-        cycle_epochs=20,
-        pixels="auto",
         steps=6000,
     ),
 }

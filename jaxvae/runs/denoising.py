@@ -51,18 +51,30 @@ def denoised(
       progress: whether to show a progress bar.
       stop: hears the signals that ask to stop.
     """
-    job, data = job or Job(), data_of(picture, patch)
-    name = "tvae-patches"
-    trained = train_in(name, config, job, workdir, data, progress=progress, stop=stop)
+    job, folder, data = job or Job(), Path(workdir), data_of(picture, patch)
+    config = changed(config, pixels="none")  # noise leaves [0, 1]
+    run = prepare(config, job, data)
+    _keep(picture, folder)
+    trained = train_in("tvae-patches", config, job, folder, data, progress=progress, stop=stop)
     if trained.step < config.steps:
         return None
-    run = prepare(config, job, data)
-    with checkpoints.Checkpoints(Path(workdir) / "checkpoints") as saved:
+    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
         shapes = job.placement().shapes(run.built.algorithm.init, *run.init_arguments())
         newest = saved.restore_newest(shapes, folders.warn)
     assert newest is not None
     patches = run.dataset.splits["train"].x
     return from_states(run.built, newest[1], patches, picture.shape)
+
+
+def _keep(picture: np.ndarray, folder: Path) -> None:
+    """Keeps the noisy picture in the run folder. Raises ValueError if there is another one."""
+    file = folder / "noisy.npy"
+    if file.exists():
+        if not np.array_equal(np.load(file), picture):
+            raise ValueError(f"{folder} is of another picture, crop or noise: pass another workdir")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(file, picture)
 
 
 def data_of(picture: np.ndarray, patch: int) -> datasets.Dataset:
@@ -83,11 +95,10 @@ def from_states(built: Any, state: Any, patches: Any, shape: tuple[int, ...]) ->
         )
         return jax.vmap(one)(x, entries)
 
-    parts = [
-        np.asarray(reconstructed(jnp.asarray(patches[i : i + AT_ONCE]), state.memory[rows]))
-        for i in range(0, len(patches), AT_ONCE)
-        for rows in [slice(i, i + AT_ONCE)]
-    ]
+    parts = []
+    for start in range(0, len(patches), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        parts.append(np.asarray(reconstructed(jnp.asarray(patches[rows]), state.memory[rows])))
     return pictures.averaged(np.concatenate(parts), shape)
 
 
@@ -139,6 +150,7 @@ def denoise(
     if found is None:
         return
     pictures.write(workdir / "denoised.png", found)
+    (workdir / "figures").mkdir(exist_ok=True)
     shown = [noisy, found, clean] if add_noise else [noisy, found]
     figures.grid(workdir / "figures" / "denoised.png", np.stack(shown)[None], "Noisy and denoised")
     rows = [("picture", str(workdir / "denoised.png"))]
