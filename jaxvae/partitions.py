@@ -11,9 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.scipy.special import gammaln
 
 from jaxvae.contracts import Array
 
@@ -23,21 +21,6 @@ NONE = -1  # the slot of an example that has none yet
 def counts_of(slots: Array, size: int) -> Array:
     """How many members each of ``size`` slots has, [K]."""
     return jnp.zeros(size, jnp.int32).at[jnp.where(slots < 0, size, slots)].add(1, mode="drop")
-
-
-def log_prior(counts: Array, concentration: float) -> Array:
-    """The log-probability of a partition with these counts.
-
-    alpha^K prod_k (n_k - 1)! / prod_{i<N} (alpha + i), over the slots that are not empty.
-    """
-    members, n = counts[counts > 0], counts.sum()
-    rest = gammaln(concentration) - gammaln(concentration + n)
-    return len(members) * jnp.log(concentration) + gammaln(members).sum() + rest
-
-
-def expected_components(concentration: float, examples: int) -> float:
-    """How many components N examples have on average, sum_{i<N} alpha / (alpha + i)."""
-    return float((concentration / (concentration + np.arange(examples))).sum())
 
 
 def move(key: Array, log_likelihood: Array, counts: Array, slot: Array, alpha: Array) -> Array:

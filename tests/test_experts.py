@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import logsumexp
+from scipy.special import gammaln, logsumexp
 from scipy.stats import multivariate_normal
 
 import jaxvae
@@ -42,11 +43,17 @@ def log_marginal(x: np.ndarray) -> float:
     return float(multivariate_normal(np.zeros(len(x)), covariance).logpdf(x))
 
 
+def log_prior(slots: list[int], alpha: float) -> float:
+    """log [alpha^K prod_k (n_k - 1)! / prod_{i<N} (alpha + i)], the Chinese restaurant process."""
+    counts = np.bincount(slots)
+    rest = gammaln(alpha) - gammaln(alpha + len(slots))
+    return float(len(counts) * np.log(alpha) + gammaln(counts).sum() + rest)
+
+
 def exact() -> tuple[list[list[int]], np.ndarray, float]:
     every = every_partition(6)
     joint = [
-        float(partitions.log_prior(np.bincount(slots), 1.0))
-        + sum(log_marginal(X[np.array(slots) == k]) for k in set(slots))
+        log_prior(slots, 1.0) + sum(log_marginal(X[np.array(slots) == k]) for k in set(slots))
         for slots in every
     ]
     evidence = logsumexp(joint)
@@ -71,15 +78,16 @@ def predictive(place: jax.Array, slots: jax.Array) -> jax.Array:
     return distributions.Normal(mean, jnp.sqrt(1 / precision + 0.25)).log_density(x[place])
 
 
-@jax.jit
-def swept(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="flat")
+def swept(key: jax.Array, count: int, flat: bool = False) -> tuple[jax.Array, jax.Array]:
     """How often each number of components came, and pairs of examples were together."""
     rows, mask = jnp.arange(6), jnp.ones(6, bool)
+    values = (lambda place, slots: jnp.zeros(6)) if flat else predictive
 
     def one(turn: Any, carry: Any) -> Any:
         slots, sizes, together = carry
         key_turn = jax.random.fold_in(key, turn)
-        slots = partitions.sweep(key_turn, slots, rows, mask, predictive, 6, 1.0)
+        slots = partitions.sweep(key_turn, slots, rows, mask, values, 6, 1.0)
         used = (partitions.counts_of(slots, 6) > 0).sum()
         return slots, sizes.at[used].add(1), together + (slots[:, None] == slots[None])
 
@@ -96,17 +104,19 @@ def test_gibbs_moves_draw_from_the_exact_posterior() -> None:
     assert float(together[2, 3]) / count == pytest.approx(0.05209, abs=0.02)
 
 
-def test_expected_number_of_components() -> None:
-    known = {0.1: 1.5025, 1.0: 5.1874, 10.0: 24.442}
-    for concentration, expected in known.items():
-        assert partitions.expected_components(concentration, 100) == pytest.approx(
-            expected, rel=1e-4
-        )
-    of_four = sum(
-        np.exp(float(partitions.log_prior(np.bincount(slots), 0.7))) * (max(slots) + 1)
-        for slots in every_partition(4)
-    )
-    assert of_four == pytest.approx(partitions.expected_components(0.7, 4), rel=1e-5)
+@pytest.mark.optimized
+def test_the_expected_number_of_components() -> None:
+    """Examples that all slots explain alike: E K = sum_i alpha / (alpha + i), and all sums to 1."""
+    every = every_partition(6)
+    p = np.exp([log_prior(slots, 1.0) for slots in every])
+    sizes = np.array([max(slots) + 1 for slots in every])
+    expected = (1 / (1 + np.arange(6))).sum()
+    assert p.sum() == pytest.approx(1) and sizes @ p == pytest.approx(expected)
+    counts = np.asarray(swept(jax.random.key(1), 20_000, flat=True)[0])
+    assert counts @ np.arange(7) / 20_000 == pytest.approx(expected, abs=0.05)
+    known = {0.1: 1.5025, 1.0: 5.1874, 10.0: 24.442}  # of a hundred examples
+    for alpha, of_hundred in known.items():
+        assert (alpha / (alpha + np.arange(100))).sum() == pytest.approx(of_hundred, rel=1e-4)
 
 
 # counts, slot of the example, alpha -> the probability of each slot if all explain x alike
@@ -119,17 +129,17 @@ MOVES: dict[str, tuple[list[int], int, float, list[float]]] = {
 }
 
 
+moved = jax.jit(jax.vmap(partitions.move, (0, None, None, None, None)))
+
+
 @pytest.mark.parametrize("case", MOVES)
 def test_probabilities_of_a_move(case: str) -> None:
     counts, slot, alpha, expected = MOVES[case]
     keys = jax.random.split(jax.random.key(0), 4000)
     log_likelihood = jnp.log(jnp.array([1.0, 2.0, 1.0, 1.0]))  # the second slot is twice as good
     p = np.array(expected) * [1, 2, 1, 1]
-    draws = jax.vmap(
-        lambda key: partitions.move(
-            key, log_likelihood, jnp.array(counts), jnp.int32(slot), jnp.float32(alpha)
-        )
-    )(keys)
+    given = log_likelihood, jnp.array(counts), jnp.int32(slot), jnp.float32(alpha)
+    draws = moved(keys, *given)
     shares = np.bincount(np.asarray(draws), minlength=4) / 4000
     assert shares == pytest.approx(p / p.sum(), abs=0.04)
     assert (shares[p == 0] == 0).all()
@@ -179,18 +189,18 @@ def test_bounds_of_the_mixture_are_its_log_likelihood_in_closed_form() -> None:
     weights = np.array([6, 0, 3, 1.5]) / 10.5
     expected = logsumexp(log_densities(params, x), b=weights)
     answers = models.expert_answers(model, lambda key, x: params, 2)
-    log_w = answers.log_weights(params, jax.random.key(0), x, 5)
+    log_w = jax.jit(answers.log_weights, static_argnums=3)(params, jax.random.key(0), x, 5)
     np.testing.assert_allclose(log_w, np.full(5, expected), rtol=1e-5)
-    many = jax.vmap(lambda key: answers.terms(params, key, x, 1))(
-        jax.random.split(jax.random.key(1), 2000)
-    )
+    keys = jax.random.split(jax.random.key(1), 2000)
+    many = jax.jit(jax.vmap(lambda key: answers.terms(params, key, x, 1)))(keys)
     bound = np.asarray(many["reconstruction"] - many["kl"])
     assert abs(bound.mean() - expected) < 5 * bound.std() / np.sqrt(2000)
-    q = answers.encode(params, x)
+    q = jax.jit(answers.encode)(params, x)
     r = weights * np.exp(log_densities(params, x) - expected)
     np.testing.assert_allclose(jax.nn.softmax(q.logits), r, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_joint_density_sums_and_integrates_to_the_marginal() -> None:
     model, params = mixture()
     x = jnp.array([0.4, -1.1])
@@ -215,17 +225,25 @@ def test_without_concentration_it_is_one_vae() -> None:
     answers = models.expert_answers(model, lambda key, x: params, 2)
     expert = jax.tree.map(lambda leaf: leaf[0], params["experts"])
     x, key = jnp.array([0.4, -1.1]), jax.random.key(3)
-    terms = answers.terms(params, key, x, 3)
-    alone = models.elbo_terms(model.vae, expert, jax.random.split(key)[1], x, 3)
+    terms = jax.jit(answers.terms, static_argnums=3)(params, key, x, 3)
+    key_z = jax.random.split(key)[1]
+    alone = jax.jit(lambda: models.elbo_terms(model.vae, expert, key_z, x, 3))()
     assert float(terms["gate"]) == 0
     for name in ("reconstruction", "kl"):
         assert float(terms[name]) == pytest.approx(float(alone[name]), rel=1e-6)
-    weights = models.answers(model.vae).log_weights(expert, key, x, 4)
-    np.testing.assert_allclose(answers.log_weights(params, key, x, 4), weights, rtol=1e-5)
+    both = jax.jit(
+        lambda: (
+            models.answers(model.vae).log_weights(expert, key, x, 4),
+            answers.log_weights(params, key, x, 4),
+        )
+    )
+    np.testing.assert_allclose(*both(), rtol=1e-5)
 
 
 # Training
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in training.MAPPINGS[1:]]
+MAPPINGS = [training.MAPPINGS[0], *SLOW]
 BLOBS = 4.0 * np.array([[1.0, 0], [-1, 0.4], [0.2, 1.2], [-0.5, -1.3], [1.4, -1.2]])
 
 
@@ -246,7 +264,7 @@ def algorithm_of(
     return training.growing_mixture(components, training.adam(0.05), moves, count)
 
 
-@pytest.mark.parametrize("mapping", training.MAPPINGS)
+@pytest.mark.parametrize("mapping", MAPPINGS)
 def test_components_are_the_same_on_any_devices(mapping: str) -> None:
     """Batches of eight are padded to nine on three devices."""
     x = blobs(20)
@@ -260,6 +278,7 @@ def test_components_are_the_same_on_any_devices(mapping: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_examples_start_in_the_nearest_component_and_stay_while_it_settles() -> None:
     x = blobs(30)
     algorithm = algorithm_of(6, 1.0, 100, 30, BLOBS)
@@ -270,6 +289,7 @@ def test_examples_start_in_the_nearest_component_and_stay_while_it_settles() -> 
     np.testing.assert_array_equal(counts, np.bincount(nearest, minlength=6))
 
 
+@pytest.mark.slow
 def test_an_opened_component_starts_as_the_base_and_an_empty_one_is_free_again() -> None:
     """With a huge concentration every example opens a component of its own."""
     x = blobs(3)
@@ -289,6 +309,7 @@ def test_an_opened_component_starts_as_the_base_and_an_empty_one_is_free_again()
     assert moments.count.tolist() == [2, 0, 2, 2, 2, 2] and not moments.mu["w"][1].any()
 
 
+@pytest.mark.slow
 def test_one_component_without_concentration_trains_as_one_vae() -> None:
     x = blobs(12)
     algorithm = algorithm_of(1, 0.0, 1, 12, np.zeros((1, 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ def model_of(states: int, decoder: Any = None) -> models.TruncatedVAE:
     )
 
 
+def bound_of(model: models.TruncatedVAE) -> Any:
+    """-F, its terms and statistics, compiled."""
+    return jax.jit(functools.partial(truncated.bound_of, model))
+
+
 def example() -> jax.Array:
     return jax.random.normal(jax.random.key(3), (SIZE, 1))
 
@@ -47,17 +53,23 @@ def enumerated(model: models.TruncatedVAE, params: Any, x: Any) -> np.ndarray:
     """log p(x, s) of every state, written out in NumPy."""
     pi = np.asarray(params["prior"]["probabilities"], np.float64)
     scale = np.exp(float(params["likelihood"]["log_scale"]))
-    means = np.stack([model.decoder.apply(params["decoder"], s) for s in jnp.asarray(EVERY)])
+    means = np.asarray(decoded(model, params))
     squares = ((np.asarray(x)[None] - means) ** 2).sum((1, 2))
     density = -0.5 * squares / scale**2 - SIZE * np.log(scale * np.sqrt(2 * np.pi))
     return density + EVERY @ np.log(pi) + (1 - EVERY) @ np.log1p(-pi)
+
+
+def decoded(model: models.TruncatedVAE, params: Any) -> Any:
+    """The decoder at every state, [16, *x]."""
+    decode = jax.jit(jax.vmap(lambda s: model.decoder.apply(params["decoder"], s)))
+    return decode(jnp.asarray(EVERY))
 
 
 def test_bound_with_all_states_is_log_p() -> None:
     model = model_of(2**LATENT)
     params, x = fresh(model), example()
     exact = logsumexp(enumerated(model, params, x))
-    value, (terms, _) = truncated.bound_of(model, params, x, jnp.asarray(EVERY))
+    value, (terms, _) = bound_of(model)(params, x, jnp.asarray(EVERY))
     assert -float(value) == pytest.approx(exact, rel=1e-5)
     assert float(terms["reconstruction"] - terms["kl"]) == pytest.approx(exact, rel=1e-5)
 
@@ -105,7 +117,8 @@ def test_parents_are_drawn_by_the_fitness_of_their_own_example() -> None:
     states = jnp.asarray(np.kron(np.eye(4), np.ones((1, 3))))  # no two have a child in common
     scores = jnp.array([-10.0, -1.0, -10.0, -10.0])
     search = models.Search(parents=4000, children=1, generations=1)
-    children = truncated._children(jax.random.key(0), states, scores, search)
+    draw = jax.jit(lambda key: truncated._children(key, states, scores, search))
+    children = draw(jax.random.key(0))
     parents = np.array([np.abs(children - s).sum(1) == 1 for s in states])
     fitness = np.array([10.0, 19.0, 10.0, 10.0])
     assert parents.mean(1) == pytest.approx(fitness / fitness.sum(), abs=0.03)
@@ -130,18 +143,19 @@ def test_closed_forms_are_the_fixed_point_of_em() -> None:
     model = model_of(2**LATENT)
     params = fresh(model)
     x = jax.random.normal(jax.random.key(1), (7, SIZE, 1))
-    each = jax.vmap(lambda one: truncated.bound_of(model, params, one, jnp.asarray(EVERY)))(x)
+    each = jax.vmap(bound_of(model), (None, 0, None))(params, x, jnp.asarray(EVERY))
     sums = jax.tree.map(lambda a: a.sum(0), each[1][1])
     new = truncated.solved(params, sums, jnp.float32(7))
     log_joints = np.stack([enumerated(model, params, one) for one in x])
     q = np.exp(log_joints - logsumexp(log_joints, axis=1, keepdims=True))
-    means = np.stack([model.decoder.apply(params["decoder"], s) for s in jnp.asarray(EVERY)])
+    means = np.asarray(decoded(model, params))
     squares = ((np.asarray(x)[:, None] - means[None]) ** 2).sum((2, 3))
     np.testing.assert_allclose(new["prior"]["probabilities"], (q @ EVERY).mean(0), rtol=1e-4)
     variance = (q * squares).sum() / 7 / SIZE
     assert float(new["likelihood"]["log_scale"]) == pytest.approx(0.5 * np.log(variance), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_linear_decoder_is_binary_sparse_coding() -> None:
     """log p(x) with all states of p(x|s) = N(W s, s^2 I), the mixture written out."""
     model = model_of(2**LATENT, networks.mlp((), (SIZE, 1)))
@@ -156,6 +170,7 @@ def test_a_linear_decoder_is_binary_sparse_coding() -> None:
     assert -float(value) == pytest.approx(logsumexp(density, b=weights), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_posteriors_of_new_examples_need_the_search() -> None:
     """The trap: states of the start are far below the bound after some rounds."""
     model = model_of(3)
@@ -174,6 +189,7 @@ def test_posteriors_of_new_examples_need_the_search() -> None:
     assert all(float(q.log_prob(s)) == -np.inf for s in others)
 
 
+@pytest.mark.slow
 def test_importance_weights_reach_log_p_beyond_the_states() -> None:
     """Draws of independent bits make the estimate unbiased, though two states bound it loosely."""
     model = model_of(2)
@@ -188,6 +204,9 @@ def test_importance_weights_reach_log_p_beyond_the_states() -> None:
 
 
 # Memory
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in training.MAPPINGS[1:]]
+MAPPINGS = [training.MAPPINGS[0], *SLOW]
 
 
 def test_rows_are_remembered_and_padding_is_dropped() -> None:
@@ -209,7 +228,7 @@ def algorithm_of(model: models.TruncatedVAE, count: int, batch_size: int) -> tra
     )
 
 
-@pytest.mark.parametrize("mapping", training.MAPPINGS)
+@pytest.mark.parametrize("mapping", MAPPINGS)
 def test_the_memory_is_the_same_on_any_devices(mapping: str) -> None:
     """Ten examples in batches of four, padded to six on three devices; and resumed in an epoch."""
     model, x = model_of(4), np.asarray(jax.random.normal(jax.random.key(1), (10, SIZE, 1)))
@@ -224,6 +243,7 @@ def test_the_memory_is_the_same_on_any_devices(mapping: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_closed_forms_wait_for_the_end_of_an_epoch() -> None:
     model, x = model_of(4), np.asarray(jax.random.normal(jax.random.key(1), (10, SIZE, 1)))
     algorithm = algorithm_of(model, 10, 4)
@@ -235,6 +255,7 @@ def test_closed_forms_wait_for_the_end_of_an_epoch() -> None:
     assert [float(s.sums["count"]) for s in states] == [0, 8, 0, 4]
 
 
+@pytest.mark.slow
 def test_states_are_those_of_the_examples_after_training() -> None:
     """An entry belongs to its row: F of an example is lower at another example's states."""
     model = model_of(2)
