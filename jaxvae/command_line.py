@@ -1,4 +1,4 @@
-"""The command line ``jaxvae train|evaluate|sample|import|export``.
+"""The command line ``jaxvae train|evaluate|sample|denoise|import|export``.
 
 ``train`` has a flag for every setting of its configuration. ``--posterior planar`` chooses a
 member, and then the member's settings are flags too. A mistake ends in one sentence and with exit
@@ -306,6 +306,7 @@ def _in_room(room: str, name: str, text: str) -> Callable[[Sequence[str], str], 
 
 
 EVALUATING, EXCHANGING = "jaxvae.runs.commands", "jaxvae.runs.interchange"
+DENOISING = "jaxvae.runs.denoising"
 COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "train": train,
     "evaluate": _in_room(
@@ -315,6 +316,9 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     ),
     "sample": _in_room(
         EVALUATING, "sample", "Draws images from a trained model, as a picture and as arrays."
+    ),
+    "denoise": _in_room(
+        DENOISING, "denoise", "Cleans a noisy picture with a model of nothing but its own patches."
     ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jaxvae import flows, priors
 from jaxvae.distributions import (
     Bernoulli,
+    Beta,
     Joint,
+    Kumaraswamy,
     MultivariateNormal,
     Normal,
     OneHotCategorical,
@@ -27,8 +29,9 @@ from jaxvae.distributions import (
     SpikeAndSlab,
     Transformed,
     VonMisesFisher,
+    stick_lengths,
 )
-from jaxvae.ranges import Count, Share
+from jaxvae.ranges import Count, Positive, Share
 
 Array = jax.Array
 
@@ -42,6 +45,7 @@ class Posterior(NamedTuple):
     # number of latents -> the natural prior, which has no parameters
     prior: Callable[[int], priors.Prior] = priors.standard_normal
     latents: str = "continuous"  # or "binary", "categorical", "mixed"; it selects the estimators
+    to_decoder: Callable[[Array], Array] = lambda z: z  # z -> what the decoder sees of it
 
 
 def normal(latent: int) -> Posterior:
@@ -174,6 +178,44 @@ def spike_and_slab(latent: int, alpha: Share = 0.2) -> Posterior:
     return Posterior(3 * latent, make, prior=functools.partial(priors.spike_and_slab, alpha=alpha))
 
 
+def _sticks(latent: int, family: type, stick_concentration: float) -> Posterior:
+    """Fractions of sticks from a family of (0, 1) with two positive numbers for each."""
+
+    def make(params: Any, raw: Array) -> Any:
+        return family(*jnp.split(jax.nn.softplus(raw) + SMALLEST_SHAPE, 2))
+
+    prior = functools.partial(priors.stick_fractions, stick_concentration=stick_concentration)
+    return Posterior(2 * latent, make, prior=prior, to_decoder=stick_lengths)
+
+
+SMALLEST_SHAPE = 1e-3  # of a density of (0, 1), added to what the encoder gives
+
+
+def kumaraswamy_sticks(latent: int, stick_concentration: Positive = 5.0) -> Posterior:
+    """Kumaraswamy fractions of a stick, whose D + 1 lengths the decoder sees.
+
+    Nalisnick & Smyth 2017, arXiv:1605.06197. z are the D fractions v, and the decoder takes
+    pi_k = v_k prod_{j<k} (1 - v_j). raw holds a and b before a softplus.
+
+    Args:
+      latent: D, the number of fractions.
+      stick_concentration: c of the prior Beta(1, c); the larger it is, the more sticks are long.
+    """
+    return _sticks(latent, Kumaraswamy, stick_concentration)
+
+
+def beta_sticks(latent: int, stick_concentration: Positive = 5.0) -> Posterior:
+    """Beta fractions of a stick, with implicit gradients (arXiv:1805.08498).
+
+    All else is as for ``kumaraswamy_sticks``, and KL has a closed form.
+
+    Args:
+      latent: D, the number of fractions.
+      stick_concentration: c of the prior Beta(1, c); the larger it is, the more sticks are long.
+    """
+    return _sticks(latent, Beta, stick_concentration)
+
+
 def flowed(latent: int, flow: flows.Flow, centred: bool = False) -> Posterior:
     """The distribution of f(m + s e) for e ~ N(0, I) and a flow f.
 
@@ -283,6 +325,8 @@ CONTINUOUS: dict[str, Callable[..., Posterior]] = {
     "power_spherical": power_spherical,
     "von_mises_fisher": von_mises_fisher,
     "spike_and_slab": spike_and_slab,
+    "kumaraswamy_sticks": kumaraswamy_sticks,
+    "beta_sticks": beta_sticks,
     **FLOWS,
 }
 DISCRETE: dict[str, Callable[..., Posterior]] = {

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxvae import flows, networks
 from jaxvae.distributions import (
     Bernoulli,
+    Beta,
     Hierarchy,
     Joint,
     Mixture,
@@ -25,7 +26,7 @@ from jaxvae.distributions import (
     SpikeAndSlab,
     Transformed,
 )
-from jaxvae.ranges import Count, Share
+from jaxvae.ranges import Count, Positive, Share
 
 Array = jax.Array
 
@@ -99,6 +100,20 @@ def spike_and_slab(latent: int, alpha: Share = 0.2) -> Prior:
     return Prior(
         lambda key: {}, lambda params: SpikeAndSlab(logits, jnp.zeros(latent), jnp.ones(latent))
     )
+
+
+def stick_fractions(latent: int, stick_concentration: Positive = 5.0) -> Prior:
+    """Independent Beta(1, c) fractions, whose sticks have lengths of a Dirichlet process.
+
+    Sethuraman 1994, Statistica Sinica 4. It has no parameters. The k-th length has the mean
+    1/(1 + c) (c/(1 + c))^(k-1).
+
+    Args:
+      latent: D, the number of fractions.
+      stick_concentration: c; the larger it is, the more sticks are long.
+    """
+    concentration = jnp.full(latent, stick_concentration)
+    return Prior(lambda key: {}, lambda params: Beta(jnp.ones(latent), concentration))
 
 
 def mixture(latent: int, components: Count = 10) -> Prior:

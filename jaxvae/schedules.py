@@ -60,6 +60,20 @@ def cyclical(
     return weight
 
 
+def triangular(num_steps: int, low: float, high: float) -> optax.Schedule:
+    """A learning rate that rises from ``low`` to ``high`` and falls again, again and again.
+
+    Smith 2017, arXiv:1506.01186. A cycle has ``num_steps`` steps.
+    """
+    _positive(num_steps)
+
+    def rate(step: Array) -> Array:
+        place = jnp.asarray(step) % num_steps / num_steps
+        return low + (high - low) * (1 - jnp.abs(2 * place - 1))
+
+    return rate
+
+
 def _positive(num_steps: int) -> int:
     if num_steps < 1:
         raise ValueError(f"a warm-up needs at least one step; num_steps was {num_steps}")

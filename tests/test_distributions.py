@@ -31,6 +31,7 @@ from jaxvae.distributions import (
     Distribution,
     Gamma,
     Independent,
+    Kumaraswamy,
     Laplace,
     Mixture,
     MultivariateNormal,
@@ -103,6 +104,11 @@ class Member(NamedTuple):
 
 def around(loc: float, scale: float, count: int = 40) -> np.ndarray:
     return loc + scale * np.linspace(-1, 1, count + 1)
+
+
+def kumaraswamy_logpdf(x: Any, a: Any, b: Any) -> Any:
+    """The logarithm of a b x^(a-1) (1 - x^a)^(b-1)."""
+    return np.log(a * b) + (a - 1) * np.log(x) + (b - 1) * np.log1p(-(x**a))
 
 
 def continuous_bernoulli_logpdf(x: Any, logits: Any) -> Any:
@@ -192,6 +198,12 @@ MEMBERS = {
         lambda: Beta(A(SHAPES), A([[1.5], [2.0]])),
         lambda x: stats.beta.logpdf(x, SHAPES, [[1.5], [2.0]]).sum(),
         lambda: Beta(A(2.5), A(4.0)),
+        np.linspace(0, 1, 21),
+    ),
+    "kumaraswamy": Member(
+        lambda: Kumaraswamy(A(SHAPES), A([[1.5], [2.0]])),
+        lambda x: kumaraswamy_logpdf(x, np.array(SHAPES), np.array([[1.5], [2.0]])).sum(),
+        lambda: Kumaraswamy(A(2.5), A(4.0)),
         np.linspace(0, 1, 21),
     ),
     "dirichlet": Member(

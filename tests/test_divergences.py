@@ -20,11 +20,13 @@ from scipy import integrate, special, stats
 from jaxvae import divergences
 from jaxvae.distributions import (
     Bernoulli,
+    Beta,
     Categorical,
     ContinuousBernoulli,
     DiscretizedLogistic,
     Independent,
     Joint,
+    Kumaraswamy,
     Laplace,
     Mixture,
     MultivariateNormal,
@@ -122,6 +124,31 @@ def unit_interval() -> list[float]:
     return [by_quadrature(UnitInterval(q), UnitInterval(p), [0, 0.1, 0.9, 1]) for q, p in rows]
 
 
+class KumaraswamyLaw:
+    """The distribution function 1 - (1 - x^a)^b, differentiated."""
+
+    def __init__(self, a: float, b: float):
+        self.a, self.b = a, b
+
+    def logpdf(self, x: float) -> float:
+        rest = (self.b - 1) * np.log1p(-(x**self.a))
+        return np.log(self.a * self.b) + (self.a - 1) * np.log(x) + rest
+
+    def pdf(self, x: float) -> float:
+        return np.exp(self.logpdf(x))
+
+
+SHAPES_Q = np.array([[2.0, 0.8, 3.0], [3.0, 2.0, 1.5]])
+SHAPES_P = np.array([[1.0, 1.5, 2.0], [5.0, 2.0, 0.8]])
+
+
+def fractions(law: Any) -> list[float]:
+    """KL of a law of (0, 1) to a Beta distribution, for each pair of shapes."""
+    rows = zip(*SHAPES_Q, *SHAPES_P, strict=True)
+    cuts = [0, 1e-6, 0.1, 0.9, 1 - 1e-6, 1]
+    return [by_quadrature(law(a, b), stats.beta(c, d), cuts) for a, b, c, d in rows]
+
+
 def coins() -> np.ndarray:
     sides = lambda odds: np.stack([special.expit(odds), special.expit(-odds)])
     return stats.entropy(sides(ODDS_Q), sides(ODDS_P))
@@ -202,6 +229,16 @@ PAIRS = {
         lambda: ContinuousBernoulli(A(ODDS_Q)),
         lambda: ContinuousBernoulli(A(ODDS_P)),
         unit_interval,
+    ),
+    "beta_beta": Pair(
+        lambda: Beta(A(SHAPES_Q[0]), A(SHAPES_Q[1])),
+        lambda: Beta(A(SHAPES_P[0]), A(SHAPES_P[1])),
+        lambda: fractions(stats.beta),
+    ),
+    "kumaraswamy_beta": Pair(
+        lambda: Kumaraswamy(A(SHAPES_Q[0]), A(SHAPES_Q[1])),
+        lambda: Beta(A(SHAPES_P[0]), A(SHAPES_P[1])),
+        lambda: fractions(KumaraswamyLaw),
     ),
     "multivariate_multivariate": Pair(
         lambda: MultivariateNormal(A(LOC_Q), A(TRIL_Q)),

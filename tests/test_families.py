@@ -59,6 +59,11 @@ OWN: dict[str, dict[str, Any]] = {
         **{"labelled": 20, "batch_size": 16},
     },
     "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
+    **{
+        name: {"states": 4, "parents": 2, "children": 2, "rounds": 2}
+        for name in ("tvae", "tvae-patches")
+    },
+    "infinite-vae": {"experts": 3, "first_experts": 2, "settling_steps": 1, "gate_samples": 2},
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
         **{"optimizer": "sgd", "learning_rate": 1e-4},
@@ -241,7 +246,7 @@ def test_bounds_of_many_samples_are_of_any_member(preset: str, bound: str, data_
     assert {"loss", "reconstruction", "kl"} <= set(metrics)
 
 
-@pytest.mark.parametrize("preset", ["gmvae", "vade", "vampprior", "digits"])
+@pytest.mark.parametrize("preset", ["gmvae", "vade", "vampprior", "infinite-vae", "digits"])
 def test_components_of_a_prior_are_clusters(preset: str, data_dir: Path) -> None:
     run = run_of(preset, data_dir)
     params, split = training.trained(run.init_state()), run.test.take(slice(12))

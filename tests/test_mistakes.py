@@ -16,7 +16,9 @@ from experiments.papers import (
     clusters,
     codes,
     disentanglement,
+    evolution,
     exact,
+    growing,
     labels,
     likelihoods,
     modalities,
@@ -24,6 +26,7 @@ from experiments.papers import (
     rate_distortion,
     samples,
     stacked,
+    sticks,
 )
 from jaxvae.command_line import main, run_function
 
@@ -35,7 +38,7 @@ def _command(name: str) -> None:
 COMMANDS: dict[str, Callable[[], Any]] = {
     **{
         name: partial(_command, name)
-        for name in ("train", "evaluate", "sample", "import", "export")
+        for name in ("train", "evaluate", "sample", "denoise", "import", "export")
     },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
@@ -43,14 +46,17 @@ COMMANDS: dict[str, Callable[[], Any]] = {
     "clusters": partial(run_function, clusters.main),
     "codes": partial(run_function, codes.main),
     "disentanglement": partial(run_function, disentanglement.main),
+    "evolution": partial(run_function, evolution.main),
     "exact": partial(run_function, exact.main),
     "labels": partial(run_function, labels.main),
+    "growing": partial(run_function, growing.main),
     "likelihoods": partial(run_function, likelihoods.main),
     "modalities": partial(run_function, modalities.main),
     "quadrants": partial(run_function, quadrants.main),
     "rate_distortion": partial(run_function, rate_distortion.main),
     "samples": partial(run_function, samples.main),
     "stacked": partial(run_function, stacked.main),
+    "sticks": partial(run_function, sticks.main),
 }
 
 # (command, its arguments, what the sentence says); {data} is a folder in which the digits are.
@@ -108,6 +114,13 @@ MISTAKES = [
     ("train", "autoencoder-kl --perceptual file --data-dir {data}", "or colour images of 16x16"),
     ("train", "autoencoder-kl --accumulate 2 --data-dir {data}", "--accumulate must be 1"),
     ("train", "vq-gan --kl-weight 1", "--kl-weight belongs to --bottleneck gaussian"),
+    ("train", "tvae --states 9 --latent 3 --children 2 --data-dir {data}", "3 bits have 8 states"),
+    ("train", "tvae --latent 3 --data-dir {data}", "take fewer --children or more"),
+    ("train", "infinite-vae --first-experts 21 --data-dir {data}", "at most --experts 20"),
+    ("train", "stick-breaking --prior mixture --data-dir {data}", "is of real latents"),
+    ("denoise", "nowhere.png", "nowhere.png: No such file or directory"),
+    ("denoise", "{data}", "is no picture that Pillow reads"),
+    ("denoise", "", "Missing from jaxvae denoise"),
     ("import", "nowhere", "nowhere has no config.json: diffusers writes it by save_pretrained"),
     ("import", "", "Missing from jaxvae import: PATH a folder with config.json"),
     ("export", ". out", "is no run folder"),
@@ -151,7 +164,11 @@ MISTAKES = [
     ("clusters", "--rows nothing", "no row 'nothing'"),
     ("codes", "penalties --rows nothing", "no row 'nothing'"),
     ("disentanglement", "--rows nothing", "no row 'nothing'"),
+    ("evolution", "--table denoising", "needs --picture, a clean PNG"),
+    ("evolution", "--json nowhere/out.json", "the folder does not exist"),
     ("exact", "--rows nothing", "no row 'nothing'"),
+    ("growing", "--rows nothing", "no row 'nothing'"),
+    ("sticks", "--rows nothing", "no row 'nothing'"),
     ("exact", "--json nowhere/out.json", "the folder does not exist"),
     ("likelihoods", "priors --rows nothing", "no row 'nothing'"),
     ("labels", "--rows nothing", "no row 'nothing'"),

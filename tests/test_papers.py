@@ -14,6 +14,7 @@ from experiments.papers import (
     codes,
     disentanglement,
     exact,
+    growing,
     hybrids,
     labels,
     likelihoods,
@@ -22,6 +23,7 @@ from experiments.papers import (
     rate_distortion,
     samples,
     stacked,
+    sticks,
     texts,
 )
 from jaxvae import evaluation, networks
@@ -107,6 +109,9 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         )
         for table in texts.TABLES
     },
+    "sticks": (sticks, DIGITS | {"examples": 60, "num_samples": 5}),
+    "growing blobs": (growing, {"table": "blobs", "steps": 8, "num_samples": 5, "examples": 60}),
+    "growing digits": (growing, SMALL | {"table": "digits", "num_samples": 5, "examples": 60}),
     "rate-distortion": (rate_distortion, SMALL | {"betas": (0.5, 4.0), "examples": 50}),
 }
 

@@ -13,6 +13,8 @@ from jaxvae.contracts import Array, pytree
 from jaxvae.distributions.contract import LOG_2PI, Factorized, check_event
 from jaxvae.distributions.discrete import bernoulli_log_prob
 
+EDGE = 1e-6  # how near to 0 and 1 a draw of a Kumaraswamy distribution comes
+
 
 @pytree
 class Normal(Factorized):
@@ -214,6 +216,57 @@ class Beta(Factorized):
     def log_density(self, x: Array) -> Array:
         a, b = self.concentration1, self.concentration0
         return xlogy(a - 1, x) + xlog1py(b - 1, -x) - betaln(a, b)
+
+
+@pytree
+class Kumaraswamy(Factorized):
+    """Kumaraswamy on (0, 1), p(x) = a b x^(a-1) (1 - x^a)^(b-1).
+
+    Kumaraswamy 1980, J. Hydrology 46. Draws are x = (1 - u^(1/b))^(1/a) with u uniform. They are
+    kept ``EDGE`` away from 0 and 1, where densities of Beta priors have no finite logarithm.
+    """
+
+    a: Array
+    b: Array
+
+    @property
+    def mean(self) -> Array:
+        """b B(1 + 1/a, b)."""
+        return self._full(self.b * jnp.exp(betaln(1 + 1 / self.a, self.b)))
+
+    def noise(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        """Uniform noise in (0, 1)."""
+        kind = jnp.result_type(self.a)
+        tiny = jnp.finfo(kind).tiny
+        return jax.random.uniform(key, shape + self.event_shape, kind, minval=tiny)
+
+    def from_noise(self, noise: Array) -> Array:
+        logarithm = log1mexp(-jnp.log(noise) / self.b) / self.a
+        return jnp.clip(jnp.exp(logarithm), EDGE, 1 - EDGE)
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        return self.from_noise(self.noise(key, shape))
+
+    def log_density(self, x: Array) -> Array:
+        log_x = jnp.log(x)
+        rest = (self.b - 1) * log1mexp(-self.a * log_x)
+        return jnp.log(self.a * self.b) + (self.a - 1) * log_x + rest
+
+
+def log1mexp(x: Array) -> Array:
+    """log(1 - e^-x) for x > 0, from the side that loses no digits (Maechler 2012)."""
+    small = x < math.log(2)
+    near, far = jnp.where(small, x, 1.0), jnp.where(small, 1.0, x)
+    return jnp.where(small, jnp.log(-jnp.expm1(-near)), jnp.log1p(-jnp.exp(-far)))
+
+
+def stick_lengths(fractions: Array) -> Array:
+    """Lengths of a unit stick's pieces, pi_k = v_k prod_{j<k} (1 - v_j), [D] -> [D + 1].
+
+    Sethuraman 1994, Statistica Sinica 4. The last piece is what D breaks leave.
+    """
+    left = jnp.cumprod(1 - fractions)
+    return jnp.concatenate([fractions, jnp.ones(1)]) * jnp.concatenate([jnp.ones(1), left])
 
 
 @pytree

@@ -81,6 +81,33 @@ class Bernoulli(Factorized):
 
 
 @pytree
+class Truncated:
+    """Some different vectors of bits, of which vector s has the probability softmax(``logits``)_s.
+
+    ``states`` are [S, H] and ``logits`` [S]. All other vectors have probability zero.
+    """
+
+    states: Array
+    logits: Array
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return jnp.shape(self.states)[1:]
+
+    @property
+    def mean(self) -> Array:
+        return jnp.matmul(jax.nn.softmax(self.logits), self.states, precision="float32")
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        return self.states[jax.random.categorical(key, self.logits, shape=shape)]
+
+    def log_prob(self, x: Array) -> Array:
+        check_event(self, x)
+        there = (jnp.asarray(x)[..., None, :] == self.states).all(-1)  # [*samples, S]
+        return logsumexp(jnp.where(there, jax.nn.log_softmax(self.logits), -jnp.inf), -1)
+
+
+@pytree
 class Categorical:
     """Categorical over C classes with unnormalized ``logits [*event, C]``.
 

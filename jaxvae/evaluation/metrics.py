@@ -27,7 +27,7 @@ from jaxvae.evaluation import clusters, decompositions, disentanglement, modalit
 from jaxvae.evaluation.columns import batched, over_split, require
 from jaxvae.evaluation.encodings import as_matrix, encode_split, posteriors_of, preprocessed_split
 from jaxvae.evaluation.sources import is_conditional, source
-from jaxvae.models import Model, answers
+from jaxvae.models import Gated, Model, answers
 
 # Locatello et al. 2018 (arXiv:1811.12359) fit the scores of disentanglement on 10,000 examples and
 # test on 5,000. A smaller split is divided 2 : 1.
@@ -226,10 +226,10 @@ def clusters_of(model: Model, params: Params, key: Array, examples: Any) -> np.n
     """The prior's component that is most responsible for each posterior mean, [N]."""
     require(model, "--clustering", "encode", "prior")
     prior = model.prior(params)  # type: ignore[misc]
-    if not isinstance(prior, Hierarchy | Mixture):
+    if not isinstance(prior, Hierarchy | Mixture | Gated):
         raise ValueError(
-            "--clustering needs a prior that is a mixture: gmvae, vade, or --prior mixture; this "
-            f"one is a {type(prior).__name__}"
+            "--clustering needs a prior that is a mixture: gmvae, vade, infinite-vae, or --prior "
+            f"mixture; this one is a {type(prior).__name__}"
         )
 
     def component(z: Array) -> Array:
@@ -239,6 +239,8 @@ def clusters_of(model: Model, params: Params, key: Array, examples: Any) -> np.n
         return conditional.responsibilities(rest).argmax()
 
     means = encode_split(model, params, key, examples)
+    if isinstance(prior, Gated):
+        return means["expert"].argmax(-1)
     return np.asarray(jax.jit(jax.vmap(component))(jnp.asarray(means)))
 
 

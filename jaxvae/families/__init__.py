@@ -20,6 +20,7 @@ from jaxvae.families import (
     codebook,
     conditional,
     discrete,
+    experts,
     flat,
     hierarchy,
     hybrid,
@@ -31,6 +32,7 @@ from jaxvae.families import (
     prior,
     text,
     text_labels,
+    truncated,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -67,6 +69,8 @@ FAMILIES: dict[str, Family] = {
     "labels": labels.FAMILY,
     "coded-labels": label_stages.FAMILY,
     "modalities": modalities.FAMILY,
+    "truncated": truncated.FAMILY,
+    "experts": experts.FAMILY,
 }
 
 

@@ -293,27 +293,35 @@ RESUMABLE = (
 )
 
 
-def optimizer_of(config: Config) -> optax.GradientTransformation:
+def optimizer_of(
+    config: Config, course: optax.Schedule | None = None
+) -> optax.GradientTransformation:
     """The optimizer with its schedule, warm-up and clipping.
 
-    Raises ValueError if the warm-up is not shorter than the training.
+    ``course`` is a learning rate in the place of the configuration's. Raises ValueError if the
+    warm-up is not shorter than the training.
     """
     if config.warmup_steps >= config.steps and config.warmup_steps:
         raise ValueError(
             f"warmup_steps={config.warmup_steps} must be fewer than steps={config.steps}"
         )
+    last = config.optimizer(learning_rate=_course(config) if course is None else course)
+    if not config.clip_norm:
+        return last
+    whole = optax.chain(optax.clip_by_global_norm(config.clip_norm), last)
+    # Clipping has no state, so the chain skips updates that are not finite as ``last`` does.
+    return training.SkipsNonFinite(*whole) if isinstance(last, training.SkipsNonFinite) else whole
+
+
+def _course(config: Config) -> optax.Schedule:
+    """The learning rate at each step."""
     peak, after = config.learning_rate, max(config.steps - config.warmup_steps, 1)
     course = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, after),
         "linear": optax.linear_schedule(peak, 0.0, after),
     }[config.schedule]
-    if config.warmup_steps:
-        rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
-        course = optax.join_schedules([rise, course], [config.warmup_steps])
-    last = config.optimizer(learning_rate=course)
-    if not config.clip_norm:
-        return last
-    whole = optax.chain(optax.clip_by_global_norm(config.clip_norm), last)
-    # Clipping has no state, so the chain skips updates that are not finite as ``last`` does.
-    return training.SkipsNonFinite(*whole) if isinstance(last, training.SkipsNonFinite) else whole
+    if not config.warmup_steps:
+        return course
+    rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([rise, course], [config.warmup_steps])

@@ -288,6 +288,11 @@ PRESETS: dict[str, tuple[str, Config]] = {
         "latents on a sphere (Davidson et al. 2018)", posterior="von_mises_fisher"
     ),
     "spike-and-slab": _preset("sparse latents (Tonolini et al. 2019)", posterior="spike_and_slab"),
+    "stick-breaking": _preset(
+        "latents are 50 lengths of a broken stick (Nalisnick & Smyth 2017)",
+        posterior="kumaraswamy_sticks",
+        latent=49,
+    ),
     "learned-variance": _preset(
         "one learned noise variance (Dai & Wipf 2019)", likelihood="normal_learned"
     ),

@@ -18,8 +18,11 @@ from jaxvae.contracts import Array, Params
 from jaxvae.datasets import Split, examples_of, random_subset, rows_of
 from jaxvae.distributions import (
     Bernoulli,
+    Beta,
+    Kumaraswamy,
     OneHotCategorical,
     PowerSpherical,
+    Truncated,
     VonMisesFisher,
     mean_of,
 )
@@ -189,6 +192,23 @@ def draw_samples(path: Path, shown: Shown) -> bool:
     return _grid(path, shown, images, "Decoder means at samples of the prior")
 
 
+def draw_dictionary(path: Path, shown: Shown) -> bool:
+    """Draws what each latent adds to the decoder's mean, on a scale of its own.
+
+    Grey is no change. At most ``SIDE`` rows are drawn, of the latents that are used most.
+    """
+    z = shown.model.atoms(shown.params)[: SIDE * COLUMNS]  # type: ignore[misc]
+    z = jnp.concatenate([jnp.zeros_like(z[:1]), z])
+    x = decoding.decoded(shown.model, shown.params, z, 1, shown.condition())
+    change = x[1:] - x[:1]
+    largest = np.abs(change).reshape(len(change), -1).max(1)
+    change /= np.maximum(largest, 1e-9).reshape(-1, *[1] * (change.ndim - 1))
+    blank = np.ones((-len(change) % COLUMNS, *change.shape[1:]), change.dtype)
+    tiles = np.concatenate([shown.pixel_max * (1 + change) / 2, shown.pixel_max * blank])
+    images = shown.pictures(tiles.reshape(-1, COLUMNS, *change.shape[1:]), shown.one())
+    return _grid(path, shown, images, "What each latent adds, from the most used one on")
+
+
 def draw_interpolations(path: Path, shown: Shown) -> bool:
     """Draws straight lines between posterior means, where they do not leave the latents."""
     if not _is_flat(shown.posterior()):
@@ -257,7 +277,8 @@ def _values(q: Any) -> tuple[Array, list[str]]:
     if isinstance(q, OneHotCategorical):
         classes = q.logits.shape[-1]
         return jnp.eye(classes), [str(c) for c in range(classes)]
-    values = jnp.linspace(0.0, 1.0, 5) if isinstance(q, Bernoulli) else jnp.linspace(-3.0, 3.0, 9)
+    in_unit = isinstance(q, Bernoulli | Beta | Kumaraswamy | Truncated)
+    values = jnp.linspace(0.0, 1.0, 5) if in_unit else jnp.linspace(-3.0, 3.0, 9)
     return values, [f"{value:g}" for value in np.round(values, 2)]
 
 
@@ -334,6 +355,7 @@ FIGURES: dict[str, Figure] = {
     "reconstructions": Figure(("encode", "decode"), draw_reconstructions),
     "layers": Figure(("partly",), draw_layers),
     "samples": Figure(("draw", "decode"), draw_samples),
+    "dictionary": Figure(("atoms", "decode"), draw_dictionary),
     "interpolations": Figure(("encode", "decode"), draw_interpolations),
     "traversals": Figure(("encode", "decode"), draw_traversals),
     "latents": Figure(("encode",), draw_codes),

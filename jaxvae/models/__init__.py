@@ -11,6 +11,7 @@ from jaxvae.models.conditional import (
     cvae,
     gaussian_stochastic,
 )
+from jaxvae.models.experts import ExpertMixture, Gated, expert_answers
 from jaxvae.models.hierarchy import (
     Bound,
     LayeredVAE,
@@ -67,6 +68,12 @@ from jaxvae.models.objectives import (
     with_kl_cost,
 )
 from jaxvae.models.sentences import Sentence, Sentences, sentence_cvae, sentence_of, sentence_vae
+from jaxvae.models.truncated import (
+    Search,
+    TruncatedVAE,
+    first_states,
+    truncated_answers,
+)
 from jaxvae.models.vae import (
     VAE,
     elbo_terms,
@@ -91,6 +98,8 @@ __all__ = [
     "Conditioned",
     "Corrupted",
     "Denoising",
+    "ExpertMixture",
+    "Gated",
     "Judge",
     "LabelledMixture",
     "Latents",
@@ -101,10 +110,12 @@ __all__ = [
     "Model",
     "NoiseBasis",
     "Penalty",
+    "Search",
     "Sentence",
     "Sentences",
     "Shares",
     "Terms",
+    "TruncatedVAE",
     "Weights",
     "adversarial",
     "adversarial_init",
@@ -124,6 +135,8 @@ __all__ = [
     "dip_ii",
     "divergence",
     "elbo_terms",
+    "expert_answers",
+    "first_states",
     "gaussian_stochastic",
     "hierarchy",
     "hybrid_init",
@@ -144,6 +157,7 @@ __all__ = [
     "sentence_of",
     "sentence_vae",
     "total_correlation",
+    "truncated_answers",
     "vae",
     "weighted_sum",
     "with_control",

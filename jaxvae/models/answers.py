@@ -54,6 +54,7 @@ class Model(NamedTuple):
     # names and sizes of the views, which x holds one after the other.
     seen: Callable[[Any, Any], Any] | None = None
     views: tuple[tuple[str, int], ...] = ()
+    atoms: Callable[[Params], Any] | None = None  # params -> z [A, D] that a dictionary shows
 
 
 @functools.lru_cache(maxsize=64)

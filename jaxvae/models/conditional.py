@@ -80,6 +80,7 @@ def cvae(
     ``init`` raises ValueError if shapes disagree.
     """
     modules = Modules(encoder, decoder, posterior, likelihood)
+    decoded_from = lambda z, y: together(posterior.to_decoder(z), y)
 
     def make_prior(params: Params, y: Any) -> Any:
         if isinstance(prior, Prior):
@@ -96,13 +97,13 @@ def cvae(
     def init(key: Array, example: Conditioned) -> Params:
         x, y = example
         of_prior = lambda key: init_prior(key, y)
-        return modules.init(key, x, together(x, y), lambda z: together(z, y), of_prior)
+        return modules.init(key, x, together(x, y), lambda z: decoded_from(z, y), of_prior)
 
     def with_modules(modules: Modules) -> CVAE:
         return CVAE(
             init,
             lambda params, x, y: modules.encode(params, together(x, y)),
-            lambda params, z, y: modules.decode(params, together(z, y)),
+            lambda params, z, y: modules.decode(params, decoded_from(z, y)),
             make_prior,
         )
 

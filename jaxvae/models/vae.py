@@ -88,15 +88,15 @@ def vae(
     (2,)
     """
     modules = Modules(encoder, decoder, posterior, likelihood)
-    as_it_is = lambda z: z
 
     def init(key: Array, x: Array) -> Params:
-        return modules.init(key, x, x, as_it_is, prior.init)
+        return modules.init(key, x, x, posterior.to_decoder, prior.init)
 
     make_prior = lambda params: prior.make(params["prior"])
 
     def with_modules(modules: Modules) -> VAE:
-        return VAE(init, modules.encode, modules.decode, make_prior)
+        decode = lambda params, z: modules.decode(params, posterior.to_decoder(z))
+        return VAE(init, modules.encode, decode, make_prior)
 
     return with_modules(modules)._replace(training=modules.training(with_modules))
 

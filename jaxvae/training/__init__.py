@@ -15,7 +15,16 @@ from jaxvae.training.algorithms import (
     players,
 )
 from jaxvae.training.devices import run_steps
+from jaxvae.training.growing import Components, Growing, Moves, growing_mixture
 from jaxvae.training.loop import Hook, HookState, NotFiniteError, Totals, fit
+from jaxvae.training.memories import (
+    Memory,
+    Remembering,
+    Steps,
+    expectation_maximization,
+    recalled,
+    remembered,
+)
 from jaxvae.training.optimizers import SkipsNonFinite, adam
 from jaxvae.training.placements import MAPPINGS, Placement, replicate
 from jaxvae.training.states import start_from, trained, trained_players
@@ -26,22 +35,32 @@ __all__ = [
     "Algorithm",
     "Batch",
     "BatchLoss",
+    "Components",
     "Ensemble",
+    "Growing",
     "Hook",
     "HookState",
+    "Memory",
+    "Moves",
     "NotFiniteError",
     "Placement",
     "Player",
+    "Remembering",
     "SkipsNonFinite",
     "State",
+    "Steps",
     "Totals",
     "adam",
     "aggressive",
     "batch_mean",
+    "expectation_maximization",
     "fit",
     "gradient_descent",
+    "growing_mixture",
     "member",
     "players",
+    "recalled",
+    "remembered",
     "replicate",
     "run_steps",
     "start_from",
