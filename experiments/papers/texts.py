@@ -257,7 +257,7 @@ def naive_bayes_em(train: Any, labels: Any, test: Any, seed: int) -> Any:
 def of_baseline(predict: Callable, options: Options, data: Parts, seed: int) -> dict[str, float]:
     """The accuracy of a baseline with the labels of a seed."""
     (train, y), (test, truth) = counts_of(data)
-    labels = datasets.hidden(y, options.labelled, int(y.max()) + 1, seed)
+    labels = datasets.hide_labels(y, options.labelled, int(y.max()) + 1, seed)
     guess = predict(train, labels, test, seed)
     return {"accuracy": 100 * float((guess == truth).mean())}
 
