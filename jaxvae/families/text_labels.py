@@ -56,7 +56,7 @@ class Config(text.Text):
     labelled: Count | None = None
     """Training sentences whose labels are used, equally many of each class and chosen by the seed;
     None takes all labels."""
-    labelled_share: Share = 0.5
+    labelled_share: Share = 0.1
     """Share of labelled sentences in every batch, if some are and some are not; the loss makes up
     for it."""
     label_weight: Amount = 10.0
