@@ -99,6 +99,7 @@ class Dataset(NamedTuple, Generic[S]):
     splits: dict[str, S]
     levels: int | None = None
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ..., where they have names
+    class_attributes: np.ndarray | None = None  # [C, A], where classes are described
 
 
 def is_array(x: Any) -> bool:

@@ -44,6 +44,9 @@ class Data(NamedTuple):
     # count -> at most so many raw training examples with their labels [N]; None without labels
     labelled: Callable[[int], tuple[Any, Any]] | None = None
     missing_labels: int = 0  # training examples whose label is -1
+    num_class_attributes: int = 0  # numbers that describe a class
+    unseen: tuple[int, ...] = ()  # described classes that no label of a training example names
+    class_attributes: Any = None  # [C, A]; None if the set is not there
 
     @property
     def preprocess(self) -> Preprocess:

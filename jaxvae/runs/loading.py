@@ -228,7 +228,12 @@ def of_run(
       result: the content of ``result.json``, or None if training has not ended.
     """
     return Trained(
-        built, data._replace(examples=None, labelled=None), params, step, workdir, result
+        built,
+        data._replace(examples=None, labelled=None, class_attributes=None),
+        params,
+        step,
+        workdir,
+        result,
     )
 
 
