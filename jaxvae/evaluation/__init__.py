@@ -38,6 +38,7 @@ from jaxvae.evaluation.likelihoods import (
 from jaxvae.evaluation.metrics import METRICS, Data, measure
 from jaxvae.evaluation.sources import SOURCES, source
 from jaxvae.evaluation.usage import Usage, code_usage
+from jaxvae.evaluation.zero_shot import ZeroShot, zero_shot, zero_shot_of
 
 __all__ = [
     "ACTIVE_VARIANCE",
@@ -51,6 +52,7 @@ __all__ = [
     "LogLikelihood",
     "Summary",
     "Usage",
+    "ZeroShot",
     "as_matrix",
     "bits_per_dim",
     "classification",
@@ -74,4 +76,6 @@ __all__ = [
     "source",
     "sources",
     "tail_length",
+    "zero_shot",
+    "zero_shot_of",
 ]

@@ -106,14 +106,14 @@ def build(config: Config, data: Data) -> Built:
     )
     parameters = lambda state: zero_shot.parameters(training.trained_players(state))
     return Built(
-        zero_shot.answers(model),
+        zero_shot.zero_shot_answers(model),
         algorithm,
-        pairs_of(data.preprocess),
+        pairs_of(data),
         model,
         parameters,
         raw=_raw(data),
         pairs=True,
-        condition=lambda y: y,
+        condition=condition_of(data),
         discrete=likelihood.discrete,
         notes=_notes(data),
     )
@@ -169,11 +169,27 @@ def _raw(data: Data) -> Callable[[Any], models.Conditioned]:
     return raw
 
 
-def pairs_of(preprocess: Preprocess) -> Preprocess:
+def condition_of(data: Data) -> Callable[[Array], Array]:
+    """A class or its attributes, after a check of how many there are."""
+    shapes = (), (data.num_class_attributes,)
+
+    def condition(y: Array) -> Array:
+        if jnp.shape(y) not in shapes:
+            raise ValueError(
+                f"a condition is a class or {data.num_class_attributes} attributes; its shape was "
+                f"{jnp.shape(y)}"
+            )
+        return y
+
+    return condition
+
+
+def pairs_of(data: Data) -> Preprocess:
     """Preprocessing of x beside a class or attributes."""
+    preprocess, condition = data.preprocess, condition_of(data)
 
     def pair(key: Array, raw: models.Conditioned) -> models.Conditioned:
-        return models.Conditioned(preprocess(key, raw.x), raw.y)
+        return models.Conditioned(preprocess(key, raw.x), condition(raw.y))
 
     return pair
 

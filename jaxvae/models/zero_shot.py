@@ -18,8 +18,8 @@ import optax
 from jax import lax
 
 from jaxvae.contracts import Array, Loss, Params, Terms
-from jaxvae.models import answers as answering
 from jaxvae.models import hybrids
+from jaxvae.models.answers import answers
 from jaxvae.models.conditional import CVAE, Conditioned, condition_on
 from jaxvae.networks import Network
 
@@ -212,7 +212,7 @@ def _any(classes: tuple[int, ...], key: Array) -> Array:
     return jax.random.choice(jax.random.fold_in(key, 5), jnp.array(classes))
 
 
-def answers(model: ZeroShot) -> Any:
+def zero_shot_answers(model: ZeroShot) -> Any:
     """The answers of the model, for features as the data set holds them.
 
     The condition is a class, or the attributes [A] of any class.
@@ -237,4 +237,4 @@ def answers(model: ZeroShot) -> Any:
         return jax.nn.log_softmax(model.classifier.apply(params["classifier"], x))
 
     cvae = CVAE(init, encode, decode, lambda params, y: inner.prior(params, at(params, y)))
-    return answering.answers(cvae)._replace(classify=classify, unseen=model.unseen)
+    return answers(cvae)._replace(classify=classify, unseen=model.unseen)
