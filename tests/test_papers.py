@@ -22,6 +22,7 @@ from experiments.papers import (
     rate_distortion,
     samples,
     stacked,
+    zero_shot,
 )
 from jaxvae import evaluation
 
@@ -81,6 +82,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
             **{"first_hidden": (8,), "first_steps": 5, "classifier_steps": 5},
         },
     ),
+    "zero shot": (zero_shot, SMALL | {"dataset": "segments", "held_out": 2}),
     "modalities": (modalities, DIGITS | {"examples": 40}),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
