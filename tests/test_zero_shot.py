@@ -14,12 +14,12 @@ from scipy import stats
 from sklearn import metrics
 
 import jaxvae
-from jaxvae import datasets, evaluation, families, models, networks, training
+from jaxvae import datasets, evaluation, families, models, training
 from jaxvae.evaluation.zero_shot import curve
 from jaxvae.families import Data
 from jaxvae.families import zero_shot as family
 from jaxvae.models import zero_shot
-from jaxvae.runs import Job, prepare
+from jaxvae.runs import prepare
 from jaxvae.runs.loading import of_run
 
 KEY = jax.random.key(0)
@@ -128,7 +128,7 @@ def test_a_linear_generator_cannot_learn_classes_by_heart(generator: str) -> Non
 
 def test_ridge_regression_is_where_a_linear_decoder_rests() -> None:
     """B of p(x|a) = N(B a + b, s^2) in closed form has no gradient, if z says nothing."""
-    _, model, penalty, params = small()
+    params = small()[-1]
     known = params["constants"]
     x = np.asarray(zero_shot.standardized(known, X), np.float64)
     a = np.stack([np.asarray(zero_shot.described(known, jnp.int32(y)), np.float64) for y in Y])
@@ -310,8 +310,14 @@ def test_a_class_is_given_by_name_number_or_attributes() -> None:
 def test_unseen_digits_are_named(split: str, tmp_path: Path, data_dir: Path) -> None:
     """Two digits of ten, from what a seven-segment display lights; by chance it is a half."""
     model = jaxvae.train(
-        "zero-vae-gan", tmp_path, data_dir=str(data_dir), train_split=split, progress=False,
-        steps=1500, self_training_start=500, test_samples=5,
+        "zero-vae-gan",
+        tmp_path,
+        data_dir=str(data_dir),
+        train_split=split,
+        progress=False,
+        steps=1500,
+        self_training_start=500,
+        test_samples=5,
     )
     assert model.result is not None
     found = model.result["zero_shot"]

@@ -4,9 +4,10 @@ A file of such a set is an ``.npz`` with these arrays:
 
 * ``features`` [N, D], numbers; with ``scale`` [D], if it is there, x = features * scale.
 * ``label`` [N], the classes 0, 1, ..., C - 1.
-* ``split`` [N]: 0 training, 1 test of the same classes, 2 test of classes without training examples.
+* ``split`` [N]: 0 training, 1 test of the same classes, 2 test of classes without training
+  examples.
 * ``attributes`` [C, A], real numbers for every class. nan is a missing one, and so is -1 where no
-  other number is negative. It is filled with the mean over the classes that have training examples.
+  other number is negative. It is filled with the mean over classes that have training examples.
 * ``classes`` [C], names, which may be left out.
 
 Classes without training examples are called unseen, and the others seen.
@@ -34,9 +35,10 @@ UNSEEN_DIGITS = (3, 6)
 def described_file(source: Any) -> Dataset[Split] | None:
     """The set of an ``.npz`` file of described classes; None for any other source.
 
-    Its splits are ``train``, ``validation``, ``test`` of all classes, and ``transductive``. That one
-    is ``train`` and the test examples of unseen classes, whose labels are missing. Raises DataError
-    for a label that is no class, or a class without attributes.
+    Its splits are ``train``, ``validation``, ``test`` of all classes, and ``transductive``, which
+    is ``train`` and the test examples of unseen classes without their labels. A twentieth of the
+    training examples is ``validation``. Raises DataError for a label that is no class, or a class
+    without attributes.
     """
     if not isinstance(source, str | os.PathLike) or Path(source).suffix != ".npz":
         return None

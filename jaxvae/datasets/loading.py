@@ -44,11 +44,11 @@ def load(
       source: the name of a tensorflow-datasets set (``"mnist"``, ``"cmaterdb/bangla"``, and
         ``"digits"``, which needs no network); or ``"shapes"``, which are rendered; or
         ``"segments"``, digits whose classes are described; or a ``.npy`` or ``.npz`` file, perhaps
-        one of described classes as ``datasets.described`` says; or a folder of images; or arrays. These are one array of images, or ``{split:
-        x}`` or ``{split: (x, y)}``, where x is images or a dict of arrays; or ``{split: Split}``,
-        whose x is taken as it is. Labels y [N] are integers or words, and None, NaN and -1 say that
-        one is missing. Several numbers for each image, [N, A], are attributes; so are the
-        ``attributes`` of a tensorflow-datasets set.
+        one of described classes as ``datasets.described`` says; or a folder of images; or arrays.
+        These are one array of images, or ``{split: x}`` or ``{split: (x, y)}``, where x is images
+        or a dict of arrays; or ``{split: Split}``, whose x is taken as it is. Labels y [N] are
+        integers or words, and None, NaN and -1 say that one is missing. Several numbers for each
+        image, [N, A], are attributes; so are the ``attributes`` of a tensorflow-datasets set.
       data_dir: where prepared sets are and new ones go; None is the default of tensorflow-datasets.
       levels: values that a pixel can take. None infers 2 if all are 0 or 1, 256 for other uint8,
         and no number of levels for real numbers.

@@ -123,7 +123,7 @@ def _check(data: Data) -> None:
     if not data.num_class_attributes:
         raise ValueError(
             f"zero-shot learning needs a set in memory whose classes have attributes, and "
-            f"{data.name} has none: give dataset=FILE.npz with features, label, split and attributes"
+            f"{data.name} has none: give dataset=FILE.npz with features, label, split, attributes"
         )
     if not data.unseen:
         raise ValueError(

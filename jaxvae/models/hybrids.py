@@ -110,9 +110,7 @@ def passes(
     return Passes(example, (x, decoded[0], decoded[1]), log_likelihood, kl)
 
 
-def judged(
-    judge: Judge, params: Params, images: Sequence[Array], example: Any
-) -> list[Judgement]:
+def judged(judge: Judge, params: Params, images: Sequence[Array], example: Any) -> list[Judgement]:
     """What a judge says of each image, x itself or decoded for the example."""
     return [judge.network.apply(params, judge.sees(image, example)) for image in images]
 
@@ -260,8 +258,7 @@ class MeanMatching(NamedTuple):
         def one(key: Array, example: Any) -> dict[str, list[Array]]:
             x, _, drawn = passes(self.model, params, key, example).images
             pairs = {
-                n: judged(judge, params[n], (x, drawn), example)
-                for n, judge in self.judges.items()
+                n: judged(judge, params[n], (x, drawn), example) for n, judge in self.judges.items()
             }
             return {name: [each.layers[-1] for each in pair] for name, pair in pairs.items()}
 

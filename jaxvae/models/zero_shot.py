@@ -1,5 +1,6 @@
-"""Zero-VAE-GAN: features of classes that have no examples (Gao et al. 2020, 10.1109/TIP.2020.2964429).
+"""Zero-VAE-GAN: features of classes that have no examples.
 
+Gao et al. 2020, doi:10.1109/TIP.2020.2964429. Its transductive form is self-training.
 A CVAE explains features x given the attributes a of their class. A critic judges x beside a. A
 classifier of all classes learns seen classes from data and unseen ones from the decoder. Encoder,
 decoder, critic and classifier are players; ``constants`` is frozen.
@@ -48,7 +49,7 @@ def _unit(attributes: Any) -> Any:
 
 
 def described(known: Constants, y: Array) -> Array:
-    """Attributes as networks take them, a / |a| less their mean, of a class or of attributes [A]."""
+    """Attributes as networks take them, a / |a| less their mean, of a class or of given ones."""
     return _unit(known.attributes[y] if jnp.ndim(y) == 0 else y) - known.centre
 
 

@@ -24,8 +24,8 @@ class Trained:
     """A trained model, whose methods take batches of NumPy or JAX arrays.
 
     Arrays are as the data set holds them, such as images of uint8, and the methods preprocess them.
-    A model of p(x|y) also takes ``condition``, such as labels [N] or names of classes. A model that classifies takes
-    labels as ``condition`` where it draws, if there are any. ``model`` holds the pure functions of
+    A model of p(x|y) also takes ``condition``, such as labels [N] or names of classes. A model that
+    classifies takes them where it draws, if there are any. ``model`` holds the pure functions of
     one example, which take ``params``. ``source`` is the family's record, such as a
     ``models.VAE``.
     """

@@ -278,12 +278,14 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         ),
         labelled=_labelled(train) if known else None,
         missing_labels=int((labels < 0).sum()) if known else 0,
-        **({} if dataset.class_attributes is None else _described(dataset.class_attributes, labels)),
+        **_described(dataset.class_attributes, labels),
     )
 
 
-def _described(attributes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _described(attributes: np.ndarray | None, labels: np.ndarray) -> dict[str, Any]:
     """The fields of ``Data`` about a set whose classes are described."""
+    if attributes is None:
+        return {}
     unseen = sorted({*range(len(attributes))} - {*labels.tolist()})
     return {
         "class_attributes": attributes,
