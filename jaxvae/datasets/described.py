@@ -110,7 +110,7 @@ def class_attributes(
             f"{where}: there are attributes of {len(table)} classes, and labels go from "
             f"{labels.min()} to {labels.max()}: labels must be 0 to {len(table) - 1}"
         )
-    if (table[table != MISSING] >= 0).all():
+    if not (table[table != MISSING] < 0).any():
         table[table == MISSING] = np.nan
     without = np.flatnonzero(np.isnan(table).all(1))
     if len(without):
