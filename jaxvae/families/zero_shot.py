@@ -78,7 +78,7 @@ class Config(hybrid.Hybrid):
     """Network of the critic of features beside attributes."""
     classifier_hidden: Widths = ()
     """Widths of the hidden layers of the classifier."""
-    unseen_weight: Amount = 0.25
+    unseen_weight: Amount = 0.5
     """Weight of decoded features of unseen classes in the classifier's loss."""
     named_weight: Amount = 0.0
     """Weight of the classifier's cross-entropy of decoded features in the decoder's loss."""
@@ -101,12 +101,13 @@ def build(config: Config, data: Data) -> Built:
         name: config.player(training.batch_mean(loss), name == "critic")
         for name, loss in losses.items()
     }
+    known = _constants(data)
     algorithm = training.players(
-        model.init(_constants(data)), members, config.ema_decay, frozen=("constants",)
+        model.init(known), members, config.ema_decay, frozen=("constants",)
     )
     parameters = lambda state: zero_shot.parameters(training.trained_players(state))
     return Built(
-        zero_shot.zero_shot_answers(model),
+        zero_shot.zero_shot_answers(model, known),
         algorithm,
         pairs_of(data),
         model,
@@ -208,7 +209,7 @@ PRESETS = {
             Config(),
             **{"latent": 16, "pixels": "none", "hidden": (256,), "critic_hidden": (256,)},
             **{"pixel_weight": 1.0, "similarity_weight": 0.0, "critic_weight": 0.1},
-            **{"learning_rate": 1e-3, "steps": 6000},
+            **{"learning_rate": 1e-3, "steps": 6000, "test_samples": 100},
         ),
     ),
 }

@@ -20,7 +20,7 @@ from jax import lax
 
 from jaxvae.contracts import Array, Loss, Params, Terms
 from jaxvae.models import hybrids
-from jaxvae.models.answers import answers
+from jaxvae.models.answers import Model, answers
 from jaxvae.models.conditional import CVAE, Conditioned, condition_on
 from jaxvae.networks import Network
 
@@ -213,10 +213,11 @@ def _any(classes: tuple[int, ...], key: Array) -> Array:
     return jax.random.choice(jax.random.fold_in(key, 5), jnp.array(classes))
 
 
-def zero_shot_answers(model: ZeroShot) -> Any:
+def zero_shot_answers(model: ZeroShot, known: Constants) -> Model:
     """The answers of the model, for features as the data set holds them.
 
-    The condition is a class, or the attributes [A] of any class.
+    The condition is a class, or the attributes [A] of any class. ``known`` are the constants that
+    parameters begin with.
     """
     inner = model.cvae
     at = lambda params, y: described(params["constants"], y)
@@ -226,16 +227,15 @@ def zero_shot_answers(model: ZeroShot) -> Any:
 
     def decode(params: Params, z: Any, y: Any) -> Any:
         """p(x|z), a family of location and scale, in the units of the features."""
-        p, known = inner.decode(params, z, at(params, y)), params["constants"]
-        loc, scale = known.mean + known.scale * p.loc, known.scale * p.scale
+        p, units = inner.decode(params, z, at(params, y)), params["constants"]
+        loc, scale = units.mean + units.scale * p.loc, units.scale * p.scale
         return dataclasses.replace(p, loc=loc, scale=scale)
-
-    def init(key: Array, example: Any) -> Params:
-        raise NotImplementedError("the training makes the parameters, with the constants")
 
     def classify(params: Params, example: Any) -> Array:
         x = standardized(params["constants"], example.x)
         return jax.nn.log_softmax(model.classifier.apply(params["classifier"], x))
 
-    cvae = CVAE(init, encode, decode, lambda params, y: inner.prior(params, at(params, y)))
+    init = model.init(known)
+    start = lambda key, example: parameters(init(key, example))
+    cvae = CVAE(start, encode, decode, lambda params, y: inner.prior(params, at(params, y)))
     return answers(cvae)._replace(classify=classify, unseen=model.unseen)
