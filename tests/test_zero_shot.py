@@ -256,6 +256,8 @@ def test_a_file_of_described_classes(tmp_path: Path) -> None:
 
     run = prepare(families.preset("zero-vae-gan", **SMALL, dataset=str(file), batch_size=8))
     assert run.record.data.unseen == UNSEEN and run.record.data.missing_labels == 0
+    with pytest.raises(datasets.DataError, match="16 examples have no label"):
+        run.built.split(run.dataset.splits["transductive"])
     known = run.init_state().params["constants"]
     np.testing.assert_allclose(known.mean, splits["train"].x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(known.scale, splits["train"].x.std(0), rtol=1e-5)

@@ -113,6 +113,7 @@ def build(config: Config, data: Data) -> Built:
         model,
         parameters,
         raw=_raw(data),
+        training_raw=_raw(data, missing=True),
         pairs=True,
         condition=condition_of(data),
         discrete=likelihood.discrete,
@@ -141,8 +142,9 @@ def model_of(
     encoder, decoder = assembly.networks_of(config, data, posterior, likelihood, data.shape)
     output = likelihood.outputs(data.shape)
     generator = config.generator(decoder=decoder, latent=config.latent, output=output)
+    decoder = networks.with_precision(generator.network, config.precision)
     prior = priors.standard_normal(config.latent)
-    cvae = models.cvae(encoder, generator.network, posterior, likelihood, prior)
+    cvae = models.cvae(encoder, decoder, posterior, likelihood, prior)
     judge = config.judge(data, 1)._replace(sees=beside_attributes)
     classifier = networks.mlp(config.classifier_hidden, data.num_classes)
     classifier = networks.with_precision(classifier, config.precision)
@@ -163,9 +165,17 @@ def _constants(data: Data) -> zero_shot.Constants:
     return zero_shot.constants(x, data.class_attributes, data.unseen)
 
 
-def _raw(data: Data) -> Callable[[Any], models.Conditioned]:
+def _raw(data: Data, missing: bool = False) -> Callable[[Any], models.Conditioned]:
+    """Examples beside their labels, of which some may be missing."""
+
     def raw(split: Any) -> models.Conditioned:
-        return models.Conditioned(split.x, datasets.checked_labels(split.y, data.num_classes))
+        labels = datasets.checked_labels(split.y, data.num_classes)
+        if isinstance(labels, np.ndarray) and not missing and (labels < 0).any():
+            raise datasets.DataError(
+                f"{(labels < 0).sum()} examples have no label, and features are explained given "
+                "their class: evaluate on a split whose labels are known, such as test"
+            )
+        return models.Conditioned(split.x, labels)
 
     return raw
 
