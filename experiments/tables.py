@@ -85,9 +85,12 @@ Train = Callable[[Any, runs.Job], Trained]  # (configuration, job) -> trained mo
 Measure = Callable[[runs.Run, Any], dict[str, float]]  # (run, parameters) -> numbers by name
 
 
-def trained(config: Any, job: runs.Job, params: Any = None) -> Trained:
-    """Trains a configuration without a run folder, from ``params`` if there are any."""
-    run, start = runs.prepare(config, job), time.perf_counter()
+def trained(config: Any, job: runs.Job, params: Any = None, data: Any = None) -> Trained:
+    """Trains a configuration without a run folder, from ``params`` if there are any.
+
+    ``data`` replaces the data set of the configuration, as in ``runs.prepare``.
+    """
+    run, start = runs.prepare(config, job, data), time.perf_counter()
     state = run.init_state()
     if params is not None:
         state = training.start_from(state, {"model": params})

@@ -40,7 +40,7 @@ COMPILING = {
     *("test_labels.py", "test_modalities.py"),
     *("test_metrics.py", "test_models.py", "test_networks.py", "test_objectives.py"),
     *("test_placements.py", "test_quantizers.py", "test_sample_divergences.py"),
-    *("test_spherical.py", "test_training.py"),
+    *("test_spherical.py", "test_training.py", "test_zero_shot.py"),
 }
 
 

@@ -50,6 +50,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "vae-gan": {"critic_hidden": (8,)},
     "cvae-gan": {"critic_hidden": (8,)},
+    "zero-vae-gan": {"critic_hidden": (8,), "self_training_start": 1},
     "multimodal": {"hidden_views": 0.3},
     "m2": {"labelled": 20, "batch_size": 16},
     "m1-m2": {"labelled": 20, "codes": 2},

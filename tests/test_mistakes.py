@@ -27,6 +27,7 @@ from experiments.papers import (
     samples,
     stacked,
     sticks,
+    zero_shot,
 )
 from jaxvae.command_line import main, run_function
 
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Callable[[], Any]] = {
     "samples": partial(run_function, samples.main),
     "stacked": partial(run_function, stacked.main),
     "sticks": partial(run_function, sticks.main),
+    "zero_shot": partial(run_function, zero_shot.main),
 }
 
 # (command, its arguments, what the sentence says); {data} is a folder in which the digits are.
@@ -181,6 +183,10 @@ MISTAKES = [
     ),
     ("train", "multimodal --view-sizes 3", "--view-sizes belongs to --views columns"),
     ("samples", "--rows nothing", "no row 'nothing'"),
+    ("zero_shot", "--rows nothing", "no row 'nothing'"),
+    ("zero_shot", "--dataset digits --data-dir {data}", "has no attributes of its classes"),
+    ("train", "zero-vae-gan --dataset digits --data-dir {data}", "whose classes have attributes"),
+    ("train", "zero-vae-gan --likelihood bernoulli", "--likelihood: no 'bernoulli'"),
     ("stacked", "--rows nothing", "no row 'nothing'"),
     ("rate_distortion", "--seeds 0", "--seeds must be at least 1"),
     (

@@ -25,6 +25,7 @@ from experiments.papers import (
     stacked,
     sticks,
     texts,
+    zero_shot,
 )
 from jaxvae import evaluation, networks
 
@@ -84,6 +85,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
             **{"first_hidden": (8,), "first_steps": 5, "classifier_steps": 5},
         },
     ),
+    "zero shot": (zero_shot, SMALL | {"dataset": "segments", "held_out": 2}),
     "modalities": (modalities, DIGITS | {"examples": 40}),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (

@@ -12,6 +12,7 @@ import numpy as np
 from jaxvae.datasets import shapes
 from jaxvae.datasets.arrays import from_arrays, numbered
 from jaxvae.datasets.catalog import from_tfds, read_records
+from jaxvae.datasets.described import DESCRIBED, described_file
 from jaxvae.datasets.files import UNREADABLE, Size, load_path
 from jaxvae.datasets.pixels import prepared
 from jaxvae.datasets.splits import DataError, Dataset, S, Split, is_array, shape_and_dtype
@@ -41,12 +42,13 @@ def load(
 
     Args:
       source: the name of a tensorflow-datasets set (``"mnist"``, ``"cmaterdb/bangla"``, and
-        ``"digits"``, which needs no network); or ``"shapes"``, which are rendered; or a ``.npy`` or
-        ``.npz`` file; or a folder of images; or arrays. These are one array of images, or ``{split:
-        x}`` or ``{split: (x, y)}``, where x is images or a dict of arrays; or ``{split: Split}``,
-        whose x is taken as it is. Labels y [N] are integers or words, and None, NaN and -1 say that
-        one is missing. Several numbers for each image, [N, A], are attributes; so are the
-        ``attributes`` of a tensorflow-datasets set.
+        ``"digits"``, which needs no network); or ``"shapes"``, which are rendered; or
+        ``"segments"``, digits whose classes are described; or a ``.npy`` or ``.npz`` file, perhaps
+        one of described classes as ``datasets.described`` says; or a folder of images; or arrays.
+        These are one array of images, or ``{split: x}`` or ``{split: (x, y)}``, where x is images
+        or a dict of arrays; or ``{split: Split}``, whose x is taken as it is. Labels y [N] are
+        integers or words, and None, NaN and -1 say that one is missing. Several numbers for each
+        image, [N, A], are attributes; so are the ``attributes`` of a tensorflow-datasets set.
       data_dir: where prepared sets are and new ones go; None is the default of tensorflow-datasets.
       levels: values that a pixel can take. None infers 2 if all are 0 or 1, 256 for other uint8,
         and no number of levels for real numbers.
@@ -63,6 +65,9 @@ def load(
     (2, (8, 8, 1))
     """
     _check_options(source, image_size, unreadable)
+    described = _described(source, data_dir)
+    if described is not None:
+        return described if pixels is None else prepared(described, pixels)
     name, (splits, classes), known = _found(
         source,
         lambda arrays: numbered(from_arrays(arrays)),
@@ -124,6 +129,13 @@ def stream(
     )
     dataset = _dataset(name, splits, known if levels is None else levels, ())
     return dataset if pixels is None else prepared(dataset, pixels)
+
+
+def _described(source: Any, data_dir: str | os.PathLike | None) -> Dataset[Split] | None:
+    """A set whose classes are described by attributes, by its name or in a file."""
+    if isinstance(source, str) and source in DESCRIBED:
+        return DESCRIBED[source](data_dir)
+    return described_file(source)
 
 
 def looks_like_path(source: str | os.PathLike) -> bool:

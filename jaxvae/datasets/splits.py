@@ -101,6 +101,7 @@ class Dataset(NamedTuple, Generic[S]):
     classes: tuple[str, ...] = ()  # names of the labels 0, 1, ..., where they have names
     vocabulary: tuple[str, ...] = ()  # the tokens 0, 1, ... of a set of sentences
     notes: tuple[str, ...] = ()  # sentences on the set, which a training prints
+    class_attributes: np.ndarray | None = None  # [C, A], where classes are described
 
 
 def is_array(x: Any) -> bool:

@@ -39,6 +39,7 @@ from jaxvae.evaluation.likelihoods import (
 from jaxvae.evaluation.metrics import METRICS, Data, measure
 from jaxvae.evaluation.sources import SOURCES, source
 from jaxvae.evaluation.usage import Usage, code_usage
+from jaxvae.evaluation.zero_shot import ZeroShot, zero_shot, zero_shot_of
 
 __all__ = [
     "ACTIVE_VARIANCE",
@@ -52,6 +53,7 @@ __all__ = [
     "LogLikelihood",
     "Summary",
     "Usage",
+    "ZeroShot",
     "as_matrix",
     "bits_per_dim",
     "classification",
@@ -76,4 +78,6 @@ __all__ = [
     "sources",
     "tail_length",
     "words",
+    "zero_shot",
+    "zero_shot_of",
 ]

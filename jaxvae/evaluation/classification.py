@@ -41,12 +41,28 @@ def classification(
       split: a ``Split`` with labels y [N], where -1 is a missing one.
       batch_size: examples computed at a time.
     """
+    known = log_classes(model, params, key, split, batch_size)
+    return None if known is None else classified(*known)
+
+
+def log_classes(
+    model: Any, params: Params, key: Array, split: Any, batch_size: int = 500
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """log q(y|x) [N, C] and labels [N] of the examples whose label is known, or None without any.
+
+    Args:
+      model: a ``models.Model`` that answers ``classify``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of the preprocessing.
+      split: a ``Split`` with labels y [N], where -1 is a missing one.
+      batch_size: examples computed at a time.
+    """
     labels = getattr(split, "y", None)
     if labels is None or not (np.asarray(labels) >= 0).any():
         return None
     log_q = over_split(_guesses(answers(model)), params, key, examples_of(split), batch_size)
     known = np.asarray(labels) >= 0
-    return classified(log_q[known].astype(np.float64), np.asarray(labels)[known])
+    return log_q[known].astype(np.float64), np.asarray(labels)[known]
 
 
 def classified(log_q: np.ndarray, labels: np.ndarray) -> Classification:

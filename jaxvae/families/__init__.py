@@ -33,6 +33,7 @@ from jaxvae.families import (
     text,
     text_labels,
     truncated,
+    zero_shot,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -71,6 +72,7 @@ FAMILIES: dict[str, Family] = {
     "modalities": modalities.FAMILY,
     "truncated": truncated.FAMILY,
     "experts": experts.FAMILY,
+    "zero-shot": zero_shot.FAMILY,
 }
 
 

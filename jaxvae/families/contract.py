@@ -45,6 +45,9 @@ class Data(NamedTuple):
     labelled: Callable[[int], tuple[Any, Any]] | None = None
     vocabulary: tuple[str, ...] = ()  # the tokens of sentences, by their numbers
     missing_labels: int = 0  # training examples whose label is -1
+    num_class_attributes: int = 0  # numbers that describe a class
+    unseen: tuple[int, ...] = ()  # described classes that no label of a training example names
+    class_attributes: Any = None  # [C, A]; None if the set is not there
 
     @property
     def preprocess(self) -> Preprocess:

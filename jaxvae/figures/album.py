@@ -27,7 +27,9 @@ from jaxvae.distributions import (
     mean_of,
 )
 from jaxvae.evaluation import as_matrix, classification, encode_split, preprocessed_split
+from jaxvae.evaluation.classification import log_classes
 from jaxvae.evaluation.columns import length
+from jaxvae.evaluation.zero_shot import curve, zero_shot
 from jaxvae.figures import decoding, drawing
 from jaxvae.models import Model, answers
 
@@ -342,6 +344,35 @@ def draw_confusion(path: Path, shown: Shown) -> bool:
     return True
 
 
+def draw_unseen(path: Path, shown: Shown) -> bool:
+    """Draws the guesses of unseen classes, among themselves, if labels are known."""
+    judged = zero_shot(shown.model, shown.params, shown.key, shown.split)
+    if judged is None:
+        return False
+    every = _classes(shown)
+    names = [every[label] for label in shown.model.unseen]
+    title = f"Unseen classes among themselves, {judged.zero_shot:.1%} right per class"
+    drawing.matrix(path, np.array(judged.confusion), title, "class", "guess", names)
+    return True
+
+
+def draw_calibration(path: Path, shown: Shown) -> bool:
+    """Draws accuracies of seen and unseen classes as unseen ones are preferred more and more."""
+    judged = zero_shot(shown.model, shown.params, shown.key, shown.split)
+    if judged is None:
+        return False
+    known: Any = log_classes(shown.model, shown.params, shown.key, shown.split)
+    points = curve(*known, np.array(shown.model.unseen))
+    drawing.trade(
+        path,
+        points,
+        (judged.unseen, judged.seen),
+        f"Accuracies among all classes, area {judged.curve_area:.3f}",
+        ("unseen classes, U", "seen classes, S"),
+    )
+    return True
+
+
 def draw_completions(path: Path, shown: Shown) -> bool:
     """Draws what a model of several views decodes from each view alone."""
     some = rows_of(shown.examples, slice(COLUMNS))
@@ -361,6 +392,8 @@ FIGURES: dict[str, Figure] = {
     "latents": Figure(("encode",), draw_codes),
     "classes": Figure(("classify", "draw", "decode"), draw_classes),
     "confusion": Figure(("classify",), draw_confusion),
+    "unseen": Figure(("classify",), draw_unseen),
+    "calibration": Figure(("classify",), draw_calibration),
     "completions": Figure(("seen", "encode", "decode"), draw_completions),
     "curves": Figure((), draw_curves),
 }

@@ -121,6 +121,31 @@ def matrix(
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
+def trade(
+    path: str | os.PathLike,
+    points: np.ndarray,
+    chosen: tuple[float, float],
+    title: str,
+    names: tuple[str, str],
+) -> None:
+    """Writes the curve of two shares of which one is had for the other.
+
+    Args:
+      path: the PNG file.
+      points: the curve, [points, 2].
+      chosen: the point of it that is used.
+      title: what stands above.
+      names: what the two shares are.
+    """
+    figure, axes = _figure((4, 3.6))
+    axes.plot(*points.T)
+    axes.plot(*chosen, "o", label=f"as trained, {chosen[0]:.3f} and {chosen[1]:.3f}")
+    axes.set(xlabel=names[0], ylabel=names[1], title=title, xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
 def _in_the_plane(means: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Codes [N, D] in two dimensions, and the names of these."""
     if means.shape[1] == 1:

@@ -50,6 +50,7 @@ class Model(NamedTuple):
     # (params, example) -> log q(y|x) of the classes, [C]. Such a model draws at a class, an
     # integer, if it is given as the condition.
     classify: Callable[[Params, Any], Array] | None = None
+    unseen: tuple[int, ...] = ()  # classes that have no training examples
     # Models of several views: (example, [M] bool) -> the example of which only these are known, and
     # names and sizes of the views, which x holds one after the other.
     seen: Callable[[Any, Any], Any] | None = None

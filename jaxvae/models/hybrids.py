@@ -38,6 +38,8 @@ class Judge(NamedTuple):
 
     network: Network  # gives a ``networks.Judgement``
     layer: int = -1
+    # (image, example) -> what the network takes, such as the image beside the example's condition
+    sees: Callable[[Array, Any], Array] = lambda image, example: image
 
 
 def parted(params: Params) -> Players:
@@ -63,7 +65,9 @@ def hybrid_init(model: Any, judges: dict[str, Judge]) -> Callable[[Array, Any], 
         key_model, *keys = jax.random.split(key, 1 + len(judges))
         x = model.at(example)[1]
         pairs = zip(judges.items(), keys, strict=True)
-        of_judges = {name: judge.network.init(key, x) for (name, judge), key in pairs}
+        of_judges = {
+            name: judge.network.init(key, judge.sees(x, example)) for (name, judge), key in pairs
+        }
         return parted(model.init(key_model, example)) | of_judges
 
     return init
@@ -72,25 +76,43 @@ def hybrid_init(model: Any, judges: dict[str, Judge]) -> Callable[[Array, Any], 
 class Passes(NamedTuple):
     """What a VAE makes of an example."""
 
+    example: Any
     images: tuple[Array, Array, Array]  # x, decoded from a draw of q(z|x), from one of the prior
     log_likelihood: Array  # log p(x|z) at the draw of q(z|x), in nats
     kl: Array  # KL(q(z|x) || p(z)), in nats
 
 
-def passes(model: Any, params: Players, key: Array, example: Any) -> Passes:
-    """The passes of one example. ``negative_elbo`` has the same draw of q(z|x) and KL."""
+def mean_image(p: Any, key: Array) -> Array:
+    """The mean of p(x|z), the image that judges see."""
+    return p.mean
+
+
+def passes(
+    model: Any, params: Players, key: Array, example: Any, image: Callable = mean_image
+) -> Passes:
+    """The passes of one example. ``negative_elbo`` has the same draw of q(z|x) and KL.
+
+    Args:
+      model: a VAE or a CVAE.
+      params: the parameters of all players.
+      key: the key of all draws.
+      example: the example.
+      image: ``(p(x|z), key) -> x``, what is judged.
+    """
     key_z, key_kl = jax.random.split(key)
     vae, x = model.at(example)
     vae, of_vae = vae.in_training(key), joined(params)
     q, prior = vae.encode(of_vae, x), vae.prior(of_vae)
     p = vae.decode(of_vae, q.sample(key_z, (1,))[0])
     drawn = vae.decode(of_vae, prior.sample(jax.random.fold_in(key, 1)))
-    return Passes((x, p.mean, drawn.mean), log_prob_of(p, x), divergences.kl(q, prior, key_kl))
+    decoded = [image(each, jax.random.fold_in(key, 2 + i)) for i, each in enumerate((p, drawn))]
+    log_likelihood, kl = log_prob_of(p, x), divergences.kl(q, prior, key_kl)
+    return Passes(example, (x, decoded[0], decoded[1]), log_likelihood, kl)
 
 
-def judged(judge: Judge, params: Params, images: Sequence[Array]) -> list[Judgement]:
-    """What a judge says of each image."""
-    return [judge.network.apply(params, image) for image in images]
+def judged(judge: Judge, params: Params, images: Sequence[Array], example: Any) -> list[Judgement]:
+    """What a judge says of each image, x itself or decoded for the example."""
+    return [judge.network.apply(params, judge.sees(image, example)) for image in images]
 
 
 def half_square(a: Array, b: Array) -> Array:
@@ -103,7 +125,9 @@ def weighted(weight: float, value: Array) -> Array:
     return weight * value if weight else jnp.zeros(())
 
 
-def hybrid_losses(model: Any, judges: dict[str, Judge], weights: Weights) -> dict[str, Loss]:
+def hybrid_losses(
+    model: Any, judges: dict[str, Judge], weights: Weights, image: Callable = mean_image
+) -> dict[str, Loss]:
     """The losses of encoder, decoder and critic for one example.
 
     Let x' be decoded from a draw of q(z|x), x_p from a draw of p(z), c the critic's log-odds, and
@@ -122,36 +146,38 @@ def hybrid_losses(model: Any, judges: dict[str, Judge], weights: Weights) -> dic
       model: a VAE or a CVAE.
       judges: networks by the names of their players; ``critic`` gives one number.
       weights: the weights of the terms.
+      image: ``(p(x|z), key) -> x``, what is judged: its mean, or a draw.
     """
 
     def likeness(made: Passes, params: Players) -> tuple[Array, Terms]:
         distance = jnp.zeros(())
         for name, judge in judges.items():
-            pair = judged(judge, params[name], made.images[:2])
+            pair = judged(judge, params[name], made.images[:2], made.example)
             distance += half_square(*(each.layers[judge.layer] for each in pair))
         value = weighted(weights.similarity, distance)
         value -= weighted(weights.pixels, made.log_likelihood)
         return value, {"reconstruction": made.log_likelihood, "distance": distance}
 
-    def log_odds(params: Players, images: Sequence[Array]) -> list[Array]:
-        return [each.output[0] for each in judged(judges["critic"], params["critic"], images)]
+    def log_odds(params: Players, made: Passes) -> list[Array]:
+        said = judged(judges["critic"], params["critic"], made.images, made.example)
+        return [each.output[0] for each in said]
 
     def encoder(params: Players, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         params = only(params, "encoder")
-        made = passes(model, params, key, x)
+        made = passes(model, params, key, x, image)
         value, terms = likeness(made, params)
         return value + weighted(weights.kl, made.kl), terms | {"kl": made.kl}
 
     def decoder(params: Players, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         params = only(params, "decoder")
-        made = passes(model, params, key, x)
-        fakes = log_odds(params, made.images[1:])
+        made = passes(model, params, key, x, image)
+        fakes = log_odds(params, made)[1:]
         fooling = jax.nn.softplus(-jnp.stack(fakes)).mean()
         return likeness(made, params)[0] + weighted(weights.critic, fooling), {}
 
     def critic(params: Players, key: Array, x: Any, step: Array) -> tuple[Array, Terms]:
         params = only(params, "critic")
-        return discernment(*log_odds(params, passes(model, params, key, x).images))
+        return discernment(*log_odds(params, passes(model, params, key, x, image)))
 
     return {"encoder": encoder, "decoder": decoder, "critic": critic}
 
@@ -231,7 +257,9 @@ class MeanMatching(NamedTuple):
 
         def one(key: Array, example: Any) -> dict[str, list[Array]]:
             x, _, drawn = passes(self.model, params, key, example).images
-            pairs = {n: judged(judge, params[n], (x, drawn)) for n, judge in self.judges.items()}
+            pairs = {
+                n: judged(judge, params[n], (x, drawn), example) for n, judge in self.judges.items()
+            }
             return {name: [each.layers[-1] for each in pair] for name, pair in pairs.items()}
 
         means = {}

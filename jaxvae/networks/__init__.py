@@ -15,6 +15,7 @@ from jaxvae.networks.contract import (
     on_slice,
     renamed,
     scaled_input,
+    summed,
     wrapped,
 )
 from jaxvae.networks.convolutional import convolutional_decoder, convolutional_encoder
@@ -101,6 +102,7 @@ __all__ = [
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "summed",
     "transformer_decoder",
     "very_deep",
     "vgg_maps",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -62,6 +64,21 @@ def on_slice(network: Network, part: slice) -> Network:
 def scaled_input(network: Network, factor: float) -> Network:
     """The network of ``factor * x``."""
     return of_input(network, lambda x: factor * x)
+
+
+def summed(networks: Mapping[str, Network]) -> Network:
+    """The sum of networks of one input, whose parameters are by name."""
+
+    def init(key: Array, x: Any) -> Any:
+        keys = jax.random.split(key, len(networks))
+        pairs = zip(networks.items(), keys, strict=True)
+        return {name: network.init(each, x) for (name, network), each in pairs}
+
+    def apply(params: Any, x: Any) -> Any:
+        outputs = [network.apply(params[name], x) for name, network in networks.items()]
+        return functools.reduce(operator.add, outputs)
+
+    return Network(init, apply)
 
 
 def renamed(network: Network, names: Mapping[str, str]) -> Network:

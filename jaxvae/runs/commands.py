@@ -182,7 +182,7 @@ def _draw_classes(run: Opened, split: Any, workdir: Path) -> list[str]:
         pictures=run.built.pictures_of,
         pixel_max=data.pixel_max,
         classes=data.classes,
-        figures=("classes", "confusion"),
+        figures=("classes", "confusion", "unseen", "calibration"),
     )
     return [str(folder / name) for name in names]
 

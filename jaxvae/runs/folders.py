@@ -78,7 +78,8 @@ class Record(NamedTuple):
     def json(self) -> dict[str, Any]:
         """The record as the file holds it."""
         data = self.data._asdict()
-        del data["examples"], data["labelled"], data["first_stage"]
+        for name in ("examples", "labelled", "first_stage", "class_attributes"):
+            del data[name]
         first = {} if self.first is None else {"first_stage": self.first.json()}
         return first | {
             "format": FORMAT,

@@ -25,8 +25,8 @@ class Trained:
 
     Arrays are as the data set holds them, such as images of uint8, and the methods preprocess them.
     A model of sentences takes a list of strings too, and ``sentences`` reads its rows of words. A
-    model of p(x|y) also takes ``condition``, such as labels [N]. A model that classifies takes
-    labels as ``condition`` where it draws, if there are any. ``model`` holds the pure functions of
+    model of p(x|y) also takes ``condition``, such as labels [N] or names of classes. A model that
+    classifies takes them where it draws, if there are any. ``model`` holds the pure functions of
     one example, which take ``params``. ``source`` is the family's record, such as a
     ``models.VAE``.
     """
@@ -83,7 +83,11 @@ class Trained:
 
     def classify(self, x: Any) -> Array:
         """q(y|x) of the classes for each example, [N, C]."""
-        return jnp.exp(self._mapped("classify", _log_classes)(self.params, *self._keyed(x, None)))
+        raw = self._checked(x)
+        if self.built.pairs:
+            raw = models.Conditioned(raw, jnp.full(len(raw), -1, jnp.int32))
+        keys = jax.random.split(jax.random.key(0), len(x))
+        return jnp.exp(self._mapped("classify", _log_classes)(self.params, keys, raw))
 
     def elbo(self, key: Array, x: Any, condition: Any = None) -> Array:
         """The ELBO of each example, [N] in nats, from one draw of z."""
@@ -125,7 +129,25 @@ class Trained:
             return raw
         if condition is None:
             raise ValueError("this model is conditional: give condition=, one for each example")
-        return models.Conditioned(raw, jnp.asarray(condition))
+        return models.Conditioned(raw, self._numbers(condition))
+
+    def _numbers(self, condition: Any) -> Array:
+        """Conditions as arrays; names of classes become labels. Raises ValueError for no class."""
+        given, classes = np.asarray(condition), list(self.data.classes)
+        count = self.data.num_classes
+        if given.dtype.kind in "UO":
+            strange = [name for name in given.tolist() if name not in classes]
+            given = np.array([-1 if strange else classes.index(name) for name in given.tolist()])
+        else:
+            labels = count and given.ndim == 1 and given.dtype.kind in "iu"
+            strange = [y for y in given.tolist() if not 0 <= y < count] if labels else []
+        if strange:
+            names = f", or {', '.join(classes)}" if classes else ""
+            raise ValueError(
+                f"condition holds {strange[0]!r}, which is no class: the classes are 0 to "
+                f"{count - 1}{names}"
+            )
+        return jnp.asarray(given)
 
     def _checked(self, x: Any) -> Any:
         """x as the data set holds it, with the shape and the type of the training examples."""
@@ -160,7 +182,7 @@ class Trained:
         count, given = len(jax.tree.leaves(like)[0]), len(condition)
         if count != given:
             raise ValueError(f"{given} conditions were given for {count} rows: give one for each")
-        given_rows = jnp.asarray(condition)
+        given_rows = self._numbers(condition)
         return given_rows if encode is None else jax.vmap(encode)(given_rows)
 
 
@@ -237,7 +259,12 @@ def of_run(
       result: the content of ``result.json``, or None if training has not ended.
     """
     return Trained(
-        built, data._replace(examples=None, labelled=None), params, step, workdir, result
+        built,
+        data._replace(examples=None, labelled=None, class_attributes=None),
+        params,
+        step,
+        workdir,
+        result,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxvae import datasets, processes, training
 from jaxvae.contracts import Array
@@ -286,7 +287,20 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         labelled=_labelled(train) if known else None,
         missing_labels=int((labels < 0).sum()) if known else 0,
         vocabulary=dataset.vocabulary,
+        **_described(dataset.class_attributes, labels),
     )
+
+
+def _described(attributes: np.ndarray | None, labels: np.ndarray) -> dict[str, Any]:
+    """The fields of ``Data`` about a set whose classes are described."""
+    if attributes is None:
+        return {}
+    unseen = sorted({*range(len(attributes))} - {*labels.tolist()})
+    return {
+        "class_attributes": attributes,
+        "num_class_attributes": attributes.shape[1],
+        "unseen": tuple(unseen),
+    }
 
 
 def _labelled(train: datasets.Split) -> Any:

@@ -168,6 +168,8 @@ def results(
     if model.classify is not None:
         classes = evaluation.classification(model, params, key, split)
         found |= {} if classes is None else {"classification": classes._asdict()}
+        described = evaluation.zero_shot(model, params, key, split)
+        found |= {} if described is None else {"zero_shot": described._asdict()}
     if model.codes is not None:
         usage = evaluation.code_usage(model, params, key, split)
         found["codes"] = [each._asdict() for each in usage]
@@ -264,7 +266,7 @@ def result_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows = [("reconstruction", f"{found['reconstruction']:.3f} nats{_units(found)}")]
     for name, value in found.get("terms", {}).items():
         rows.append((f"  {name}", f"{value:.3f} nats"))
-    rows += _class_rows(found.get("classification"))
+    rows += _class_rows(found.get("classification")) + _zero_shot_rows(found.get("zero_shot"))
     for codes in found.get("codes", []):
         share, diversity = codes["usage"], codes["perplexity"]
         text = f"{share:.1%} of {codes['num_codes']} in use, perplexity {diversity:.1f}"
@@ -284,6 +286,19 @@ def _class_rows(classes: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("  calibration error", f"{classes['calibration_error']:.2%}"),
         ("  entropy of the mean guess", f"{classes['guess_entropy']:.3f} nats"),
     ]
+
+
+def _zero_shot_rows(numbers: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if numbers is None:
+        return []
+    rows = {
+        "unseen classes, among themselves": numbers["zero_shot"],
+        "  among all classes, U": numbers["unseen"],
+        "seen classes, among all, S": numbers["seen"],
+        "  harmonic mean of U and S": numbers["harmonic"],
+        "  area under the curve of U and S": numbers["curve_area"],
+    }
+    return [(name, f"{value:.2%}") for name, value in rows.items()]
 
 
 def _units(found: dict[str, Any]) -> str:
