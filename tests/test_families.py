@@ -50,6 +50,9 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "vae-gan": {"critic_hidden": (8,)},
     "cvae-gan": {"critic_hidden": (8,)},
+    "multimodal": {"hidden_views": 0.3},
+    "m2": {"labelled": 20, "batch_size": 16},
+    "m1-m2": {"labelled": 20, "codes": 2},
     "avb": {"critic_hidden": (8,), "noise_hidden": (4,), "noise_functions": 2},
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},
@@ -71,7 +74,7 @@ def small(preset: str, **named: Any) -> Any:
     config = families.preset(preset)
     known = dict(settings.settings_of(config))
     shared = {name: value for name, value in SMALL.items() if name in known}
-    own = {} if preset != "prior" else {"of": str(first_stage())}
+    own = {"of": str(first_stage())} if preset in ("prior", "m1-m2") else {}
     return families.changed(config, **{**shared, **STEPS, **OWN.get(preset, {}), **own, **named})
 
 

@@ -15,7 +15,9 @@ from experiments.papers import (
     disentanglement,
     exact,
     hybrids,
+    labels,
     likelihoods,
+    modalities,
     quadrants,
     rate_distortion,
     samples,
@@ -71,6 +73,15 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "codes distances": (codes, DIGITS | {"table": "distances", "examples": 50}),
     "samples": (samples, DIGITS | {"encodings": 60, "examples": 80}),
     "hybrids": (hybrids, DIGITS | {"critic_hidden": (8,), "examples": 80}),
+    "labels": (
+        labels,
+        DIGITS
+        | {
+            **{"labelled": (20,), "train_split": "train", "batch_size": 20},
+            **{"first_hidden": (8,), "first_steps": 5, "classifier_steps": 5},
+        },
+    ),
+    "modalities": (modalities, DIGITS | {"examples": 40}),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
         stacked,
@@ -108,6 +119,21 @@ def test_tables(
             and len(cells) == seeds["seeds"]
             and np.isfinite(list(cells[0].values())).any()
         )
+
+
+@pytest.mark.slow
+def test_views_of_a_file_beside_factor_analysis(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(160, dtype=np.uint8) % 2
+    z = rng.normal(size=(160, 2)) + 3 * labels[:, None]
+    views = {name: z @ rng.normal(size=(2, size)) for name, size in (("fou", 3), ("pix", 4))}
+    np.savez(tmp_path / "views.npz", label=labels, **views)
+    given = {**SMALL, "latent": 2, "steps": 30, "rows": ("product", "linear")}
+    options = modalities.Options(mfeat=tmp_path / "views.npz", json=tmp_path / "out.json", **given)
+    modalities.main(options)
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert cells["linear"][0]["coherence view 1 to view 2"] > 0.9
+    assert cells["product"][0].keys() >= cells["linear"][0].keys()
 
 
 def test_clusters_are_matched_to_classes() -> None:

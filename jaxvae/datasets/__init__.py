@@ -11,9 +11,10 @@ TensorFlow never.
 """
 
 from jaxvae.datasets import shapes
-from jaxvae.datasets.batches import batch_rows, num_examples
+from jaxvae.datasets.batches import Stratum, batch_rows, num_examples, stratified_rows
 from jaxvae.datasets.choices import automatic, chosen_pixels
 from jaxvae.datasets.examples import Examples, examples_of, preprocessed, rows_of, with_preprocess
+from jaxvae.datasets.labels import HIDING, checked_labels, hide_labels
 from jaxvae.datasets.loading import load, looks_like_path, stream
 from jaxvae.datasets.pixels import CORRUPTIONS, PREPROCESSING, describe, prepared, preprocessing
 from jaxvae.datasets.splits import DataError, Dataset, Split
@@ -22,19 +23,23 @@ from jaxvae.datasets.subsets import attributes, held, random_subset, select
 
 __all__ = [
     "CORRUPTIONS",
+    "HIDING",
     "PREPROCESSING",
     "DataError",
     "Dataset",
     "Examples",
     "Split",
+    "Stratum",
     "Stream",
     "attributes",
     "automatic",
     "batch_rows",
+    "checked_labels",
     "chosen_pixels",
     "describe",
     "examples_of",
     "held",
+    "hide_labels",
     "load",
     "looks_like_path",
     "num_examples",
@@ -45,6 +50,7 @@ __all__ = [
     "rows_of",
     "select",
     "shapes",
+    "stratified_rows",
     "stream",
     "with_preprocess",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxvae.datasets.splits import DataError, Dataset, Split, is_array
 
-FOR_REAL_VALUES = ("dynamic", "scale", "none")
+FOR_REAL_VALUES = ("dynamic", "scale", "none", "gaps")
 BINARIZING = ("dynamic", "static")
 COLOUR = (3, 4)  # channels of a colour image
 

@@ -44,6 +44,7 @@ PREPROCESSING: dict[str, Callable[[Array, Array, int | None], Array]] = {
     "scale": lambda key, pixels, levels: _unit(pixels, levels),
     "counts": lambda key, pixels, levels: pixels.astype(jnp.float32),
     "none": lambda key, pixels, levels: pixels.astype(jnp.float32),
+    "gaps": lambda key, pixels, levels: pixels.astype(jnp.float32),
 }
 
 
@@ -76,6 +77,7 @@ def preprocessing(name: str, levels: int | None) -> Preprocess:
     * ``scale``: pixel / (levels - 1), in [0, 1].
     * ``counts``: the integer values.
     * ``none``: real values as they are.
+    * ``gaps``: the same, where nan stands for a missing value.
 
     Values that are no integers lie in [0, 1] and are not divided. With ``levels=None`` all values
     do. Raises DataError for an unknown name, and for ``dequantize`` without levels.
@@ -102,6 +104,7 @@ def describe(name: str, levels: int | None) -> str:
         "scale": f"every pixel becomes {unit}, in [0, 1]",
         "counts": f"pixels are the {integers}",
         "none": "values stay as they are",
+        "gaps": "values stay as they are, and nan is a missing one",
     }
     return f"{name}: {sentences[name]}"
 
@@ -175,6 +178,8 @@ def _check_stream(stream: Stream, name: str, levels: int | None) -> None:
 def _check_values(x: Any, name: str, levels: int | None) -> None:
     """Raises DataError for values that a preprocessing cannot take."""
     floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if name == "gaps":
+        return
     if not np.isfinite(x).all():
         raise DataError(f"the images hold {np.sum(~np.isfinite(x))} values that are not finite")
     if name == "none":

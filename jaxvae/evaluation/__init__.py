@@ -12,6 +12,7 @@ from jaxvae.evaluation import (
     samples,
     sources,
 )
+from jaxvae.evaluation.classification import Classification, classification, classified
 from jaxvae.evaluation.encodings import (
     as_matrix,
     encode_split,
@@ -44,6 +45,7 @@ __all__ = [
     "METRICS",
     "SOURCES",
     "UNRELIABLE_PARETO_K",
+    "Classification",
     "Data",
     "Likelihoods",
     "LogLikelihood",
@@ -51,6 +53,8 @@ __all__ = [
     "Usage",
     "as_matrix",
     "bits_per_dim",
+    "classification",
+    "classified",
     "clusters",
     "code_usage",
     "decompositions",

@@ -178,8 +178,14 @@ def evaluate_elbo(
         active_units=_active_units(columns["mean"]) if "mean" in columns else None,
         num_samples=num_samples,
         num_examples=len(elbo),
-        terms={name: float(column.mean()) for name, column in terms.items()},
+        terms={name: _known_mean(column) for name, column in terms.items()},
     )
+
+
+def _known_mean(column: np.ndarray) -> float:
+    """The mean over the examples that have the term; nan says that an example has not."""
+    known = column[~np.isnan(column)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _means(column: np.ndarray) -> np.ndarray:

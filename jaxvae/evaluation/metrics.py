@@ -23,7 +23,7 @@ from jaxvae.datasets import (
     shapes,
 )
 from jaxvae.distributions import Hierarchy, Mixture, mean_of
-from jaxvae.evaluation import clusters, decompositions, disentanglement, samples
+from jaxvae.evaluation import clusters, decompositions, disentanglement, modalities, samples
 from jaxvae.evaluation.columns import batched, over_split, require
 from jaxvae.evaluation.encodings import as_matrix, encode_split, posteriors_of, preprocessed_split
 from jaxvae.evaluation.sources import is_conditional, source
@@ -242,6 +242,15 @@ def clusters_of(model: Model, params: Params, key: Array, examples: Any) -> np.n
     return np.asarray(jax.jit(jax.vmap(component))(jnp.asarray(means)))
 
 
+def of_views(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
+    """Likelihoods of views and of the others given one, and coherence if there are labels."""
+    require(model, "--modalities", "seen", "log_weights", "encode", "decode")
+    found = modalities.likelihoods(model, params, key, data.test)
+    if data.train is None or not (_are_labels(data.train.y) and _are_labels(data.test.y)):
+        return found
+    return found | modalities.coherence(model, params, key, data.test, data.train)
+
+
 Metric = Callable[[Model, Params, Array, Data], dict[str, float]]
 METRICS: dict[str, Metric] = {
     "decompose": decompose,
@@ -249,4 +258,5 @@ METRICS: dict[str, Metric] = {
     "reconstructions": reconstruction_quality,
     "factors": factor_scores,
     "clustering": clustering,
+    "modalities": of_views,
 }

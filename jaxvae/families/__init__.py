@@ -24,7 +24,10 @@ from jaxvae.families import (
     hierarchy,
     hybrid,
     implicit,
+    label_stages,
+    labels,
     latent,
+    modalities,
     prior,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
@@ -57,6 +60,9 @@ FAMILIES: dict[str, Family] = {
     "conditional-hybrid": hybrid.CONDITIONAL,
     "implicit": implicit.FAMILY,
     "prior": prior.FAMILY,
+    "labels": labels.FAMILY,
+    "coded-labels": label_stages.FAMILY,
+    "modalities": modalities.FAMILY,
 }
 
 

@@ -43,6 +43,7 @@ class Data(NamedTuple):
     first_stage: FirstStage | None = None  # the model whose codes a prior is of
     # count -> at most so many raw training examples with their labels [N]; None without labels
     labelled: Callable[[int], tuple[Any, Any]] | None = None
+    missing_labels: int = 0  # training examples whose label is -1
 
     @property
     def preprocess(self) -> Preprocess:
@@ -79,6 +80,7 @@ class FirstStage(NamedTuple):
     built: Any  # what its family built
     params: Any  # its parameters, or their shapes if they are in the checkpoints of the second
     draws: Callable[[], Any] | None = None  # () -> draws of q(z|x) of training examples, [N, ...]
+    means: Callable[[], Any] | None = None  # () -> means of q(z|x) of training examples, [N, ...]
 
 
 def _same_picture(x: Array, condition: Any) -> Array:
@@ -104,6 +106,9 @@ class Built(NamedTuple):
     pictures: Callable[[Any, Any], Any] = _same_picture  # (x, condition) -> images
     discrete: bool = True  # whether log p(x|z) is a log-probability, not a log-density
     notes: tuple[str, ...] = ()  # what the report of a training says of how it is done
+    training_raw: Callable[[Any], Any] | None = None  # ``raw``, if training sees other examples
+    # (training split, batch size) -> groups of which every batch has a fixed number
+    strata: Callable[[Any, int], tuple[datasets.Stratum, ...]] | None = None
 
     def fresh_state(self, data: Data) -> Any:
         """The shapes of a state of the algorithm."""
@@ -124,7 +129,8 @@ class Built(NamedTuple):
         preprocess = self.training_preprocess or self.preprocess
         if isinstance(split, datasets.Stream):
             return dataclasses.replace(split, preprocess=preprocess)
-        return split.replace(x=self.raw(split), preprocess=preprocess)
+        raw = self.training_raw or self.raw
+        return split.replace(x=raw(split), preprocess=preprocess)
 
 
 class Family(NamedTuple):
@@ -136,6 +142,10 @@ class Family(NamedTuple):
     support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
     members: tuple[str, ...] = ()  # other names of it, such as the posterior that it always has
     second_stage: bool = False  # whether its models are of the codes of a run, ``config.of``
+    # (config, first stage) -> config with what follows from the first stage
+    settled: Callable[[Any, FirstStage], Any] | None = None
+    # config -> the configuration of the first stage that is trained if ``config.of`` names none
+    first: Callable[[Any], Any] | None = None
 
 
 # Optimizers
@@ -205,7 +215,8 @@ class Config:
     split."""
     pixels: Literal[("auto", *datasets.PREPROCESSING)] = "auto"  # type: ignore[valid-type]
     """Preprocessing: dynamic or static binarization, uniform dequantization, scaling to [0, 1],
-    integer counts, or none for real values; auto takes the default of the likelihood."""
+    integer counts, none for real values, or gaps for those of which nan is missing; auto takes the
+    default of the likelihood."""
     levels: Count | None = None
     """Values that a pixel can take; None infers them from integers and takes floats as real
     numbers."""

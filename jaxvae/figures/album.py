@@ -23,7 +23,7 @@ from jaxvae.distributions import (
     VonMisesFisher,
     mean_of,
 )
-from jaxvae.evaluation import as_matrix, encode_split, preprocessed_split
+from jaxvae.evaluation import as_matrix, classification, encode_split, preprocessed_split
 from jaxvae.evaluation.columns import length
 from jaxvae.figures import decoding, drawing
 from jaxvae.models import Model, answers
@@ -87,6 +87,7 @@ def draw_all(
     pictures: Pictures = lambda x, examples: x,
     pixel_max: float = 1.0,
     classes: tuple[str, ...] = (),
+    figures: Sequence[str] | None = None,
 ) -> list[str]:
     """Draws all figures of a model into a folder, and returns their names.
 
@@ -103,6 +104,7 @@ def draw_all(
       pictures: makes images of x, which is [..., *example], and of the examples it is from.
       pixel_max: the value that is drawn white.
       classes: names of the labels.
+      figures: those of ``FIGURES`` to draw; None is all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = answers(model)
@@ -111,7 +113,8 @@ def draw_all(
     names = []
     for name, figure in FIGURES.items():
         answered = all(getattr(model, answer) is not None for answer in figure.needs)
-        if answered and figure.draw(folder / f"{name}.png", shown):
+        asked = figures is None or name in figures
+        if asked and answered and figure.draw(folder / f"{name}.png", shown):
             names.append(f"{name}.png")
     return names
 
@@ -273,6 +276,40 @@ def draw_curves(path: Path, shown: Shown) -> bool:
     return True
 
 
+def draw_classes(path: Path, shown: Shown) -> bool:
+    """Draws each class in a row. The draws in a column differ in their class alone."""
+    classes = _classes(shown)
+    x = decoding.class_samples(shown.model, shown.params, shown.key, len(classes), COLUMNS)
+    title = "Samples of each class; a column has one draw of all else"
+    return _grid(path, shown, shown.pictures(x, shown.one()), title, rows=classes)
+
+
+def _classes(shown: Shown) -> tuple[str, ...]:
+    """The names of the classes of a model that classifies, or their numbers."""
+    classify: Any = shown.model.classify
+    count = len(jax.eval_shape(classify, shown.params, shown.one()))
+    return shown.classes if len(shown.classes) == count else tuple(map(str, range(count)))
+
+
+def draw_confusion(path: Path, shown: Shown) -> bool:
+    """Draws how many examples of a class have which guess, if labels are known."""
+    judged = classification(shown.model, shown.params, shown.key, shown.split)
+    if judged is None:
+        return False
+    title = f"Guesses of test examples, {judged.accuracy:.1%} right"
+    drawing.matrix(path, np.array(judged.confusion), title, "class", "guess", _classes(shown))
+    return True
+
+
+def draw_completions(path: Path, shown: Shown) -> bool:
+    """Draws what a model of several views decodes from each view alone."""
+    some = rows_of(shown.examples, slice(COLUMNS))
+    x = decoding.completions(shown.model, shown.params, some)
+    names = ["input", "all", *(name for name, _ in shown.model.views)]
+    title = "Test examples, and all views decoded from all of them and from one"
+    return _grid(path, shown, shown.pictures(x, some), title, rows=names)
+
+
 FIGURES: dict[str, Figure] = {
     "reconstructions": Figure(("encode", "decode"), draw_reconstructions),
     "layers": Figure(("partly",), draw_layers),
@@ -280,5 +317,8 @@ FIGURES: dict[str, Figure] = {
     "interpolations": Figure(("encode", "decode"), draw_interpolations),
     "traversals": Figure(("encode", "decode"), draw_traversals),
     "latents": Figure(("encode",), draw_codes),
+    "classes": Figure(("classify", "draw", "decode"), draw_classes),
+    "confusion": Figure(("classify",), draw_confusion),
+    "completions": Figure(("seen", "encode", "decode"), draw_completions),
     "curves": Figure((), draw_curves),
 }

@@ -59,6 +59,45 @@ def prior_samples(model: Any, params: Params, key: Array, examples: Any) -> Any:
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys, examples))
 
 
+def class_samples(model: Any, params: Params, key: Array, classes: int, count: int) -> Any:
+    """The decoder's means at draws of each class, [classes, count, ...].
+
+    The n-th draws of all classes have one key, so they differ in the class alone.
+
+    Args:
+      model: a model that draws at a class.
+      params: its parameters.
+      key: the key of the draws.
+      classes: the number of classes.
+      count: draws of each class.
+    """
+    model = answers(model)
+    require(model, "drawing samples of classes", "classify", "draw", "decode")
+
+    def one(label: Array, key: Array) -> Any:
+        return model.decode(params, model.draw(params, key, label), label).mean
+
+    of_class = jax.vmap(one, (None, 0))
+    each = jax.jit(jax.vmap(of_class, (0, None)))
+    return jax.tree.map(np.asarray, each(jnp.arange(classes), jax.random.split(key, count)))
+
+
+def completions(model: Any, params: Params, examples: Any) -> Any:
+    """x, and the decoder's means from all views and from each alone, [2 + M, N, ...]."""
+    model = answers(model)
+    require(model, "completing views", "seen", "encode", "decode")
+    count = len(model.views)
+    sets = np.concatenate([np.ones((1, count), bool), np.eye(count, dtype=bool)])
+
+    def one(views: Array, example: Any) -> Any:
+        z = mean_of(model.encode(params, model.seen(example, views)))
+        return model.decode(params, z).mean
+
+    decoded = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(sets, examples)
+    inputs = jax.vmap(lambda example: model.parts(example)[0])(examples)
+    return np.concatenate([np.asarray(inputs)[None], np.asarray(decoded)])
+
+
 def posterior_means(model: Any, params: Params, examples: Any) -> Any:
     """The posterior's mean of every example: z [N, ...]."""
     model = answers(model)

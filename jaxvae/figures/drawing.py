@@ -90,6 +90,37 @@ def latent_scatter(
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
+def matrix(
+    path: str | os.PathLike,
+    counts: np.ndarray,
+    title: str,
+    rows: str,
+    columns: str,
+    names: Sequence[str],
+) -> None:
+    """Writes a matrix of counts; each row is shaded by its shares.
+
+    Args:
+      path: the PNG file.
+      counts: [R, R].
+      title: what stands above.
+      rows: what the rows are.
+      columns: what the columns are.
+      names: names of the rows, and of the columns.
+    """
+    size = len(counts)
+    figure, axes = _figure((1.5 + 0.4 * size, 1.5 + 0.4 * size))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(counts if size <= 20 else np.zeros_like(counts)):
+        colour = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=colour)
+    axes.set(xlabel=columns, ylabel=rows, title=title)
+    axes.set_xticks(range(size), names, fontsize=8, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(size), names, fontsize=8)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
 def _in_the_plane(means: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Codes [N, D] in two dimensions, and the names of these."""
     if means.shape[1] == 1:

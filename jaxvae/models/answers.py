@@ -47,6 +47,13 @@ class Model(NamedTuple):
     # (params, example, l) -> p(x|z), z at means: the first l layers of q's, the others of p's
     partly: Callable[[Params, Any, Any], Any] | None = None
     layers: int = 1  # of z
+    # (params, example) -> log q(y|x) of the classes, [C]. Such a model draws at a class, an
+    # integer, if it is given as the condition.
+    classify: Callable[[Params, Any], Array] | None = None
+    # Models of several views: (example, [M] bool) -> the example of which only these are known, and
+    # names and sizes of the views, which x holds one after the other.
+    seen: Callable[[Any, Any], Any] | None = None
+    views: tuple[tuple[str, int], ...] = ()
 
 
 @functools.lru_cache(maxsize=64)

@@ -53,12 +53,18 @@ def condition_on(cvae: CVAE, y: Any) -> VAE:
     )
 
 
+def side_by_side(a: Array, b: Array) -> Array:
+    """Two arrays, flattened into one."""
+    return jnp.concatenate([jnp.ravel(a), jnp.ravel(b)])
+
+
 def cvae(
     encoder: Network,
     decoder: Network,
     posterior: Posterior,
     likelihood: Likelihood,
     prior: Network | Prior,
+    together: Callable[[Array, Array], Any] = side_by_side,
 ) -> CVAE:
     """A conditional VAE, whose networks take two arrays that are flattened into one.
 
@@ -69,11 +75,11 @@ def cvae(
       likelihood: the family of p(x|z, y).
       prior: a network that takes y to ``[posterior.size]``, so that p(z|y) is of the posterior's
         family (Sohn et al. 2015, eq. 4); or a ``Prior``, which does not depend on y.
+      together: makes what encoder and decoder take of (x, y) and of (z, y).
 
     ``init`` raises ValueError if shapes disagree.
     """
     modules = Modules(encoder, decoder, posterior, likelihood)
-    both = lambda a, b: jnp.concatenate([jnp.ravel(a), jnp.ravel(b)])
 
     def make_prior(params: Params, y: Any) -> Any:
         if isinstance(prior, Prior):
@@ -90,13 +96,13 @@ def cvae(
     def init(key: Array, example: Conditioned) -> Params:
         x, y = example
         of_prior = lambda key: init_prior(key, y)
-        return modules.init(key, x, both(x, y), lambda z: both(z, y), of_prior)
+        return modules.init(key, x, together(x, y), lambda z: together(z, y), of_prior)
 
     def with_modules(modules: Modules) -> CVAE:
         return CVAE(
             init,
-            lambda params, x, y: modules.encode(params, both(x, y)),
-            lambda params, z, y: modules.decode(params, both(z, y)),
+            lambda params, x, y: modules.encode(params, together(x, y)),
+            lambda params, z, y: modules.decode(params, together(z, y)),
             make_prior,
         )
 

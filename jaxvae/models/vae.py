@@ -109,13 +109,13 @@ class Modules(NamedTuple):
     posterior: Posterior
     likelihood: Likelihood
 
-    def encode(self, params: Params, inputs: Array) -> Any:
+    def encode(self, params: Params, inputs: Any) -> Any:
         """q(z|x) from the inputs of the encoder."""
         return self.posterior.make(
             params["posterior"], self.encoder.apply(params["encoder"], inputs)
         )
 
-    def decode(self, params: Params, inputs: Array) -> Any:
+    def decode(self, params: Params, inputs: Any) -> Any:
         """p(x|z) from the inputs of the decoder."""
         outputs = self.decoder.apply(params["decoder"], inputs)
         return self.likelihood.of_outputs(params["likelihood"], outputs)
@@ -136,8 +136,8 @@ class Modules(NamedTuple):
         self,
         key: Array,
         x: Array,
-        inputs: Array,
-        decoder_inputs: Callable[[Array], Array],
+        inputs: Any,
+        decoder_inputs: Callable[[Array], Any],
         init_prior: Callable[[Array], Any],
     ) -> Params:
         """The parameters of all parts.
@@ -159,12 +159,12 @@ class Modules(NamedTuple):
         raw = jax.eval_shape(self.encoder.apply, encoder_params, inputs)
         check_raw("encoder", raw.shape, self.posterior)
 
-        def of_decoder() -> Array:
+        def of_decoder() -> Any:
             q = self.posterior.make(posterior_params, jnp.zeros(raw.shape))
             return decoder_inputs(q.sample(key))
 
-        shape = jax.eval_shape(of_decoder)
-        latent = jnp.zeros(shape.shape, shape.dtype)
+        zeros: Any = lambda shape: jnp.zeros(shape.shape, shape.dtype)
+        latent = jax.tree.map(zeros, jax.eval_shape(of_decoder))
         decoder_params = self.decoder.init(keys[1], latent)
         decoded = jax.eval_shape(self.decoder.apply, decoder_params, latent).shape
         expected = self.likelihood.outputs(jnp.shape(x))

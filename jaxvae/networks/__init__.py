@@ -25,7 +25,7 @@ from jaxvae.networks.critics import (
     leaky_relu,
     mlp_critic,
 )
-from jaxvae.networks.dense import mlp
+from jaxvae.networks.dense import mlp, mlp_of_parts
 from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
 from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
@@ -75,6 +75,7 @@ __all__ = [
     "merged",
     "mlp",
     "mlp_critic",
+    "mlp_of_parts",
     "mlp_pair",
     "of_input",
     "on_slice",

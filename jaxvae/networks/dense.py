@@ -33,3 +33,30 @@ def mlp(
 
     names = {f"Dense_{i}": f"hidden_{i}" for i in range(len(hidden))}
     return renamed(from_linen(MLP()), names | {f"Dense_{len(hidden)}": "output"})
+
+
+def mlp_of_parts(
+    hidden: Sequence[int], output: int | Sequence[int], activation: Activation = jax.nn.relu
+) -> Network:
+    """The fully connected network ``mlp`` of several inputs side by side, given as a tuple.
+
+    The first layer is a sum of affine maps, one for each input. Where ``jax.vmap`` is over one
+    input alone, such as the class, the maps of the others are computed once.
+    """
+    shape = (output,) if isinstance(output, int) else tuple(output)
+    widths = (*hidden, math.prod(shape))
+
+    class MLPOfParts(linen.Module):
+        @linen.compact
+        def __call__(self, parts: Sequence[Array]) -> Array:
+            flat = [part.reshape(-1) for part in parts]
+            maps = [
+                dense(widths[0], use_bias=i == 0, name=f"input_{i}")(part)
+                for i, part in enumerate(flat)
+            ]
+            x = sum(maps[1:], maps[0])
+            for i, width in enumerate(widths[1:]):
+                x = dense(width, name=f"layer_{i + 1}")(activation(x))
+            return x.reshape(shape)
+
+    return from_linen(MLPOfParts())

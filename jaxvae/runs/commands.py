@@ -90,6 +90,7 @@ def evaluate(
     reconstructions: bool = False,
     factors: bool = False,
     clustering: bool = False,
+    modalities: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     per_example: bool = False,
 ) -> None:
@@ -113,6 +114,8 @@ def evaluate(
         their Frechet distance, in the features of a classifier.
       factors: write scores of disentanglement, for a set whose factors are known (shapes).
       clustering: write the accuracy of the prior's components, each matched to a class.
+      modalities: write likelihoods of each view and of the others given it, and whether what is
+        decoded from a view has the class of the example, for a model of several views.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
@@ -127,6 +130,7 @@ def evaluate(
         "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
+        "modalities": modalities,
     }
     metrics = [metric for metric, wanted in asked.items() if wanted]
     train = run.split(run.record.config.train_split) if metrics else None
@@ -142,6 +146,8 @@ def evaluate(
     if np.ndim(numbers.get("kl_per_latent") or 0) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
+    if run.built.model.classify is not None:
+        rows.append(("figures", ", ".join(_draw_classes(run, test, workdir))))
     if per_example:
         file = workdir / "log_likelihoods.npy"
         np.save(
@@ -152,6 +158,23 @@ def evaluate(
         )
         rows.append(("per example", str(file)))
     reports.table([*rows, ("written", str(workdir / "evaluation.json"))])
+
+
+def _draw_classes(run: Opened, split: Any, workdir: Path) -> list[str]:
+    """Draws samples of each class and a confusion matrix of a split, and returns their files."""
+    folder, data = workdir / "figures", run.data
+    names = figures.draw_all(
+        folder,
+        run.built.model,
+        run.params,
+        run.key,
+        split,
+        pictures=run.built.pictures_of,
+        pixel_max=data.pixel_max,
+        classes=data.classes,
+        figures=("classes", "confusion"),
+    )
+    return [str(folder / name) for name in names]
 
 
 def sample(
@@ -222,7 +245,8 @@ def sample(
 
 def _labels(built: Built, data: Data, num: int, label: str | None) -> np.ndarray | None:
     """One class for each draw, or the classes in turn; None for a model that has no labels."""
-    has_labels = built.condition is not None and built.pairs and data.num_classes
+    given = built.condition is not None and built.pairs
+    has_labels = data.num_classes and (given or built.model.classify is not None)
     if label is None:
         return np.arange(num) % data.num_classes if has_labels else None
     if not has_labels:
@@ -250,7 +274,7 @@ def _conditions(
 ) -> Any:
     """The conditions to draw at, as the model takes them: labels, or those of test examples."""
     if built.condition is None:
-        return None
+        return labels
     if labels is not None:
         return jax.vmap(built.condition)(labels)
     run = opened(workdir, checkpoint, dataset, data_dir)

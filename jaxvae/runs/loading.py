@@ -24,8 +24,9 @@ class Trained:
     """A trained model, whose methods take batches of NumPy or JAX arrays.
 
     Arrays are as the data set holds them, such as images of uint8, and the methods preprocess them.
-    A model of p(x|y) also takes ``condition``, such as labels [N]. ``model`` holds the pure
-    functions of one example, which take ``params``. ``source`` is the family's record, such as a
+    A model of p(x|y) also takes ``condition``, such as labels [N]. A model that classifies takes
+    labels as ``condition`` where it draws, if there are any. ``model`` holds the pure functions of
+    one example, which take ``params``. ``source`` is the family's record, such as a
     ``models.VAE``.
     """
 
@@ -78,6 +79,10 @@ class Trained:
         return self._mapped("decode", _image)(
             self.params, keys, z, self._condition(condition, keys)
         )
+
+    def classify(self, x: Any) -> Array:
+        """q(y|x) of the classes for each example, [N, C]."""
+        return jnp.exp(self._mapped("classify", _log_classes)(self.params, *self._keyed(x, None)))
 
     def elbo(self, key: Array, x: Any, condition: Any = None) -> Array:
         """The ELBO of each example, [N] in nats, from one draw of z."""
@@ -139,14 +144,15 @@ class Trained:
     def _condition(self, condition: Any, like: Any) -> Any:
         """The condition as the model takes it, one for each row of ``like``."""
         encode = self.built.condition
-        if encode is None:
+        if encode is None and (condition is None or self.model.classify is None):
             return None
         if condition is None:
             raise ValueError("this model is conditional: give condition=, one for each row")
         count, given = len(jax.tree.leaves(like)[0]), len(condition)
         if count != given:
             raise ValueError(f"{given} conditions were given for {count} rows: give one for each")
-        return jax.vmap(encode)(jnp.asarray(condition))
+        given_rows = jnp.asarray(condition)
+        return given_rows if encode is None else jax.vmap(encode)(given_rows)
 
 
 @functools.lru_cache(maxsize=64)
@@ -169,6 +175,10 @@ def _posterior(model: Any, preprocess: Callable, params: Params, key: Array, raw
 
 def _mean_code(model: Any, preprocess: Callable, params: Params, key: Array, raw: Any) -> Any:
     return mean_of(_posterior(model, preprocess, params, key, raw))
+
+
+def _log_classes(model: Any, preprocess: Callable, params: Params, key: Array, raw: Any) -> Array:
+    return model.classify(params, preprocess(key, raw))
 
 
 def _mean_image(model: Any, preprocess: Callable, params: Params, z: Any, condition: Any) -> Array:

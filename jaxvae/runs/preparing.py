@@ -127,7 +127,7 @@ class Run(NamedTuple):
 
     def fit(self, devices: list[jax.Device] | None = None, **settings: Any) -> Any:
         """Calls ``training.fit`` for this run."""
-        config = self.config
+        config, strata = self.config, self.built.strata
         return training.fit(
             self.built.algorithm,
             self.train,
@@ -136,6 +136,7 @@ class Run(NamedTuple):
             devices=devices or self.job.device_list(),
             mapping=self.job.mapping,
             mesh=self.job.mesh_shape(),
+            strata=() if strata is None else strata(self.train, config.batch_size),
             **settings,
         )
 
@@ -163,6 +164,9 @@ def prepare(config: Any, job: Job = Job(), data: Any = None) -> Run:
     test = in_memory(datasets.select(dataset, config.test_split))
     validation = _validation(config, dataset)
     first, first_stage = (None, None) if stage is None else stage.opened(in_memory(train))
+    settled = FAMILIES[family_of(config)].settled
+    if settled is not None and first_stage is not None:
+        config = settled(config, first_stage)
     record = folders.Record(
         family_of(config),
         config,
@@ -249,9 +253,10 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
     The data are a prepared set, its training examples and its test examples.
     """
     streamed = isinstance(train, datasets.Stream)
-    labels = None if streamed else train.y
+    labels: Any = None if streamed else train.y
+    known = getattr(labels, "ndim", 0) == 1
     num_classes = len(dataset.classes)
-    if labels is not None and getattr(labels, "ndim", 0) == 1:
+    if known:
         num_classes = max(int(labels.max()) + 1, num_classes)
     attributes = None if streamed else datasets.attributes(train.take(slice(1)))
     levels = dataset.levels
@@ -270,7 +275,8 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         examples=lambda count: (
             datasets.random_subset(train if not streamed else in_memory(train), count).x
         ),
-        labelled=_labelled(train) if getattr(labels, "ndim", 0) == 1 else None,
+        labelled=_labelled(train) if known else None,
+        missing_labels=int((labels < 0).sum()) if known else 0,
     )
 
 

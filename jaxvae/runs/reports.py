@@ -165,6 +165,9 @@ def results(
         found |= {"terms": summary.terms} if summary.terms else {}
         if summary.elbo is None:
             return found
+    if model.classify is not None:
+        classes = evaluation.classification(model, params, key, split)
+        found |= {} if classes is None else {"classification": classes._asdict()}
     if model.codes is not None:
         usage = evaluation.code_usage(model, params, key, split)
         found["codes"] = [each._asdict() for each in usage]
@@ -256,11 +259,23 @@ def result_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows = [("reconstruction", f"{found['reconstruction']:.3f} nats{_units(found)}")]
     for name, value in found.get("terms", {}).items():
         rows.append((f"  {name}", f"{value:.3f} nats"))
+    rows += _class_rows(found.get("classification"))
     for codes in found.get("codes", []):
         share, diversity = codes["usage"], codes["perplexity"]
         text = f"{share:.1%} of {codes['num_codes']} in use, perplexity {diversity:.1f}"
         rows.append(("codes", text))
     return rows if found["log_likelihood"] is None else rows + _likelihood_rows(found)
+
+
+def _class_rows(classes: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if classes is None:
+        return []
+    return [
+        ("accuracy", f"{classes['accuracy']:.2%} ± {classes['standard_error']:.2%}"),
+        ("  cross-entropy", f"{classes['cross_entropy']:.4f} nats"),
+        ("  calibration error", f"{classes['calibration_error']:.2%}"),
+        ("  entropy of the mean guess", f"{classes['guess_entropy']:.3f} nats"),
+    ]
 
 
 def _units(found: dict[str, Any]) -> str:

@@ -63,7 +63,8 @@ class Stage(NamedTuple):
         built = self.record.build()
         step, params = restore(self.folder, built, self.record.data, self.checkpoint)
         record = self.record._replace(place=self.record.place | {"step": step})
-        return record, FirstStage(built, params, lambda: draws_of(built, params, train))
+        draws = lambda: draws_of(built, params, train)
+        return record, FirstStage(built, params, draws, lambda: means_of(built, params, train))
 
 
 def draws_of(built: Built, params: Params, train: datasets.Split) -> Any:
@@ -75,14 +76,20 @@ def draws_of(built: Built, params: Params, train: datasets.Split) -> Any:
     return jax.vmap(lambda q, key: q.sample(key))(q, keys)
 
 
+def means_of(built: Built, params: Params, train: datasets.Split) -> Any:
+    """The mean of q(z|x) for each of a fixed random subset of training examples."""
+    part = datasets.random_subset(built.split(train), DRAWS)
+    return evaluation.encode_split(built.model, params, jax.random.key(0), part)
+
+
 def stage_of(config: Any) -> Stage:
     """The run that ``config.of`` names. Raises ValueError if there is none."""
     if not config.of:
         raise ValueError(
-            "a prior is of the codes of a trained run: say with of=RUN_FOLDER of which one"
+            "the model is of the codes of a trained run: say with of=RUN_FOLDER of which one"
         )
     folder = Path(config.of)
     record = folders.read(folder)
     if record.first is not None:
-        raise ValueError(f"of={folder} is a prior itself: name the run that it is of")
+        raise ValueError(f"of={folder} is of the codes of a run itself: name that run")
     return Stage(folder, config.of_checkpoint, record)

@@ -85,6 +85,11 @@ def train_in(
     with contextlib.ExitStack() as locked:
         job.join()
         job.placement()
+        if families.FAMILIES[family_of(config)].first is not None and not getattr(config, "of", ""):
+            first = _trained_first(name, config, job, workdir, data, progress, stop)
+            if first.result is None:
+                return first  # it was stopped
+            config = families.changed(config, of=str(first.workdir))
         if jax.process_count() > 1:
             processes.on_first(lambda: load_data(config, job, data))  # prepares the data once
         run = prepare(config, job, data)
@@ -106,6 +111,47 @@ def train_in(
         else:
             result = _finish(run, params, folder, step)
     return of_run(run.built, run.record.data, params, step, folder, result)
+
+
+def _trained_first(
+    name: str,
+    config: Any,
+    job: Job,
+    workdir: str | Path | None,
+    data: Any,
+    progress: bool,
+    stop: Stop,
+) -> Trained:
+    """The first stage of a configuration that names no run. It is trained unless it has been.
+
+    It is in ``WORKDIR/m1``, or in ``runs/PRESET-first-DATASET-SEED``. Mistakes of the second stage
+    are found before a folder is made.
+
+    Args:
+      name: the name of the preset.
+      config: the configuration of the second stage.
+      job: where and how both are computed.
+      workdir: the run folder of the second stage, or None.
+      data: a data set in place of ``config.dataset``, or None.
+      progress: whether to show a progress bar.
+      stop: hears the signals that ask to stop.
+    """
+    family = families.FAMILIES[family_of(config)]
+    assert family.first is not None
+    first = family.first(config)
+    run = prepare(first, job, data)
+    record = run.record
+    second = family.build(config, record.data._replace(first_stage=record.opened()))
+    second.training_split(datasets.select(run.dataset, first.train_split))
+    folder = _folder(f"{name}-first", run) if workdir is None else Path(workdir) / "m1"
+    ended = folder / "result.json"
+    if ended.exists() and not folders.differences(folders.read(folder), record):
+        result = folders.read_json(ended)
+        if result["steps"] == first.steps:
+            reports.say(f"the first stage is the run {folder}")
+            return of_run(run.built, record.data, None, first.steps, folder, result)
+    reports.say(f"training the first stage in {folder}")
+    return train_in(name, first, job, folder, data, progress=progress, stop=stop)
 
 
 def _folder(name: str, run: Run) -> Path:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxvae.datasets import DataError, Examples, Stream, batch_rows, examples_of, num_examples
+from jaxvae.datasets import (
+    DataError,
+    Examples,
+    Stratum,
+    Stream,
+    batch_rows,
+    examples_of,
+    num_examples,
+    stratified_rows,
+)
 from jaxvae.training.placements import Placement
 
 BLOCK_BYTES = 2**26  # the most bytes of streamed examples in one dispatch of a process
@@ -55,9 +65,12 @@ class Batches(NamedTuple):
     examples: int  # in the data set
     size: int  # examples in a global batch
     padded: int  # the same, filled up to a multiple of the devices
+    strata: Sequence[Stratum] = ()  # groups of which every batch has so many; none is one group
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows [B] of batch ``step`` in the data set, and their mask [B]."""
+        if self.strata:
+            return stratified_rows(self.seed, step, self.strata, self.padded)
         return batch_rows(self.seed, step, self.examples, self.size, self.padded)
 
 
@@ -139,7 +152,14 @@ def _block(feed: InMemory | Streamed, step: int, count: int, examples: Any) -> B
 
 
 def feed_of(
-    examples: Any, layout: Placement, *, seed: int, batch_size: int, steps: range, most: int
+    examples: Any,
+    layout: Placement,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: range,
+    most: int,
+    strata: Sequence[Stratum] = (),
 ) -> InMemory | Streamed:
     """The feed of a data set.
 
@@ -150,9 +170,15 @@ def feed_of(
       batch_size: examples in a global batch.
       steps: the steps that will be taken.
       most: the most steps that one dispatch takes.
+      strata: groups of which every batch has a fixed number.
+
+    Raises ValueError if the strata do not fill a batch.
     """
+    if strata and sum(stratum.size for stratum in strata) != batch_size:
+        counts = " + ".join(str(stratum.size) for stratum in strata)
+        raise ValueError(f"strata of {counts} examples do not fill a batch of {batch_size}")
     padded = -(-batch_size // layout.count) * layout.count
-    batches = Batches(seed, num_examples(examples), batch_size, padded)
+    batches = Batches(seed, num_examples(examples), batch_size, padded, tuple(strata))
     if isinstance(examples, Stream):
         return Streamed(examples, layout, batches, most, steps)
     return InMemory(examples, layout, batches, most)

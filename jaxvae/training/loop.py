@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxvae import processes
+from jaxvae.datasets import Stratum
 from jaxvae.training.algorithms import Algorithm
 from jaxvae.training.devices import run_steps
 from jaxvae.training.feeds import InMemory, Streamed, examples_for, feed_of, first_example
@@ -110,6 +111,7 @@ def fit(
     steps_per_call: int = 100,
     seconds_per_call: float = 5.0,
     max_skipped: int = 10,
+    strata: Sequence[Stratum] = (),
 ) -> Any:
     """Trains to ``num_steps`` and returns the state.
 
@@ -153,6 +155,8 @@ def fit(
       steps_per_call: the most steps in one dispatch.
       seconds_per_call: about the longest time of a dispatch. A request to stop may wait so long.
       max_skipped: the most updates in a row that may be skipped because they are not finite.
+      strata: groups of examples of which every batch has a fixed number, such as those with a label
+        and those without. An epoch is then one of each group, and no batch is ragged.
 
     Raises NotFiniteError, which names the step and the term. Raises ValueError for an empty set,
     for something that is no set, or for settings that cannot work.
@@ -171,7 +175,7 @@ def fit(
     steps, settings = range(step, num_steps), {"seed": seed, "batch_size": batch_size}
     reports = _Reports(report, report_every, num_steps, max_skipped, Totals(totals))
     with contextlib.closing(
-        feed_of(examples, layout, steps=steps, most=steps_per_call, **settings)
+        feed_of(examples, layout, steps=steps, most=steps_per_call, strata=strata, **settings)
     ) as feed:
         run = run_steps(algorithm, layout, feed.streamed)
         dispatcher = _Dispatcher(run, feed, stop, _Pace(feed.most, seconds_per_call), reports)
