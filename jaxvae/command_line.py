@@ -316,6 +316,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "sample": _in_room(
         EVALUATING, "sample", "Draws images from a trained model, as a picture and as arrays."
     ),
+    "separate": _in_room(
+        "jaxvae.runs.separating",
+        "separate",
+        "Separates the speakers of a wav file of several channels, with a model of spectra.",
+    ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
     ),

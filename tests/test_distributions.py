@@ -182,6 +182,12 @@ MEMBERS = {
         lambda: Laplace(A(-0.2), A(0.6)),
         around(-0.2, 24.0, 120),
     ),
+    "exponential": Member(
+        lambda: Exponential(A(LOC)),
+        lambda x: stats.expon.logpdf(x, scale=np.exp(LOC)).sum(),
+        lambda: Exponential(A(0.4)),
+        np.linspace(0, 50, 101),
+    ),
     "gamma": Member(
         lambda: Gamma(A(SHAPES), A(RATES)),
         lambda x: stats.gamma.logpdf(x, SHAPES, scale=1 / np.array(RATES)).sum(),

@@ -36,6 +36,7 @@ from jaxvae.evaluation.likelihoods import (
     tail_length,
 )
 from jaxvae.evaluation.metrics import METRICS, Data, measure
+from jaxvae.evaluation.separations import Quality, separation_quality
 from jaxvae.evaluation.sources import SOURCES, source
 from jaxvae.evaluation.usage import Usage, code_usage
 
@@ -49,6 +50,7 @@ __all__ = [
     "Data",
     "Likelihoods",
     "LogLikelihood",
+    "Quality",
     "Summary",
     "Usage",
     "as_matrix",
@@ -71,6 +73,7 @@ __all__ = [
     "posteriors_of",
     "preprocessed_split",
     "samples",
+    "separation_quality",
     "source",
     "sources",
     "tail_length",

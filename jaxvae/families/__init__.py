@@ -29,6 +29,7 @@ from jaxvae.families import (
     latent,
     modalities,
     prior,
+    spectra,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -63,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "labels": labels.FAMILY,
     "coded-labels": label_stages.FAMILY,
     "modalities": modalities.FAMILY,
+    "spectra": spectra.FAMILY,
 }
 
 

@@ -66,6 +66,7 @@ from jaxvae.models.objectives import (
     weighted_sum,
     with_kl_cost,
 )
+from jaxvae.models.spectra import spectral_cvae
 from jaxvae.models.vae import (
     VAE,
     elbo_terms,
@@ -137,6 +138,7 @@ __all__ = [
     "over_labels",
     "penalized",
     "semi_supervised",
+    "spectral_cvae",
     "total_correlation",
     "vae",
     "weighted_sum",

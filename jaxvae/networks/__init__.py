@@ -35,6 +35,7 @@ from jaxvae.networks.patches import patch_critic, patches, vgg_maps
 from jaxvae.networks.pixelcnn import gated_pixelcnn
 from jaxvae.networks.precision import PRECISIONS, Precision, with_precision
 from jaxvae.networks.residual import residual_decoder, residual_encoder
+from jaxvae.networks.temporal import temporal_decoder, temporal_encoder
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
 from jaxvae.networks.transformer import causal_transformer
 
@@ -88,6 +89,8 @@ __all__ = [
     "residual_encoder",
     "residual_pair",
     "scaled_input",
+    "temporal_decoder",
+    "temporal_encoder",
     "very_deep",
     "vgg_maps",
     "with_precision",

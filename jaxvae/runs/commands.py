@@ -12,7 +12,7 @@ import tyro
 
 from jaxvae import datasets, distributions, evaluation, figures
 from jaxvae.contracts import Array
-from jaxvae.families import Built, Data
+from jaxvae.families import FAMILIES, Built, Data
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import load, restore
 from jaxvae.runs.preparing import in_memory
@@ -55,15 +55,8 @@ def opened(
         raise ValueError(
             f"{workdir} was trained on arrays or imported: say with --dataset what to open"
         )
-    config, data = record.config, record.data
-    opener: Any = datasets.stream if record.place["stream"] else datasets.load
-    loaded = opener(
-        source,
-        data_dir or record.place["data_dir"],
-        data.raw_levels,
-        image_size=config.image_size,
-        unreadable=config.unreadable,
-    )
+    data = record.data
+    loaded = _loaded(record, source, data_dir or record.place["data_dir"])
     shape = next(iter(loaded.splits.values())).shape
     if tuple(shape) != data.shape:
         raise ValueError(
@@ -74,6 +67,21 @@ def opened(
     built = record.build()
     step, params = restore(workdir, built, data, checkpoint)
     return Opened(record, built, prepared, step, params)
+
+
+def _loaded(record: folders.Record, source: str, data_dir: str | None) -> datasets.Dataset:
+    """The data set of a run."""
+    config, place, of_family = record.config, record.place, FAMILIES[record.family].load
+    if of_family is not None:
+        return of_family(config, source, record.data, data_dir=data_dir)
+    opener: Any = datasets.stream if place["stream"] else datasets.load
+    return opener(
+        source,
+        data_dir,
+        record.data.raw_levels,
+        image_size=config.image_size,
+        unreadable=config.unreadable,
+    )
 
 
 def evaluate(
@@ -239,6 +247,8 @@ def sample(
     figures.grid(workdir / "figures" / "samples.png", _sheet(images), title)
     latents: Any = {f"z{i}" if i else "z": np.asarray(a) for i, a in enumerate(jax.tree.leaves(z))}
     np.savez(workdir / "samples.npz", means=np.asarray(means), x=np.asarray(x), **latents)
+    if built.audible is not None:
+        reports.write_sounds(workdir / "sounds", built.audible, "sample", means)
     places = f"{workdir / 'figures' / 'samples.png'}, {workdir / 'samples.npz'}"
     print(f"{num} samples of step {step}: {places}")
 

@@ -213,6 +213,9 @@ def _of_stage(job: Job, stage: stages.Stage) -> Job:
 def _pixels(config: Any, dataset: datasets.Dataset) -> str:
     """The preprocessing that a configuration takes of a data set."""
     support = FAMILIES[family_of(config)].support
+    if FAMILIES[family_of(config)].load is not None:
+        name = family_of(config)
+        return datasets.chosen_pixels(config.pixels, name, support(config), dataset)
     members = config.likelihood.choice.members()
     supports = {name: support(changed(config, likelihood=name)) for name in members}
     likelihood = config.likelihood.name
@@ -224,9 +227,14 @@ def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
         return data
     if data is None and not config.dataset:
         raise ValueError("the first stage was trained on arrays: give dataset, or data from Python")
+    source, of_family = config.dataset if data is None else data, FAMILIES[family_of(config)].load
+    if of_family is not None:
+        if job.stream:
+            raise ValueError("stream=True is for images; these examples are held in memory")
+        return of_family(config, source, data_dir=job.data_dir)
     load = datasets.stream if job.stream else datasets.load
     return load(
-        config.dataset if data is None else data,
+        source,
         job.data_dir,
         config.levels,
         image_size=config.image_size,
