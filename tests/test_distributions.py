@@ -29,6 +29,7 @@ from jaxvae.distributions import (
     Dirichlet,
     DiscretizedLogistic,
     Distribution,
+    Exponential,
     Gamma,
     Independent,
     Laplace,

@@ -50,6 +50,10 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "vae-gan": {"critic_hidden": (8,)},
     "cvae-gan": {"critic_hidden": (8,)},
+    "mvae": {
+        **{"hidden": (6, 4), "latent": 2, "segment_frames": 8},
+        **{"window_length": 64, "hop_length": 32, "test_samples": 3},
+    },
     "multimodal": {"hidden_views": 0.3},
     "m2": {"labelled": 20, "batch_size": 16},
     "m1-m2": {"labelled": 20, "codes": 2},

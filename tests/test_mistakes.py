@@ -23,6 +23,7 @@ from experiments.papers import (
     quadrants,
     rate_distortion,
     samples,
+    separation,
     stacked,
 )
 from jaxvae.command_line import main, run_function
@@ -35,7 +36,7 @@ def _command(name: str) -> None:
 COMMANDS: dict[str, Callable[[], Any]] = {
     **{
         name: partial(_command, name)
-        for name in ("train", "evaluate", "sample", "import", "export")
+        for name in ("train", "evaluate", "sample", "separate", "import", "export")
     },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[[], Any]] = {
     "quadrants": partial(run_function, quadrants.main),
     "rate_distortion": partial(run_function, rate_distortion.main),
     "samples": partial(run_function, samples.main),
+    "separation": partial(run_function, separation.main),
     "stacked": partial(run_function, stacked.main),
 }
 
@@ -111,6 +113,13 @@ MISTAKES = [
     ("import", "nowhere", "nowhere has no config.json: diffusers writes it by save_pretrained"),
     ("import", "", "Missing from jaxvae import: PATH a folder with config.json"),
     ("export", ". out", "is no run folder"),
+    ("train", "mvae --sample-rate 11025", "8000 samples a second, and --sample-rate 11025"),
+    ("train", "mvae --dataset {data}/wav --file-names x", "must name {speaker} once"),
+    ("train", "mvae --segment-frames 6", "--segment-frames 6 must be a multiple of 4"),
+    ("train", "mvae --hop-length 300", "--hop-length 300 must be at most half of"),
+    ("train", "mvae --stream", "--stream True is for images"),
+    ("separate", ". x.wav", "is no run folder"),
+    ("separation", "--rows nothing", "no row 'nothing'"),
     ("evaluate", ".", "is no run folder"),
     ("sample", ".", "is no run folder"),
     ("evaluate", "", "Missing from jaxvae evaluate: PATH the run folder"),

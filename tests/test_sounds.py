@@ -94,9 +94,8 @@ def test_voices_are_a_set_with_both_splits() -> None:
     found = sounds.recordings("voices", None, "", 8000)
     parts = found.parts()
     assert (len(parts["train"]), len(parts["test"])) == (360, 40)
-    assert (
-        len(set(zip(*(np.array(v)[parts["test"]] for v in (found.speakers, found.labels))))) == 40
-    )
+    held = found.of(parts["test"])
+    assert len(set(zip(held.speakers, held.labels, strict=True))) == 40
     again = sounds.recordings("voices", None, "", 8000)
     np.testing.assert_array_equal(found.signals[7], again.signals[7])
 

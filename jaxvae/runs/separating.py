@@ -82,9 +82,7 @@ def separate(
 def _audible(trained: Trained, workdir: Path) -> Any:
     audible = trained.built.audible
     if audible is None or audible.spectra is None:
-        raise ValueError(
-            f"{workdir} is no model of power spectra, which separate needs: train mvae"
-        )
+        raise ValueError(f"{workdir} is no model of power spectra, such as mvae: train one")
     return audible
 
 
@@ -94,9 +92,7 @@ def labels_of(trained: Trained, speakers: tuple[str, ...], sources: int) -> list
         return None
     known = trained.data.classes
     if len(speakers) != sources:
-        raise DataError(
-            f"speakers={len(speakers)} names are of {sources} sources: name all or none"
-        )
+        raise DataError(f"speakers={len(speakers)} names are of {sources} sources: name each")
     if unknown := set(speakers) - set(known):
         raise DataError(f"no speaker {min(unknown)!r}; the model knows {', '.join(known)}")
     return [known.index(speaker) for speaker in speakers]

@@ -35,7 +35,7 @@ def read_wave(file: str | Path, sample_rate: int) -> np.ndarray:
 
 
 def _unit(samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1]: integers are divided by their largest value, uint8 has its zero at 128."""
+    """Samples in [-1, 1]. Integers are divided by their largest; uint8 has its zero at 128."""
     if samples.dtype == np.uint8:
         return (samples.astype(np.float64) - 128) / 128
     if np.issubdtype(samples.dtype, np.integer):
