@@ -108,7 +108,7 @@ def test_a_network_as_source_model_never_raises_the_objective() -> None:
     obtained = separation.separate(x, sources, 4)
     assert rises(obtained.objectives) <= 1e-12
     state = obtained.state
-    assert state.shapes.shape == (2, 33, 38) and state.z.shape == (2, 10, 2)
+    assert state.shapes.shape == (2, 33, 38) and state.z.shape == (2, 20)
     powers = np.abs(np.swapaxes(separation.demixed(obtained.matrices, x), 0, 1)) ** 2
     gains = (powers / state.shapes).mean((1, 2))
     assert sources.cost(state._replace(gains=gains), powers) <= sources.cost(state, powers)
@@ -126,7 +126,7 @@ def test_a_density_of_powers_is_the_density_of_spectra() -> None:
     model, params = linear_model(5, 3)
     rng, label = np.random.default_rng(0), jnp.array([0.0, 1.0, 0.0])
     s = rng.standard_normal((8, 5, 2)) @ [1, 1j]
-    z = jnp.asarray(rng.standard_normal((2, 2)), jnp.float32)
+    z = jnp.asarray(rng.standard_normal(4), jnp.float32)
     p = model.decode(params, z, label)  # type: ignore[misc]
     v = np.asarray(p.mean, np.float64)
     expected = (-(np.abs(s) ** 2) / v - np.log(np.pi * v)).sum() + 40 * np.log(np.pi)

@@ -9,6 +9,7 @@ from jaxvae.evaluation import (
     decompositions,
     disentanglement,
     metrics,
+    nuisances,
     samples,
     sources,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "log_likelihoods",
     "measure",
     "metrics",
+    "nuisances",
     "pareto_shape",
     "per_dimension",
     "posteriors_of",

@@ -30,6 +30,7 @@ from jaxvae.families import (
     modalities,
     prior,
     spectra,
+    speech,
 )
 from jaxvae.families.contract import RESUMABLE, Built, Config, Data, Family, FirstStage
 from jaxvae.settings import changed
@@ -65,6 +66,7 @@ FAMILIES: dict[str, Family] = {
     "coded-labels": label_stages.FAMILY,
     "modalities": modalities.FAMILY,
     "spectra": spectra.FAMILY,
+    "speech": speech.FAMILY,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +17,7 @@ QUIET = 1e-4  # added to a power before the encoder sees its logarithm
 
 
 def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) -> CVAE:
-    """A conditional VAE of powers |s|^2 [T, F] of mean one, whose z [T', D] is a map in time.
+    """A conditional VAE of powers |s|^2 [T, F] of mean one, whose z [T' D] is a map in time, row by row.
 
     p(s | z, y) = prod N_C(s_tf; 0, sigma_tf^2(z, y)) (arXiv:1808.00892, eq. 20), so that powers are
     exponential with mean sigma^2. Their density is that of s, times pi for each power.
@@ -28,14 +30,16 @@ def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) ->
 
     def encode(params: Params, x: Array, y: Array) -> Normal:
         raw = encoder.apply(params["encoder"], (jnp.log(x + QUIET), y))
-        mean, log_variance = jnp.split(raw, 2, -1)
+        mean, log_variance = (part.reshape(-1) for part in jnp.split(raw, 2, -1))
         return Normal(mean, jnp.exp(0.5 * log_variance))
 
     def decode(params: Params, z: Array, y: Array) -> Exponential:
-        return Exponential(jnp.maximum(decoder.apply(params["decoder"], (z, y)), LEAST))
+        return Exponential(
+            jnp.maximum(decoder.apply(params["decoder"], (z.reshape(-1, shape[1]), y)), LEAST)
+        )
 
     def prior(params: Params, y: Array) -> Normal:
-        return Normal(jnp.zeros(shape), jnp.ones(shape))
+        return Normal(jnp.zeros(math.prod(shape)), jnp.ones(math.prod(shape)))
 
     def init(key: Array, example: Conditioned) -> Params:
         key_encoder, key_decoder = jax.random.split(key)

@@ -99,6 +99,7 @@ def evaluate(
     factors: bool = False,
     clustering: bool = False,
     modalities: bool = False,
+    augmentation: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     per_example: bool = False,
 ) -> None:
@@ -124,6 +125,8 @@ def evaluate(
       clustering: write the accuracy of the prior's components, each matched to a class.
       modalities: write likelihoods of each view and of the others given it, and whether what is
         decoded from a view has the class of the example, for a model of several views.
+      augmentation: write how well classifiers of one speaker do on another, with and without
+        training data whose speaker is replaced or perturbed in latent space.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
@@ -138,6 +141,7 @@ def evaluate(
         "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
+        "augmentation": augmentation,
         "modalities": modalities,
     }
     metrics = [metric for metric, wanted in asked.items() if wanted]
