@@ -64,6 +64,8 @@ def pictures(shown: Callable[[np.ndarray], np.ndarray], white: float) -> Callabl
       shown: takes spectra to values from 0 to 1.
       white: what pictures show as white.
     """
-    return lambda x, condition: (
-        white * np.swapaxes(shown(np.asarray(x)), -1, -2)[..., ::-1, :, None]
-    )
+
+    def upright(x: Any, condition: Any) -> np.ndarray:
+        return white * np.swapaxes(shown(np.asarray(x)), -1, -2)[..., ::-1, :, None]
+
+    return upright

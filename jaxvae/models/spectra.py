@@ -17,7 +17,7 @@ QUIET = 1e-4  # added to a power before the encoder sees its logarithm
 
 
 def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) -> CVAE:
-    """A conditional VAE of powers |s|^2 [T, F] of mean one, whose z [T' D] is a map in time, row by row.
+    """A conditional VAE of powers |s|^2 [T, F] of mean one, whose z [T' D] is a map in time.
 
     p(s | z, y) = prod N_C(s_tf; 0, sigma_tf^2(z, y)) (arXiv:1808.00892, eq. 20), so that powers are
     exponential with mean sigma^2. Their density is that of s, times pi for each power.
@@ -34,9 +34,8 @@ def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) ->
         return Normal(mean, jnp.exp(0.5 * log_variance))
 
     def decode(params: Params, z: Array, y: Array) -> Exponential:
-        return Exponential(
-            jnp.maximum(decoder.apply(params["decoder"], (z.reshape(-1, shape[1]), y)), LEAST)
-        )
+        raw = decoder.apply(params["decoder"], (z.reshape(-1, shape[1]), y))
+        return Exponential(jnp.maximum(raw, LEAST))
 
     def prior(params: Params, y: Array) -> Normal:
         return Normal(jnp.zeros(math.prod(shape)), jnp.ones(math.prod(shape)))
