@@ -24,6 +24,7 @@ from experiments.papers import (
     rate_distortion,
     samples,
     separation,
+    speech,
     stacked,
 )
 from jaxvae.command_line import main, run_function
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[[], Any]] = {
     "rate_distortion": partial(run_function, rate_distortion.main),
     "samples": partial(run_function, samples.main),
     "separation": partial(run_function, separation.main),
+    "speech": partial(run_function, speech.main),
     "stacked": partial(run_function, stacked.main),
 }
 
@@ -120,6 +122,9 @@ MISTAKES = [
     ("train", "mvae --stream", "--stream True is for images"),
     ("separate", ". x.wav", "is no run folder"),
     ("separation", "--rows nothing", "no row 'nothing'"),
+    ("train", "speech-vae --dataset {data}/wav", "holds no wav files"),
+    ("train", "speech-vae --likelihood bernoulli", "needs uint8 pixels or values in [0, 1]"),
+    ("speech", "--rows nothing", "no row 'nothing'"),
     ("evaluate", ".", "is no run folder"),
     ("sample", ".", "is no run folder"),
     ("evaluate", "", "Missing from jaxvae evaluate: PATH the run folder"),

@@ -21,6 +21,7 @@ from experiments.papers import (
     quadrants,
     rate_distortion,
     samples,
+    speech,
     stacked,
 )
 from jaxvae import evaluation
@@ -82,6 +83,10 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "modalities": (modalities, DIGITS | {"examples": 40}),
+    "speech": (
+        speech,
+        SMALL | {"dataset": "voices", "rows": ("mlp", "linear noise")},
+    ),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
         stacked,

@@ -75,14 +75,14 @@ def separate(
         matrices = np.tile(np.eye(sources, dtype=complex), (frequencies, 1, 1))
     state = model.init(_powers(matrices, mixture))
 
-    def value() -> float:
+    def value(matrices: np.ndarray, state: Any) -> float:
         return objective(matrices, model.cost(state, _powers(matrices, mixture)), frames)
 
-    objectives = [value()]
+    objectives = [value(matrices, state)]
     for _ in range(sweeps):
         state = model.update(state, _powers(matrices, mixture))
         matrices = iterative_projection(matrices, mixture, model.variances(state))
-        objectives.append(value())
+        objectives.append(value(matrices, state))
         if report is not None:
             report(objectives[-1])
     return Separation(matrices, state, objectives)

@@ -38,7 +38,7 @@ def _vowel(
     rng: np.random.Generator, pitch: float, tract: float, formants: tuple[int, int]
 ) -> np.ndarray:
     length = int(RATE * rng.uniform(0.25, 0.4))
-    glide = np.linspace(*rng.uniform(0.9, 1.1, 2), length)
+    glide = np.linspace(rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1), length)
     phase = np.cumsum(pitch * glide / RATE)
     pulses = np.diff(np.floor(phase), prepend=0.0)
     signal = pulses + 0.02 * rng.standard_normal(length)
