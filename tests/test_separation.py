@@ -114,6 +114,21 @@ def test_a_network_as_source_model_never_raises_the_objective() -> None:
     assert sources.cost(state._replace(gains=gains), powers) <= sources.cost(state, powers)
 
 
+def test_loudness_changes_nothing_but_the_loudness() -> None:
+    """The decoder sees powers of the same scale in every sweep; gains hold the rest."""
+    x = mixture(2)[..., :24]
+    model, params = linear_model(33, 3)
+    sources = separation.vae_sources(model, params, 3, 4, steps=2)
+    plain, loud = (separation.separate(s * x, sources, 2) for s in (1.0, 64.0))
+    np.testing.assert_allclose(loud.state.gains, 64**2 * plain.state.gains, rtol=1e-4)
+    np.testing.assert_allclose(
+        separation.projected_back(loud.matrices, 64 * x),
+        64 * separation.projected_back(plain.matrices, x),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
 def test_a_known_speaker_stays() -> None:
     model, params = linear_model(33, 3)
     sources = separation.vae_sources(model, params, 3, 4, labels=[2, 0], steps=2)

@@ -87,21 +87,23 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 
 def dataset(config: Any, found: sounds.Recordings, snr: float | None) -> datasets.Dataset:
     """The features; with noise all speakers are one, and the recordings with noise are another."""
-    if snr is None:
-        speakers = sorted(set(found.speakers))
-    else:
-        speakers = ["clean", "noise"]
-        rng = np.random.default_rng(0)
-        noisy = [with_noise(rng, signal, snr) for signal in found.signals]
-        count = len(noisy)
-        found = found._replace(
-            signals=found.signals + noisy,
-            labels=found.labels * 2,
-            speakers=["clean"] * count + ["noise"] * count,
-        )
+    speakers = sorted(set(found.speakers)) if snr is None else ["clean", "noise"]
     classes = sorted(set(found.labels))
-    return of_sounds.dataset_of(
-        found, classes, lambda part: split_of(config, part, classes, speakers)
+
+    def split(part: sounds.Recordings) -> datasets.Split:
+        heard = part if snr is None else beside_noise(part, snr)
+        return split_of(config, heard, classes, speakers)
+
+    return of_sounds.dataset_of(found, classes, split)
+
+
+def beside_noise(part: sounds.Recordings, snr: float) -> sounds.Recordings:
+    """Recordings as they are, and the same with noise."""
+    rng, count = np.random.default_rng(0), len(part.signals)
+    return part._replace(
+        signals=part.signals + [with_noise(rng, signal, snr) for signal in part.signals],
+        labels=part.labels * 2,
+        speakers=["clean"] * count + ["noise"] * count,
     )
 
 

@@ -88,6 +88,13 @@ def transfers(
     at codes that are perturbed along all other nuisances (``perturbed``), which takes nothing of
     the other. ``names_target`` is how often a classifier of nuisances takes a replaced example for
     one of the other.
+
+    Args:
+      model: answers ``encode`` and ``decode``.
+      params: its parameters.
+      key: the key of the preprocessing.
+      train: examples with labels, and with one-hot nuisances as attributes.
+      test: likewise.
     """
     have, judged = encoded(model, params, key, train), encoded(model, params, key, test)
     rng, names = np.random.default_rng(0), _classifier(have.x, have.groups)

@@ -59,7 +59,6 @@ def separate(
     model: SourceModel,
     sweeps: int,
     matrices: np.ndarray | None = None,
-    report: Any = None,
 ) -> Separation:
     """Fits a source model and the demixing matrices in turn, ``sweeps`` times.
 
@@ -68,7 +67,6 @@ def separate(
       model: says which variances the sources have.
       sweeps: how often both are fitted.
       matrices: W [F, M, M] to begin with; None is the identity.
-      report: called with the objective after each sweep, or None.
     """
     frequencies, sources, frames = mixture.shape
     if matrices is None:
@@ -83,8 +81,6 @@ def separate(
         state = model.update(state, _powers(matrices, mixture))
         matrices = iterative_projection(matrices, mixture, model.variances(state))
         objectives.append(value(matrices, state))
-        if report is not None:
-            report(objectives[-1])
     return Separation(matrices, state, objectives)
 
 

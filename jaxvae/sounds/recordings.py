@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxvae.datasets.catalog import _builder, _tfds
+from jaxvae.datasets.catalog import reader
 from jaxvae.datasets.loading import looks_like_path
 from jaxvae.datasets.splits import DataError
 from jaxvae.sounds.voices import RATE, voices
@@ -134,16 +134,13 @@ def _in_order(file: Path) -> list[Any]:
 
 def _prepared(name: str, data_dir: str | Path | None) -> Recordings:
     """A prepared set with the features ``audio``, ``label``, ``speaker`` and ``filename``."""
-    tfds = _tfds()
-    folder = Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
-    builder = _builder(tfds, name, folder)
     base = name.split("/")[0].split(":")[0]
     if base not in PREPARED_RATES:
         raise DataError(
             f"{name} is no known set of recordings ({', '.join(PREPARED_RATES)}): give a folder of "
             "wav files"
         )
-    source = builder.as_data_source("train")
+    source = reader(name, data_dir).as_data_source("train")
     examples = source.__getitems__(range(len(source)))
     examples.sort(key=lambda example: _in_order(Path(example["filename"].decode())))
     return Recordings(
