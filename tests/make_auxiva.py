@@ -17,7 +17,7 @@ def mixture(sources: int) -> np.ndarray:
     rng = np.random.default_rng(sources)
     shape = (sources, 33, 80)
     spectra = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
-    spectra *= rng.gamma(2.0, size=(sources, 1, 80))
+    spectra *= rng.uniform(0.3, 3.0, (sources, 1, 80))
     mixing = rng.standard_normal((33, sources, sources, 2)) @ [1, 1j]
     return mixing @ np.swapaxes(spectra, 0, 1)
 

@@ -52,10 +52,19 @@ def test_a_tone_is_where_its_frequency_is() -> None:
     assert sounds.mel_filters(8000, 129, 20).max(0)[2:-2].min() > 0  # no frequency is lost
 
 
-# librosa 0.11: librosa.filters.mel(sr=8000, n_fft=64, n_mels=6, htk=True, norm=None)[:, 1::4]
+# librosa 0.11: librosa.filters.mel(sr=8000, n_fft=64, n_mels=6, htk=True, norm=None)[:, 4:29:4]
 MEL = [
-    [0.6239496, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    [0.0212389, 0, 0, 0, 0, 0, 0],
+    [0.9787611, 0, 0, 0, 0, 0, 0],
+    [0, 0.7639474, 0, 0, 0, 0, 0],
+    [0, 0.2360526, 0.8123918, 0.0427869, 0, 0, 0],
+    [0, 0, 0.1876082, 0.9572132, 0.4462893, 0, 0],
+    [0, 0, 0, 0, 0.5537107, 0.8933306, 0.4466653],
 ]
+
+
+def test_filters_are_those_of_a_library() -> None:
+    np.testing.assert_allclose(sounds.mel_filters(8000, 33, 6)[:, 4:29:4], MEL, atol=1e-6)
 
 
 def test_silence_is_the_floor_and_loudness_no_feature() -> None:
@@ -63,7 +72,7 @@ def test_silence_is_the_floor_and_loudness_no_feature() -> None:
     features = sounds.log_mel(signal, SPECTRA, 20)
     assert features.shape == (len(SPECTRA.of(signal)), 20)
     np.testing.assert_allclose(sounds.log_mel(signal / 7, SPECTRA, 20), features, atol=1e-6)
-    np.testing.assert_array_equal(sounds.log_mel(np.zeros(1000), SPECTRA, 20), 0.0)
+    np.testing.assert_allclose(sounds.log_mel(np.zeros(1000), SPECTRA, 20), 0, atol=1e-9)
     padded = sounds.log_mel(np.r_[signal, np.zeros(2000)], SPECTRA, 20)
     assert padded.min() == sounds.spectra.FLOOR
 

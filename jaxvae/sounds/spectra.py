@@ -93,7 +93,7 @@ def log_mel(signal: np.ndarray, spectra: Spectra, mels: int) -> np.ndarray:
     sharper = lfilter([1.0, -PRE_EMPHASIS], [1.0], signal)
     powers = np.abs(spectra.of(sharper)) ** 2
     filtered = powers @ mel_filters(spectra.sample_rate, spectra.size, mels).T
-    logs = np.log(np.maximum(filtered, 1e-10))
+    logs = np.log(np.maximum(filtered, 1e-10 * max(filtered.max(), 1e-300)))
     return np.maximum(logs - logs.mean(), FLOOR)
 
 
