@@ -69,10 +69,14 @@ def vae_sources(
         tried = _codes(z, logits, _decoded(model, params, z, logits), powers)
         before = _with_gains(state, powers)
         better = _costs(tried, powers) < _costs(before, powers)
-        choose = lambda new, old: np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-        return Codes(*map(choose, tried, before))
+        return Codes(*(_chosen(better, a, b) for a, b in zip(tried, before, strict=True)))
 
     return SourceModel(init, update, _variances, lambda s, powers: float(_costs(s, powers).sum()))
+
+
+def _chosen(which: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """Of each source the new array where ``which`` [J] says so, else the old one."""
+    return np.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _variances(state: Codes) -> np.ndarray:
