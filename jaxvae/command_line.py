@@ -320,6 +320,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "denoise": _in_room(
         DENOISING, "denoise", "Cleans a noisy picture with a model of nothing but its own patches."
     ),
+    "separate": _in_room(
+        "jaxvae.runs.separating",
+        "separate",
+        "Separates the speakers of a wav file of several channels, with a model of spectra.",
+    ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
     ),

@@ -29,6 +29,7 @@ from jaxvae.distributions import (
     Dirichlet,
     DiscretizedLogistic,
     Distribution,
+    Exponential,
     Gamma,
     Independent,
     Kumaraswamy,
@@ -187,6 +188,12 @@ MEMBERS = {
         lambda x: stats.laplace.logpdf(x, LOC, [0.5, 1.5, 0.1]).sum(),
         lambda: Laplace(A(-0.2), A(0.6)),
         around(-0.2, 24.0, 120),
+    ),
+    "exponential": Member(
+        lambda: Exponential(A(LOC)),
+        lambda x: stats.expon.logpdf(x, scale=np.exp(LOC)).sum(),
+        lambda: Exponential(A(0.4)),
+        np.linspace(0, 50, 101),
     ),
     "gamma": Member(
         lambda: Gamma(A(SHAPES), A(RATES)),

@@ -51,6 +51,11 @@ OWN: dict[str, dict[str, Any]] = {
     "vae-gan": {"critic_hidden": (8,)},
     "cvae-gan": {"critic_hidden": (8,)},
     "zero-vae-gan": {"critic_hidden": (8,), "self_training_start": 1},
+    "mvae": {
+        **{"hidden": (6, 4), "latent": 2, "segment_frames": 8},
+        **{"window_length": 64, "hop_length": 32, "test_samples": 3},
+    },
+    "speech-vae": {"frames": 8, "mels": 6, "window_length": 64, "hop_length": 32},
     "multimodal": {"hidden_views": 0.3},
     "m2": {"labelled": 20, "batch_size": 16},
     "m1-m2": {"labelled": 20, "codes": 2},

@@ -25,6 +25,8 @@ from experiments.papers import (
     quadrants,
     rate_distortion,
     samples,
+    separation,
+    speech,
     stacked,
     sticks,
     zero_shot,
@@ -39,7 +41,7 @@ def _command(name: str) -> None:
 COMMANDS: dict[str, Callable[[], Any]] = {
     **{
         name: partial(_command, name)
-        for name in ("train", "evaluate", "sample", "denoise", "import", "export")
+        for name in ("train", "evaluate", "sample", "denoise", "separate", "import", "export")
     },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
@@ -56,6 +58,8 @@ COMMANDS: dict[str, Callable[[], Any]] = {
     "quadrants": partial(run_function, quadrants.main),
     "rate_distortion": partial(run_function, rate_distortion.main),
     "samples": partial(run_function, samples.main),
+    "separation": partial(run_function, separation.main),
+    "speech": partial(run_function, speech.main),
     "stacked": partial(run_function, stacked.main),
     "sticks": partial(run_function, sticks.main),
     "zero_shot": partial(run_function, zero_shot.main),
@@ -126,6 +130,16 @@ MISTAKES = [
     ("import", "nowhere", "nowhere has no config.json: diffusers writes it by save_pretrained"),
     ("import", "", "Missing from jaxvae import: PATH a folder with config.json"),
     ("export", ". out", "is no run folder"),
+    ("train", "mvae --sample-rate 11025", "8000 samples a second, and --sample-rate 11025"),
+    ("train", "mvae --dataset {data}/wav --file-names x", "must name {speaker} once"),
+    ("train", "mvae --segment-frames 6", "--segment-frames 6 must be a multiple of 4"),
+    ("train", "mvae --hop-length 300", "--hop-length 300 must be at most half of"),
+    ("train", "mvae --stream", "--stream True is for images"),
+    ("separate", ". x.wav", "is no run folder"),
+    ("separation", "--rows nothing", "no row 'nothing'"),
+    ("train", "speech-vae --dataset {data}/wav", "holds no wav files"),
+    ("train", "speech-vae --likelihood bernoulli", "needs uint8 pixels or values in [0, 1]"),
+    ("speech", "--rows nothing", "no row 'nothing'"),
     ("evaluate", ".", "is no run folder"),
     ("sample", ".", "is no run folder"),
     ("evaluate", "", "Missing from jaxvae evaluate: PATH the run folder"),

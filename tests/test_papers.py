@@ -22,6 +22,7 @@ from experiments.papers import (
     quadrants,
     rate_distortion,
     samples,
+    speech,
     stacked,
     sticks,
     texts,
@@ -87,6 +88,10 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "zero shot": (zero_shot, SMALL | {"dataset": "segments", "held_out": 2}),
     "modalities": (modalities, DIGITS | {"examples": 40}),
+    "speech": (
+        speech,
+        SMALL | {"dataset": "voices", "rows": ("mlp", "linear noise")},
+    ),
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
         stacked,

@@ -449,7 +449,7 @@ COMMANDS: list[tuple[str, str, str]] = [  # preset, content of the file, words o
     ("text-vae --tokens letters", "one two\n", "--tokens"),
     ("text-vae --kl-cost capacity --accumulate 2", "one two\none\n", "--accumulate must be 1"),
     ("text-vae --decoder transformer --heads 3", "one two\none\n", "--heads 3 must divide"),
-    ("text-vae --stream", "one two\none\n", "sentences are held in memory"),
+    ("text-vae --stream", "one two\none\n", "these examples are held in memory"),
 ]
 
 

@@ -44,8 +44,7 @@ def from_tfds(
     A split is ``make(records, image, label, name)``. A record holds the features of an example;
     ``image`` and ``label`` are the names of two of them.
     """
-    tfds = _tfds()
-    folder = Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+    tfds, folder = _tfds(), _folder(data_dir)
     builder = _builder(tfds, name, folder)
     image = _image_feature(builder)
     features = builder.info.features
@@ -68,6 +67,15 @@ def from_tfds(
     except Exception as error:
         raise _damaged(name, folder, error) from error
     return splits, tuple(features[label].names) if label else ()
+
+
+def reader(name: str, data_dir: str | os.PathLike | None) -> Any:
+    """The reader of a set of any features. The set is prepared first if need be."""
+    return _builder(_tfds(), name, _folder(data_dir))
+
+
+def _folder(data_dir: str | os.PathLike | None) -> Path:
+    return Path(_tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
 
 
 def _builder(tfds: Any, name: str, folder: Path) -> Any:

@@ -72,7 +72,7 @@ def _of_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Dataset[Split]:
         ),
         "test": Split(x[test], labels[test]),
     }
-    return Dataset(path.stem, splits, None, classes, attributes)
+    return Dataset(path.stem, splits, None, classes, class_attributes=attributes)
 
 
 def _with_transductive(seen: Split, unseen: Split) -> dict[str, Split]:
@@ -135,7 +135,7 @@ def segments(data_dir: str | os.PathLike | None) -> Dataset[Split]:
     parts = _with_transductive(train.take(~unseen), train.take(unseen))
     attributes = np.array([[s in lit for s in "abcdefg"] for lit in LIT], np.float32)
     names = tuple(map(str, range(10)))
-    return Dataset("segments", {**parts, "test": test}, 17, names, attributes)
+    return Dataset("segments", {**parts, "test": test}, 17, names, class_attributes=attributes)
 
 
 DESCRIBED = {"segments": segments}

@@ -199,6 +199,33 @@ class Gamma(Factorized):
 
 
 @pytree
+class Exponential(Factorized):
+    """Exponential, p(x) = exp(-x / mean) / mean per coordinate, of x >= 0.
+
+    It is the density of the power |s|^2 of a complex Gaussian s whose variance is the mean.
+    """
+
+    log_mean: Array
+
+    @property
+    def mean(self) -> Array:
+        return jnp.exp(self.log_mean)
+
+    def noise(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        """Exponential noise of mean one."""
+        return jax.random.exponential(key, shape + self.event_shape, jnp.result_type(self.log_mean))
+
+    def from_noise(self, noise: Array) -> Array:
+        return self.mean * noise
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        return self.from_noise(self.noise(key, shape))
+
+    def log_density(self, x: Array) -> Array:
+        return -x * jnp.exp(-self.log_mean) - self.log_mean
+
+
+@pytree
 class Beta(Factorized):
     """Beta on [0, 1], p(x) = x^(a-1) (1-x)^(b-1) / B(a, b)."""
 

@@ -9,6 +9,7 @@ from jaxvae.evaluation import (
     decompositions,
     disentanglement,
     metrics,
+    nuisances,
     samples,
     sources,
     words,
@@ -37,6 +38,7 @@ from jaxvae.evaluation.likelihoods import (
     tail_length,
 )
 from jaxvae.evaluation.metrics import METRICS, Data, measure
+from jaxvae.evaluation.separations import Quality, separation_quality
 from jaxvae.evaluation.sources import SOURCES, source
 from jaxvae.evaluation.usage import Usage, code_usage
 from jaxvae.evaluation.zero_shot import ZeroShot, zero_shot, zero_shot_of
@@ -51,6 +53,7 @@ __all__ = [
     "Data",
     "Likelihoods",
     "LogLikelihood",
+    "Quality",
     "Summary",
     "Usage",
     "ZeroShot",
@@ -69,11 +72,13 @@ __all__ = [
     "log_likelihoods",
     "measure",
     "metrics",
+    "nuisances",
     "pareto_shape",
     "per_dimension",
     "posteriors_of",
     "preprocessed_split",
     "samples",
+    "separation_quality",
     "source",
     "sources",
     "tail_length",

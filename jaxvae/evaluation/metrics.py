@@ -23,7 +23,14 @@ from jaxvae.datasets import (
     shapes,
 )
 from jaxvae.distributions import Hierarchy, Mixture, mean_of
-from jaxvae.evaluation import clusters, decompositions, disentanglement, modalities, samples
+from jaxvae.evaluation import (
+    clusters,
+    decompositions,
+    disentanglement,
+    modalities,
+    nuisances,
+    samples,
+)
 from jaxvae.evaluation.columns import batched, over_split, require
 from jaxvae.evaluation.encodings import as_matrix, encode_split, posteriors_of, preprocessed_split
 from jaxvae.evaluation.sources import is_conditional, source
@@ -255,6 +262,13 @@ def of_views(model: Model, params: Params, key: Array, data: Data) -> dict[str, 
     return found | modalities.coherence(model, params, key, data.test, data.train)
 
 
+def augmentation(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
+    """Accuracies on speakers that a classifier has not seen, with and without their codes."""
+    require(model, "--augmentation", "encode", "decode")
+    assert data.train is not None
+    return nuisances.transfers(model, params, key, data.train, data.test)
+
+
 Metric = Callable[[Model, Params, Array, Data], dict[str, float]]
 METRICS: dict[str, Metric] = {
     "decompose": decompose,
@@ -263,4 +277,5 @@ METRICS: dict[str, Metric] = {
     "factors": factor_scores,
     "clustering": clustering,
     "modalities": of_views,
+    "augmentation": augmentation,
 }

@@ -30,6 +30,8 @@ from jaxvae.families import (
     latent,
     modalities,
     prior,
+    spectra,
+    speech,
     text,
     text_labels,
     truncated,
@@ -73,6 +75,8 @@ FAMILIES: dict[str, Family] = {
     "truncated": truncated.FAMILY,
     "experts": experts.FAMILY,
     "zero-shot": zero_shot.FAMILY,
+    "spectra": spectra.FAMILY,
+    "speech": speech.FAMILY,
 }
 
 

@@ -19,6 +19,7 @@ from jaxvae.contracts import Array, Preprocess
 from jaxvae.models import Model
 from jaxvae.ranges import Amount, Count, Fraction, Whole
 from jaxvae.settings import Choice, Chosen, check_range, fields_of
+from jaxvae.sounds import Audible
 
 
 class Data(NamedTuple):
@@ -116,6 +117,7 @@ class Built(NamedTuple):
     # (model, params, key, split, what was found) -> further numbers of a split
     measures: Callable[..., dict[str, float]] | None = None
     dimensions: Callable[[Any], float] | None = None  # split -> values of an example, in the mean
+    audible: Audible | None = None  # how x can be heard, if it is sound
     training_raw: Callable[[Any], Any] | None = None  # ``raw``, if training sees other examples
     # (training split, batch size) -> groups of which every batch has a fixed number
     strata: Callable[[Any, int], tuple[datasets.Stratum, ...]] | None = None
@@ -157,7 +159,8 @@ class Family(NamedTuple):
     support: Callable[[Any], tuple[str, ...]]  # config -> preprocessing that its likelihood takes
     members: tuple[str, ...] = ()  # other names of it, such as the posterior that it always has
     second_stage: bool = False  # whether its models are of the codes of a run, ``config.of``
-    # (config, source, Data of a trained model or None) -> data set; None is ``datasets.load``
+    # (config, source, Data of a trained model or None, data_dir=) -> data set; None is
+    # ``datasets.load``
     load: Callable[..., datasets.Dataset] | None = None
     # (config, first stage) -> config with what follows from the first stage
     settled: Callable[[Any, FirstStage], Any] | None = None

@@ -7,6 +7,7 @@ prior. Warm-up of KL, free bits, word dropout and aggressive inference work agai
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -165,8 +166,13 @@ def support(config: Any) -> tuple[str, ...]:
     return ("none",)
 
 
-def load(config: Any, source: Any, data: Data | None = None) -> datasets.Dataset:
-    """The set of sentences of a configuration, in the words of a model if ``data`` is given."""
+def load(
+    config: Any, source: Any, data: Data | None = None, *, data_dir: str | Path | None = None
+) -> datasets.Dataset:
+    """The set of sentences of a configuration, in the words of a model if ``data`` is given.
+
+    ``source`` is a file or a folder, so ``data_dir`` is not used.
+    """
     if data is not None:
         (length,) = data.shape
         return datasets.texts.load(source, config.tokens, length, vocabulary=data.vocabulary)

@@ -362,7 +362,8 @@ def draw_calibration(path: Path, shown: Shown) -> bool:
     if judged is None:
         return False
     known: Any = log_classes(shown.model, shown.params, shown.key, shown.split)
-    points = curve(*known, np.array(shown.model.unseen))
+    log_q, labels = known
+    points = curve(log_q, labels, np.array(shown.model.unseen))
     drawing.trade(
         path,
         points,

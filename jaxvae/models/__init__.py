@@ -68,6 +68,7 @@ from jaxvae.models.objectives import (
     with_kl_cost,
 )
 from jaxvae.models.sentences import Sentence, Sentences, sentence_cvae, sentence_of, sentence_vae
+from jaxvae.models.spectra import spectral_cvae
 from jaxvae.models.truncated import (
     Search,
     TruncatedVAE,
@@ -156,6 +157,7 @@ __all__ = [
     "sentence_cvae",
     "sentence_of",
     "sentence_vae",
+    "spectral_cvae",
     "total_correlation",
     "truncated_answers",
     "vae",

@@ -44,6 +44,7 @@ from jaxvae.networks.sequences import (
     recurrent_encoder,
     transformer_decoder,
 )
+from jaxvae.networks.temporal import temporal_decoder, temporal_encoder
 from jaxvae.networks.topdown import Layer, TopDown, absolute, merged, residual
 from jaxvae.networks.transformer import causal_transformer
 
@@ -103,6 +104,8 @@ __all__ = [
     "residual_pair",
     "scaled_input",
     "summed",
+    "temporal_decoder",
+    "temporal_encoder",
     "transformer_decoder",
     "very_deep",
     "vgg_maps",

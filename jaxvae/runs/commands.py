@@ -56,7 +56,7 @@ def opened(
             f"{workdir} was trained on arrays or imported: say with --dataset what to open"
         )
     data = record.data
-    loaded = _loaded(record, source, data_dir)
+    loaded = _loaded(record, source, data_dir or record.place["data_dir"])
     shape = next(iter(loaded.splits.values())).shape
     if tuple(shape) != data.shape:
         raise ValueError(
@@ -73,11 +73,11 @@ def _loaded(record: folders.Record, source: str, data_dir: str | None) -> datase
     """The data set of a run."""
     config, place, of_family = record.config, record.place, FAMILIES[record.family].load
     if of_family is not None:
-        return of_family(config, source, record.data)
+        return of_family(config, source, record.data, data_dir=data_dir)
     opener: Any = datasets.stream if place["stream"] else datasets.load
     return opener(
         source,
-        data_dir or place["data_dir"],
+        data_dir,
         record.data.raw_levels,
         image_size=config.image_size,
         unreadable=config.unreadable,
@@ -99,6 +99,7 @@ def evaluate(
     factors: bool = False,
     clustering: bool = False,
     modalities: bool = False,
+    augmentation: bool = False,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     per_example: bool = False,
 ) -> None:
@@ -124,6 +125,8 @@ def evaluate(
       clustering: write the accuracy of the prior's components, each matched to a class.
       modalities: write likelihoods of each view and of the others given it, and whether what is
         decoded from a view has the class of the example, for a model of several views.
+      augmentation: write how well classifiers of one speaker do on another, with and without
+        training data whose speaker is replaced or perturbed in latent space.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
@@ -140,6 +143,7 @@ def evaluate(
         "reconstructions": reconstructions,
         "factors": factors,
         "clustering": clustering,
+        "augmentation": augmentation,
         "modalities": modalities,
     }
     metrics = [metric for metric, wanted in asked.items() if wanted]
@@ -257,6 +261,8 @@ def sample(
     latents: Any = {f"z{i}" if i else "z": np.asarray(a) for i, a in enumerate(jax.tree.leaves(z))}
     latents |= decoded
     np.savez(workdir / "samples.npz", **latents)
+    if built.audible is not None:
+        reports.write_sounds(workdir / "sounds", built.audible, "sample", decoded["means"])
     print(f"{num} samples of step {step}: {shown}, {workdir / 'samples.npz'}")
 
 

@@ -231,8 +231,8 @@ def _dataset(config: Config, job: Job, data: Any) -> datasets.Dataset:
     source, of_family = config.dataset if data is None else data, FAMILIES[family_of(config)].load
     if of_family is not None:
         if job.stream:
-            raise ValueError("stream=True is for images; sentences are held in memory")
-        return of_family(config, source)
+            raise ValueError("stream=True is for images; these examples are held in memory")
+        return of_family(config, source, data_dir=job.data_dir)
     load = datasets.stream if job.stream else datasets.load
     return load(
         source,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxvae import evaluation, processes
+from jaxvae import evaluation, processes, sounds
 from jaxvae.contracts import Array, Params
 from jaxvae.families import Built, Data
 
@@ -245,6 +246,14 @@ class _counter:
     def __exit__(self, *error: Any) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def write_sounds(folder: Path, audible: sounds.Audible, name: str, x: Any) -> None:
+    """Writes each x [N, ...] as a wav file, ``name-1.wav`` and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, one in enumerate(np.asarray(x), 1):
+        file = folder / f"{name}-{number}.wav"
+        sounds.write_wave(file, audible.signal(one), audible.sample_rate)
 
 
 def table(rows: Sequence[tuple[str, str]]) -> None:

@@ -18,6 +18,8 @@ from jaxvae.runs.loading import Trained, of_run
 from jaxvae.runs.preparing import Job, Run, batch_shapes, load_data, prepare
 from jaxvae.stopping import Stop
 
+SOUNDS = 4  # test examples that a model of sound leaves to hear
+
 
 def train(
     config: Config | str = "digits",
@@ -306,6 +308,8 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
         return numbers
     lines = reports.read_lines(workdir / "metrics.jsonl")
     drawn = draw(run, params, workdir, lines)
+    if run.built.audible is not None:
+        _write_sounds(run, params, workdir / "sounds")
     speed = reports.speeds(lines)
     rest = {
         name: value for name, value in numbers.items() if name not in ("elbo", "log_likelihood")
@@ -328,6 +332,14 @@ def _finish(run: Run, params: Any, workdir: Path, step: int) -> dict[str, Any]:
     if "interpolations.txt" in drawn:
         print("\n" + (workdir / "figures" / "interpolations.txt").read_text())
     return result
+
+
+def _write_sounds(run: Run, params: Any, folder: Path) -> None:
+    """Writes some test examples, and their reconstructions, as wav files."""
+    some = evaluation.preprocessed_split(run.key, datasets.random_subset(run.test, SOUNDS))
+    both = figures.reconstructions(run.built.model, params, some)
+    for name, x in zip(("input", "reconstruction"), both, strict=True):
+        reports.write_sounds(folder, run.built.audible, name, x)  # type: ignore[arg-type]
 
 
 def draw(run: Run, params: Any, workdir: Path, lines: list[dict[str, Any]]) -> list[str]:
