@@ -232,15 +232,16 @@ def clusters_of(model: Model, params: Params, key: Array, examples: Any) -> np.n
             f"mixture; this one is a {type(prior).__name__}"
         )
 
+    means = encode_split(model, params, key, examples)
+    if isinstance(prior, Gated):
+        return means["expert"].argmax(-1)
+
     def component(z: Array) -> Array:
         if not isinstance(prior, Hierarchy):
             return prior.responsibilities(z).argmax()
         conditional, _, rest = prior.given(z)
         return conditional.responsibilities(rest).argmax()
 
-    means = encode_split(model, params, key, examples)
-    if isinstance(prior, Gated):
-        return means["expert"].argmax(-1)
     return np.asarray(jax.jit(jax.vmap(component))(jnp.asarray(means)))
 
 
