@@ -225,7 +225,7 @@ def clustering(model: Model, params: Params, key: Array, data: Data) -> dict[str
 def clusters_of(model: Model, params: Params, key: Array, examples: Any) -> np.ndarray:
     """The prior's component that is most responsible for each posterior mean, [N]."""
     require(model, "--clustering", "encode", "prior")
-    prior = model.prior(params)  # type: ignore[misc]
+    prior: Any = model.prior(params)  # type: ignore[misc]
     if not isinstance(prior, Hierarchy | Mixture | Gated):
         raise ValueError(
             "--clustering needs a prior that is a mixture: gmvae, vade, infinite-vae, or --prior "
