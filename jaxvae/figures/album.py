@@ -320,8 +320,8 @@ def draw_calibration(path: Path, shown: Shown) -> bool:
     judged = zero_shot(shown.model, shown.params, shown.key, shown.split)
     if judged is None:
         return False
-    known: Any = log_classes(shown.model, shown.params, shown.key, shown.split)
-    points = curve(*known, np.array(shown.model.unseen))
+    log_q, labels = log_classes(shown.model, shown.params, shown.key, shown.split) or ((), ())
+    points = curve(np.array(log_q), np.array(labels), np.array(shown.model.unseen))
     drawing.trade(
         path,
         points,
