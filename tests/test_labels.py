@@ -279,6 +279,9 @@ class OneKey(models.M2):
     def terms(self, params: Any, key: Any, x: Any, y: Any, num_samples: int = 1) -> Any:
         return models.M2.terms(self, params, KEY, x, y, num_samples)
 
+    def bound(self, params: Any, key: Any, x: Any, y: Any) -> Any:
+        return models.M2.bound(self, params, KEY, x, y)
+
 
 def test_a_certain_guess_has_finite_losses_and_gradients() -> None:
     loss, x = loss_of(models.Shares(3, 9, 1, 3), 0.7, linear(LOGITS)), jnp.asarray(X, jnp.float32)

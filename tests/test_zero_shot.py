@@ -115,7 +115,7 @@ def test_a_linear_generator_cannot_learn_classes_by_heart(generator: str) -> Non
     """Between two classes it is between their features, whatever z is; a joint one is anywhere."""
     _, model, _, params = small(generator=generator)
     known, z = models.joined(params), jnp.array([0.3, -0.8])
-    a, b = (zero_shot.described(params["constants"], jnp.int32(y)) for y in (0, 2))
+    a, b = jnp.array([4.0, -3.0, 2.0]), jnp.array([-3.0, 4.0, -5.0])
     mean = jax.jit(lambda a, z: model.cvae.decode(known, z, a).mean)
     ends = (mean(a, z) + mean(b, z)) / 2
     apart = float(jnp.abs(mean((a + b) / 2, z) - ends).max())
@@ -277,7 +277,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "attributes of 5 classes, and labels go from 1 to 5: labels must be 0 to 4",
     ),
     "lengths": ({"split": np.zeros(3, int)}, r"must be \[N, D\], \[N\] and \[N\]"),
-    "all seen": ({"split": np.arange(40) % 8 // 6}, "needs classes without training examples"),
+    "all seen": ({"split": np.arange(40) % 8 // 6}, "must hold 0, training examples, and 2"),
 }
 
 
@@ -288,6 +288,18 @@ def test_what_is_no_set_of_described_classes_is_refused(mistake: str, tmp_path: 
     with pytest.raises(ValueError, match=words) as raised:
         prepare(families.preset("zero-vae-gan", **SMALL, dataset=str(file)))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"num_class_attributes": 0}, "mine has none: give dataset=FILE.npz"),
+        ({"unseen": ()}, "all 5 classes of mine have some"),
+    ],
+)
+def test_what_has_no_unseen_classes_is_refused(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        family.build(families.preset("zero-vae-gan", **SMALL), DATA._replace(**changed))
 
 
 def test_a_class_is_given_by_name_number_or_attributes() -> None:

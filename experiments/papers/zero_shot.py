@@ -20,7 +20,6 @@ import dataclasses
 import functools
 from typing import Annotated, Any
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -115,8 +114,7 @@ def ridge_gaussian(dataset: datasets.Dataset, penalty: float) -> dict[str, float
     x, judged = (part.x.reshape(len(part.x), -1).astype(float) for part in (train, test))
     known = zero_shot.constants(x, table, unseen)
     x, judged = ((each - known.mean) / known.scale for each in (x, judged))
-    attributes: Any = [zero_shot.described(known, jnp.int32(c)) for c in range(len(table))]
-    a = np.asarray(attributes, float)
+    a = np.stack([zero_shot.described(known, row) for row in table]).astype(float)
     means = np.stack([x[train.y == c].mean(0) for c in seen])
     centre = means.mean(0)
     gram = a[seen].T @ a[seen] + penalty * np.eye(a.shape[1])

@@ -60,6 +60,11 @@ def _of_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Dataset[Split]:
             f"{path}: features {features.shape}, label {labels.shape} and split {kinds.shape} must "
             "be [N, D], [N] and [N]"
         )
+    if not np.isin((TRAINING, TEST_OF_UNSEEN), kinds).all():
+        raise DataError(
+            f"{path}: split must hold 0, training examples, and 2, test examples of classes that "
+            f"have none; it holds {np.unique(kinds).tolist()}"
+        )
     x = (features * arrays.get("scale", 1.0)).astype(np.float32)
     classes = tuple(map(str, arrays.get("classes", range(len(arrays["attributes"])))))
     labels = labels.astype(np.int32)

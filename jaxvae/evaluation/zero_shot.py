@@ -35,11 +35,27 @@ def zero_shot(
       split: a ``Split`` with labels y [N], where -1 is a missing one.
       batch_size: examples computed at a time.
     """
+    known = log_classes_of_both(model, params, key, split, batch_size)
+    return None if known is None else zero_shot_of(*known, answers(model).unseen)
+
+
+def log_classes_of_both(
+    model: Any, params: Params, key: Array, split: Any, batch_size: int = 500
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """log q(y|x) [N, C] and labels [N], or None without labels of seen and of unseen classes.
+
+    Args:
+      model: a ``models.Model`` that answers ``classify`` and names unseen classes.
+      params: its parameters.
+      key: the key of the preprocessing.
+      split: a ``Split`` with labels y [N], where -1 is a missing one.
+      batch_size: examples computed at a time.
+    """
     classes = answers(model).unseen
     known = log_classes(model, params, key, split, batch_size) if classes else None
     if known is None or not 0 < np.isin(known[1], classes).sum() < len(known[1]):
         return None
-    return zero_shot_of(*known, classes)
+    return known
 
 
 def zero_shot_of(log_q: np.ndarray, labels: np.ndarray, unseen: Sequence[int]) -> ZeroShot:

@@ -219,7 +219,7 @@ PRESETS = {
             Config(),
             **{"latent": 16, "pixels": "none", "hidden": (256,), "critic_hidden": (256,)},
             **{"pixel_weight": 1.0, "similarity_weight": 0.0, "critic_weight": 0.1},
-            **{"learning_rate": 1e-3, "steps": 6000, "test_samples": 100},
+            **{"scale": 1.0, "learning_rate": 1e-3, "steps": 6000, "test_samples": 100},
         ),
     ),
 }

@@ -27,9 +27,8 @@ from jaxvae.distributions import (
     mean_of,
 )
 from jaxvae.evaluation import as_matrix, classification, encode_split, preprocessed_split
-from jaxvae.evaluation.classification import log_classes
 from jaxvae.evaluation.columns import length
-from jaxvae.evaluation.zero_shot import curve, zero_shot
+from jaxvae.evaluation.zero_shot import curve, log_classes_of_both, zero_shot, zero_shot_of
 from jaxvae.figures import decoding, drawing
 from jaxvae.models import Model, answers
 
@@ -358,12 +357,11 @@ def draw_unseen(path: Path, shown: Shown) -> bool:
 
 def draw_calibration(path: Path, shown: Shown) -> bool:
     """Draws accuracies of seen and unseen classes as unseen ones are preferred more and more."""
-    judged = zero_shot(shown.model, shown.params, shown.key, shown.split)
-    if judged is None:
+    known = log_classes_of_both(shown.model, shown.params, shown.key, shown.split)
+    if known is None:
         return False
-    known: Any = log_classes(shown.model, shown.params, shown.key, shown.split)
-    log_q, labels = known
-    points = curve(log_q, labels, np.array(shown.model.unseen))
+    judged = zero_shot_of(*known, shown.model.unseen)
+    points = curve(*known, np.array(shown.model.unseen))
     drawing.trade(
         path,
         points,

@@ -48,7 +48,7 @@ def _unit(attributes: Any) -> Any:
     return attributes / jnp.maximum(length, 1e-12)
 
 
-def described(known: Constants, y: Array) -> Array:
+def described(known: Constants, y: Any) -> Array:
     """Attributes as networks take them, a / |a| less their mean, of a class or of given ones."""
     return _unit(known.attributes[y] if jnp.ndim(y) == 0 else y) - known.centre
 
