@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,6 @@ def test_evaluate_reports_unseen_speakers(tmp_path: Path) -> None:
     jaxvae.train(config, tmp_path / "run", progress=False)
     assert len(list((tmp_path / "run" / "sounds").glob("reconstruction-*.wav"))) == 4
     evaluate(tmp_path / "run", num_samples=2, augmentation=True)
-    import json
-
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["names_target"] > 0.9
     assert found["accuracy_replaced"] > found["accuracy_clean"]

@@ -271,7 +271,8 @@ def test_bounds_of_sentences_with_and_without_a_label() -> None:
     cvae = models.sentence_cvae(encoder, decoder, *parts, word_dropout=1.0)
     model = models.M2(cvae, classifier, classes)
     x = models.sentence_of(jnp.array([2, 4, 3, 0]))
-    params = spread(model.init(KEY, x))
+    start = model.init(KEY, x)
+    params = spread(start) | {"encoder": start["encoder"]}  # q(z|x, y) is as wide as the prior
     points, weights = np.polynomial.hermite_e.hermegauss(64)
 
     def at(z: Any, y: Any) -> Any:

@@ -7,6 +7,7 @@ examples that share it.
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jaxvae.evaluation.encodings import as_matrix, encode_split, preprocessed_sp
 from jaxvae.models import Model
 
 PERTURBATION = 1.0  # gamma
+ITERATIONS = 300  # of the classifiers, at most
 
 
 def group_means(z: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -127,9 +129,12 @@ def _score(x: np.ndarray, labels: np.ndarray, judged: Encoded, at: np.ndarray) -
 
 
 def _classifier(x: np.ndarray, labels: np.ndarray) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(max_iter=1000).fit(_flat(x), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of decoder means that are alike
+        return LogisticRegression(max_iter=ITERATIONS).fit(_flat(x), labels)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def build(config: Config, data: Data) -> Built:
         pictures=of_sounds.pictures(_shown, data.pixel_max),
         discrete=False,
         audible=Audible(
-            config.sample_rate, lambda x: _heard(config, x), config.spectra, config.rate
+            config.sample_rate, lambda x: _heard(config, x), config.spectra, config.segment_frames
         ),
         notes=(f"{speakers} speakers: {', '.join(data.classes)}",),
     )

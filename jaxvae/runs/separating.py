@@ -100,16 +100,18 @@ def labels_of(trained: Trained, speakers: tuple[str, ...], sources: int) -> list
 
 def mixture_spectra(trained: Trained, channels: np.ndarray) -> np.ndarray:
     """The spectra [F, M, T] of the channels [M, N] of a mixture."""
-    return trained.built.audible.spectra.of(channels).transpose(2, 0, 1)  # type: ignore[union-attr]
+    audible: Any = trained.built.audible
+    return audible.spectra.of(channels).transpose(2, 0, 1)
 
 
 def source_model(
     trained: Trained, labels: list[int] | None = None, code_steps: int = 100
 ) -> separation.SourceModel:
     """The trained model as one of sources, whose labels are known or found out."""
-    frames = trained.built.audible.frames  # type: ignore[union-attr]
+    audible: Any = trained.built.audible
+    classes, frames = trained.data.num_classes, audible.frames
     return separation.vae_sources(
-        trained.model, trained.params, trained.data.num_classes, frames, labels, code_steps
+        trained.model, trained.params, classes, frames, labels, code_steps
     )
 
 
@@ -118,8 +120,8 @@ def signals_of(
 ) -> np.ndarray:
     """The sources as the first microphone hears them, [J, N]."""
     images = separation.projected_back(result.matrices, spectra)
-    transform: Any = trained.built.audible.spectra  # type: ignore[union-attr]
-    return transform.signal(np.swapaxes(images, 1, 2), length)
+    audible: Any = trained.built.audible
+    return audible.spectra.signal(np.swapaxes(images, 1, 2), length)
 
 
 def _numbers(

@@ -46,7 +46,7 @@ class Audible(NamedTuple):
     sample_rate: int
     signal: Callable[[np.ndarray], np.ndarray]  # x of one example -> a signal [N]
     spectra: Spectra | None = None  # of which x are the powers, if they are
-    frames: int = 1  # the networks take a multiple of so many
+    frames: int = 1  # spectra are filled up to a multiple of them, so few programs are compiled
 
 
 @functools.lru_cache(maxsize=16)
