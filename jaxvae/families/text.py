@@ -250,7 +250,15 @@ def answers_in_words(config: Any, data: Data) -> dict[str, Any]:
 def measures(
     model: models.Model, params: Params, key: Array, split: Any, found: dict[str, Any]
 ) -> dict[str, float]:
-    """What is said of a model of sentences, over a split."""
+    """What is said of a model of sentences, over a split.
+
+    Args:
+      model: the answers of the model.
+      params: its parameters.
+      key: the key of the draws of z.
+      split: the examples.
+      found: what was found of the split by other measures, such as ``elbo``.
+    """
     by_word = evaluation.words.word_measures(split, found)
     return by_word | evaluation.words.latent_measures(model, params, key, split)
 
