@@ -78,7 +78,7 @@ class Config(hybrid.Hybrid):
     """Network of the critic of features beside attributes."""
     classifier_hidden: Widths = ()
     """Widths of the hidden layers of the classifier."""
-    unseen_weight: Amount = 0.5
+    unseen_weight: Amount = 1.0
     """Weight of decoded features of unseen classes in the classifier's loss."""
     named_weight: Amount = 0.0
     """Weight of the classifier's cross-entropy of decoded features in the decoder's loss."""
