@@ -264,6 +264,7 @@ def algorithm_of(
     return training.growing_mixture(components, training.adam(0.05), moves, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_components_are_the_same_on_any_devices(mapping: str) -> None:
     """Batches of eight are padded to nine on three devices."""

@@ -217,6 +217,7 @@ def test_word_dropout_hides_words_from_the_decoder_in_training_alone() -> None:
 # Bounds
 
 
+@pytest.mark.slow
 def test_bounds_lie_below_log_p_by_quadrature_and_reach_it() -> None:
     """One latent dimension: log p(x) by Gauss-Hermite quadrature with 64 points."""
     encoder = networks.recurrent_encoder(WORDS, 3, 4, 2)
@@ -478,6 +479,7 @@ def small(**named: Any) -> Any:
     return families.changed(config, **named)
 
 
+@pytest.mark.slow
 def test_a_run_says_words_and_opens_without_its_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

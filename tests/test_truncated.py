@@ -228,6 +228,7 @@ def algorithm_of(model: models.TruncatedVAE, count: int, batch_size: int) -> tra
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_the_memory_is_the_same_on_any_devices(mapping: str) -> None:
     """Ten examples in batches of four, padded to six on three devices; and resumed in an epoch."""
