@@ -30,7 +30,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # but for tests marked optimized, below
 
 
-# Files whose tables compile a program for every row. The default run takes every eighth row of a
+# Files whose tables compile a program for every row. The default run takes every tenth row of a
 # table, ``pytest -m slow`` the others. Refusals compile nothing, so all of them always run.
 COMPILING = {
     *("test_bounds.py", "test_checkpoints.py", "test_code_priors.py", "test_convolutions.py"),
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         key = item.path.name, getattr(item, "originalname", item.name)
         if key[0] not in COMPILING or "refused" in key[1] or item.get_closest_marker("slow"):
             continue
-        if seen[key] % 8:
+        if seen[key] % 10:
             item.add_marker(pytest.mark.slow)
         seen[key] += 1
 

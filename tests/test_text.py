@@ -241,6 +241,7 @@ def test_bounds_lie_below_log_p_by_quadrature_and_reach_it() -> None:
     assert estimate(20_000).log_likelihood == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_ignores_z_is_a_language_model() -> None:
     """ELBO = log p - KL, and with q = p importance weights are log p for every K."""
     vae, x = vae_of("gru"), models.sentence_of(jnp.array([2, 4, 0, 0]))
@@ -262,6 +263,7 @@ def test_a_decoder_that_ignores_z_is_a_language_model() -> None:
 # Labels
 
 
+@pytest.mark.slow
 def test_bounds_of_sentences_with_and_without_a_label() -> None:
     """U(x) <= log p(x) and -L(x, y) <= log p(x, y), by quadrature; their estimate reaches log p."""
     classes = 2
