@@ -98,7 +98,7 @@ class _Listener:
         for number in SIGNALS:
             if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # nohup wants it to be ignored
-            self._before[number] = signal.signal(number, _do_nothing)
+            self._before[number] = signal.signal(number, self._interrupt)
 
     def stop(self) -> None:
         """Gives the signals back to whoever had them before."""
@@ -118,15 +118,15 @@ class _Listener:
                 self._silence_lost_terminals()
                 self._answer(signal.Signals(told[0]))
 
+    def _interrupt(self, *_: Any) -> None:
+        """Python's handler in the main thread, whose next line may write to a lost terminal."""
+        self._silence_lost_terminals()
+
     def _silence_lost_terminals(self) -> None:
         """Sends what would go to a closed terminal nowhere, where writing would raise OSError."""
         for terminal in self._terminals:
             if not os.isatty(terminal):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
-
-
-def _do_nothing(*_: Any) -> None:
-    """Keeps Python's own handler away; the listener's thread answers."""
 
 
 def _say(sentence: str) -> None:
