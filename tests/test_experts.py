@@ -219,7 +219,7 @@ def test_joint_density_sums_and_integrates_to_the_marginal() -> None:
 
 
 def test_without_concentration_it_is_one_vae() -> None:
-    """Terms and weights are those of the VAE alone, draw by draw."""
+    """Terms and weights are the ones of the VAE alone, draw by draw."""
     model, params = mixture(concentration=0.0)
     params |= {"counts": jnp.array([9.0, 0.0, 0.0])}
     answers = models.expert_answers(model, lambda key, x: params, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from test_training import images, images_vae
 
 import jaxvae
 from experiments import scaling_models
-from jaxvae import likelihoods, models, networks, posteriors, priors, training
+from jaxvae import families, likelihoods, models, networks, posteriors, priors, training
 from jaxvae.runs import Job, prepare
 from jaxvae.training import Placement, placements
 
@@ -264,3 +265,26 @@ def test_every_preset_trains_as_on_one_device(preset: str, all_cut: None, data_d
         run.fit(num_steps=3, report_every=1, report=lambda step, r, to=reports: to.append(r))
     assert len(many) == 3 and all(np.isfinite(report["loss"]) for report in many)
     assert many[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_critic_takes_the_steps_of_one_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gradient descent: Adam's first steps are signs, which rounding decides near 0."""
+    monkeypatch.setattr(training, "adam", lambda *_: optax.sgd(1e-2))
+    x = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
+    x = x.repeat(4, 1).repeat(4, 2)
+    np.savez(tmp_path / "set.npz", x_train=x, x_test=x[:16])
+    config = families.preset(
+        "autoencoder-kl",
+        **{"dataset": str(tmp_path / "set.npz"), "batch_size": 16},
+        **{"hidden": (8, 16), "blocks": 1, "norm_groups": 4},
+        **{"critic_hidden": (8,), "critic_start": 3, "optimizer": "sgd", "learning_rate": 1e-5},
+    )
+    one, cut = (prepare(config, job) for job in (Job(devices=1), Job(devices=4, mapping="fsdp")))
+    start = one.init_state().params["critic"]
+    ends = [run.fit(num_steps=12, state=run.init_state()).params for run in (one, cut)]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ends[0]["critic"], start)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=3e-7), *ends)

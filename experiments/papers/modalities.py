@@ -125,7 +125,7 @@ def model(name: str, numerals: Numerals | None, options: Options, seed: int) -> 
 
 
 def linear(numerals: Numerals, options: Options) -> dict[str, float]:
-    """Factor analysis of all views together, with the posteriors of its own in closed form."""
+    """Factor analysis of all views together, with its posteriors in closed form."""
     from sklearn.decomposition import FactorAnalysis
     from sklearn.linear_model import LogisticRegression
 

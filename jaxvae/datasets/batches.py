@@ -58,7 +58,7 @@ def stratified_rows(
 
     The examples of a stratum follow each other epoch by epoch, each epoch in another order. A batch
     may hold the end of one epoch and the beginning of the next, so all batches are full. They are a
-    pure function of (seed, step), as those of ``batch_rows``.
+    pure function of (seed, step), as the rows of ``batch_rows``.
     """
     rows, mask = np.zeros((2, padded), np.int32)
     start = 0

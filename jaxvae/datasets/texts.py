@@ -48,7 +48,7 @@ def _of_bytes(tokens: Sequence[str]) -> str:
     return numbers.decode("utf-8", "replace")
 
 
-# Words are letters a to z, digits, or one other sign, in lower case. Bytes are those of UTF-8.
+# Words are letters a to z, digits, or one other sign, in lower case. Bytes are of UTF-8.
 TOKENIZERS: dict[str, Tokenizer] = {
     "words": Tokenizer(_words, " ".join),
     "bytes": Tokenizer(_bytes, _of_bytes, tuple(f"{byte:02x}" for byte in range(256))),
@@ -128,7 +128,7 @@ def load(
     A set with one split gets a ``test`` split of a tenth, as ``datasets.load`` says.
 
     Args:
-      source: ``"sentences"``, those of ``grammars``; or a ``.txt`` file with one sentence in a
+      source: ``"sentences"``, made by ``grammars``; or a ``.txt`` file with one sentence in a
         line; or a ``.tsv`` file, whose lines have a label, a tab and a sentence; or a folder with
         files train, validation (or dev) and test of that kind; or sentences, or ``{split:
         sentences}``, or ``{split: (sentences, labels)}``.

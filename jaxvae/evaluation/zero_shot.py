@@ -61,7 +61,7 @@ def log_classes_of_both(
 def zero_shot_of(log_q: np.ndarray, labels: np.ndarray, unseen: Sequence[int]) -> ZeroShot:
     """The same of log-probabilities [N, C], labels [N] and unseen classes.
 
-    The mean over classes and the harmonic mean are those of Xian et al. 2017, arXiv:1703.04394,
+    The mean over classes and the harmonic mean are defined by Xian et al. 2017, arXiv:1703.04394,
     sec. 3.3.
     """
     classes = np.asarray(unseen)

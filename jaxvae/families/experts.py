@@ -106,7 +106,7 @@ def seeds_of(config: Config, data: Data) -> Array:
 
 
 def far_apart(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The rows of points [N, D], each drawn by its squared distance to those before."""
+    """The rows of points [N, D], each drawn by its squared distance to the rows before."""
     rng = np.random.default_rng(seed)
     chosen = [int(rng.integers(len(points)))]
     nearest = np.full(len(points), np.inf)

@@ -42,7 +42,7 @@ def load(
     Args:
       config: the configuration.
       source: as ``sounds.recordings`` takes it.
-      data: what the model was trained on, whose classes it knows; None takes those of the source.
+      data: what the model was trained on, whose classes it knows; None takes the source's.
       data_dir: where prepared sets are.
     """
     found = sounds.recordings(source, data_dir, config.file_names, config.sample_rate)

@@ -108,7 +108,7 @@ def draw_all(
       pictures: makes images of x, which is [..., *example], and of the examples it is from.
       pixel_max: the value that is drawn white.
       classes: names of the labels.
-      figures: those of ``FIGURES`` to draw; None is all.
+      figures: names in ``FIGURES`` to draw; None is all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = answers(model)

@@ -134,7 +134,7 @@ def mixture_terms(
 
 
 def expert_answers(model: ExpertMixture, init: Callable[[Array, Any], Params], draws: int) -> Model:
-    """What can be asked of the model; ``draws`` are those of q(c|x) for each expert."""
+    """What can be asked of the model; ``draws`` is how many each expert takes for q(c|x)."""
 
     def at(params: Params, z: dict[str, Any]) -> Params:
         c = jnp.argmax(z["expert"])

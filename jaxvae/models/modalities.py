@@ -34,7 +34,7 @@ Sets = tuple[tuple[bool, ...], ...]  # sets of views
 class Seen(NamedTuple):
     """An example of several views."""
 
-    x: Array  # the views one after the other, [D]; those that are missing are zeros
+    x: Array  # the views one after the other, [D]; missing views are zeros
     present: Array  # [M] bool
 
 

@@ -20,7 +20,7 @@ def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) ->
     """A conditional VAE of powers |s|^2 [T, F] of mean one, whose z [T' D] is a map in time.
 
     p(s | z, y) = prod N_C(s_tf; 0, sigma_tf^2(z, y)) (arXiv:1808.00892, eq. 20), so that powers are
-    exponential with mean sigma^2. Their density is that of s, times pi for each power.
+    exponential with mean sigma^2. Their density is the density of s, times pi for each power.
 
     Args:
       encoder: takes (log powers [T, F], y) to [T', 2 D], means and log-variances.

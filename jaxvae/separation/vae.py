@@ -84,7 +84,7 @@ def _variances(state: Codes) -> np.ndarray:
 
 
 def _costs(state: Codes, powers: np.ndarray) -> np.ndarray:
-    """The cost of each source, [J]: that of its powers less log p(z)."""
+    """The cost of each source, [J]: the cost of its powers less log p(z)."""
     variances = _variances(state)
     of_powers = (powers / variances + np.log(variances)).sum((1, 2))
     return of_powers + 0.5 * (state.z.astype(np.float64) ** 2).reshape(len(powers), -1).sum(1)
@@ -132,7 +132,7 @@ def _fitted(
     z: Array,
     logits: Array,
 ) -> tuple[Array, Array]:
-    """z and logits of each source, the best of those that Adam passes.
+    """z and logits of each source, the best that Adam passes.
 
     Args:
       model: the answers of the VAE.

@@ -34,7 +34,7 @@ def aggressive(
     """Aggressive inference: the encoder takes steps alone, and then the decoder takes one.
 
     He et al. 2019, arXiv:1901.05534, alg. 1. The encoder's turn ends if the mean loss of a window
-    of batches is above the mean of the window before it. Each part has an optimizer of its own,
+    of batches is above the mean of the window before it. Each part has its optimizer,
     whose schedule counts the steps of the part. With the decoder fixed, the encoder's steps are
     plain variational inference.
 
