@@ -32,7 +32,7 @@ def move(key: Array, log_likelihood: Array, counts: Array, slot: Array, alpha: A
 
     Args:
       key: the key of the draw.
-      log_likelihood: log p_k(x) of each slot, [K]. For an empty slot it is that of the base.
+      log_likelihood: log p_k(x) of each slot, [K]. For an empty slot it is log p(x) of the base.
       counts: members of each slot, the example among them, [K].
       slot: the example's slot, or -1.
       alpha: the concentration.

@@ -53,7 +53,7 @@ class Grids:
         return self.log_probs(codes).sum()
 
     def log_probs(self, codes: Codes) -> Array:
-        """log p of each grid given those above it, [levels]."""
+        """log p of each grid given the grids above it, [levels]."""
         logits = self.network.logits(self.params, codes, self.context)
         return networks.log_probs_of_grids([each / self.scale for each in logits], codes)
 

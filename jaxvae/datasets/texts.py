@@ -185,7 +185,7 @@ def _texts(source: Any) -> tuple[str, dict[str, Texts]]:
     if not looks_like_path(source):
         raise DataError(
             f"{source!r} is no set of sentences: give a .txt or .tsv file, a folder of them, or "
-            "sentences for those of a small grammar"
+            "the word sentences, which means a small grammar"
         )
     path = Path(source).expanduser()
     return (path.parent.name if path.stem == "all" else path.stem), _of_path(path)

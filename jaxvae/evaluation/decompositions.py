@@ -31,8 +31,8 @@ class Estimate(NamedTuple):
     """A mean over draws."""
 
     value: float  # nats
-    # That of independent draws. Where every example was drawn equally often, the spread between the
-    # examples adds no error, and this is too large.
+    # The standard error of independent draws. Where every example was drawn equally often, the
+    # spread between the examples adds no error, and this is too large.
     standard_error: float
 
 

@@ -235,8 +235,8 @@ class Config:
     split."""
     pixels: Literal[("auto", *datasets.PREPROCESSING)] = "auto"  # type: ignore[valid-type]
     """Preprocessing: dynamic or static binarization, uniform dequantization, scaling to [0, 1],
-    integer counts, none for real values, or gaps for those of which nan is missing; auto takes the
-    default of the likelihood."""
+    integer counts, none for real values, or gaps for real values among which nan is missing; auto
+    takes the default of the likelihood."""
     levels: Count | None = None
     """Values that a pixel can take; None infers them from integers and takes floats as real
     numbers."""

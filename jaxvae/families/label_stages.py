@@ -77,7 +77,7 @@ def settled(config: Config, first: FirstStage) -> Config:
     varying = int((np.var(_means(first), 0) > ACTIVE_VARIANCE).sum())
     if not varying:
         raise ValueError(
-            f"no code of the run that of={config.of} names varies: train it for longer, or say how "
+            f"no code of the run varies that of={config.of} names: train it for longer, or say how "
             "many codes to take"
         )
     return dataclasses.replace(config, codes=varying)

@@ -24,8 +24,8 @@ Bound = bound_choice("categorical", "enumeration")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Labelled(contract.Config):
-    """The settings of models with labels."""
+class FewLabels(contract.Config):
+    """The settings of models that learn from examples with a label and without."""
 
     labelled: Count | None = None
     """Training examples whose labels are used, equally many of each class and chosen by the seed;
@@ -35,6 +35,14 @@ class Labelled(contract.Config):
     for it."""
     label_weight: Amount = 0.1
     """Weight alpha of the mean cross-entropy of the labelled examples, in nats for each example."""
+    bound: Chosen = Bound("elbo")
+    """Objective of the examples without a label, whose latent is the label."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled(FewLabels):
+    """The settings of M2, of whatever it explains."""
+
     latent: Count = 10
     """Dimensions of z."""
     posterior: Chosen = Posterior("normal")
@@ -43,8 +51,6 @@ class Labelled(contract.Config):
     """Widths of the hidden layers of encoder, classifier and decoder."""
     activation: networks.ActivationName = "softplus"
     """Activation of the hidden layers."""
-    bound: Chosen = Bound("elbo")
-    """Objective of the examples without a label, whose latent is the label."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +87,7 @@ def shares_of(config: Any, data: Data) -> models.Shares:
 
 
 def strata(shares: models.Shares) -> Callable[[Any, int], tuple[datasets.Stratum, ...]]:
-    """The examples with a label and those without, and how many of them a batch has."""
+    """The examples with a label and without one, and how many of them a batch has."""
 
     def groups(split: Any, batch_size: int) -> tuple[datasets.Stratum, ...]:
         known = np.asarray(split.x.y) >= 0

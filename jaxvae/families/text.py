@@ -125,8 +125,8 @@ class Text(contract.Config):
 
     dataset: str = "sentences"
     """A .txt file with a sentence in each line, a .tsv file with a label, a tab and a sentence in
-    each, a folder of files train, validation (or dev) and test, or sentences: those of a small
-    grammar."""
+    each, a folder of files train, validation (or dev) and test, or the word sentences, which
+    means a small grammar."""
     tokens: Literal[tuple(datasets.texts.TOKENIZERS)] = "words"  # type: ignore[valid-type]
     """What a sentence is cut into: words in lower case, numbers and signs, or bytes of UTF-8."""
     max_length: Count = 60

@@ -13,7 +13,7 @@ from jaxvae import models, networks, training
 from jaxvae.contracts import Array
 from jaxvae.families import assembly, contract, labels, text
 from jaxvae.families.contract import Built, Data
-from jaxvae.ranges import Amount, Count, Share
+from jaxvae.ranges import Amount, Count
 from jaxvae.settings import Choice, Chosen, changed
 
 
@@ -50,21 +50,13 @@ Classifier = Choice(CLASSIFIERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(text.Text):
+class Config(labels.FewLabels, text.Text):
     """A VAE of sentences whose labels may be missing."""
 
-    labelled: Count | None = None
-    """Training sentences whose labels are used, equally many of each class and chosen by the seed;
-    None takes all labels."""
-    labelled_share: Share = 0.1
-    """Share of labelled sentences in every batch, if some are and some are not; the loss makes up
-    for it."""
     label_weight: Amount = 10.0
     """Weight alpha of the mean cross-entropy of the labelled sentences, in nats for each."""
     classifier: Chosen = Classifier("words")
     """Network of q(y|x)."""
-    bound: Chosen = labels.Bound("elbo")
-    """Objective of the sentences without a label, whose latent is the label."""
 
 
 def m2_of(config: Config, data: Data) -> models.M2:

@@ -112,7 +112,7 @@ def decoded(model: Any, params: Params, z: Any, lead: int = 1, condition: Any = 
       model: a model that answers ``decode``.
       params: its parameters.
       z: a pytree of arrays whose first ``lead`` axes they share.
-      lead: the number of those axes, which the result has too.
+      lead: how many axes they share; the result has them too.
       condition: what a conditional model decodes at.
     """
     model = answers(model)

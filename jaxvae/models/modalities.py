@@ -109,7 +109,7 @@ class Modalities(NamedTuple):
         return Mixture(self.log_shares(example.present), components)
 
     def log_shares(self, present: Array) -> Array:
-        """Log-weights of the sets, -inf for those with a view that is missing."""
+        """Log-weights of the sets, -inf for a set with a view that is missing."""
         whole = (~jnp.array(self.sets) | present).all(1)
         return jnp.where(whole | ~present.any(), 0.0, -jnp.inf)
 

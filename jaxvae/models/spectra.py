@@ -25,7 +25,7 @@ def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) ->
     Args:
       encoder: takes (log powers [T, F], y) to [T', 2 D], means and log-variances.
       decoder: takes (z, y) to log sigma^2 [T, F].
-      shape: (T', D) of examples as long as those of the training; networks may take longer ones.
+      shape: (T', D) of the training examples; networks may take longer ones.
     """
 
     def encode(params: Params, x: Array, y: Array) -> Normal:

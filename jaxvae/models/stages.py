@@ -155,7 +155,7 @@ class Stages(NamedTuple):
         return terms | (self.level_terms(params, example) if self.codes.grids else {})
 
     def level_terms(self, params: Params, example: Any) -> Terms:
-        """-log p of each level given those above it, and of all levels under a uniform prior."""
+        """-log p of each level given the levels above, and of all levels under a uniform prior."""
         first, condition = params["first_stage"]["model"], self.conditions.condition(example)
         codes = self.codes.encode(first, self.conditions.first(example)).loc
         log_probs = self.law(params, condition).log_probs(codes)

@@ -128,14 +128,14 @@ def losses(
 ) -> dict[str, Loss]:
     """The losses of encoder, decoder, critic and classifier for one example.
 
-    Encoder, decoder and critic have those of ``hybrid_losses``, where draws of p(x|z, a) are judged
-    beside a. The others descend
+    Encoder, decoder and critic have the losses of ``hybrid_losses``, where draws of p(x|z, a)
+    are judged beside a. The others descend
 
         decoder:    named * -log p(y|x_p) + penalty
         classifier: -log p(y|x) + unseen * -log p(u|x_u),   u uniform over the unseen classes,
 
-    where x_p is drawn given the attributes of y and x_u given those of u. An example without a
-    label has the class of ``guess``, or no loss.
+    where x_p is drawn given the attributes of y, and x_u given the attributes of u. An example
+    without a label has the class of ``guess``, or no loss.
 
     Args:
       model: the model.

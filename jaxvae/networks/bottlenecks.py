@@ -59,7 +59,7 @@ def _conv_weights(
 def _bottleneck_weights(
     blocks: tuple[int, ...], size: Size, widths: tuple[int, int, int], last: float = 1.0
 ) -> dict[str, Any]:
-    """Weights for inputs, middle and outputs; ``last`` scales those of c4."""
+    """Weights for inputs, middle and outputs; ``last`` scales the weights of c4."""
     taps = 3 if min(size) > 2 else 1
     inputs, middle, outputs = widths
     return {

@@ -28,8 +28,8 @@ Cache = tuple[Array, Array]  # keys and values of a layer, [T, heads, width / he
 class _Block(linen.Module):
     """x + attention(norm(x)), then x + dense(gelu(dense(norm(x)))).
 
-    Without a cache the queries are all positions, each of which attends to itself and those before
-    it. With a cache they are the positions from ``start`` on, whose keys and values enter it.
+    Without a cache the queries are all positions, each of which attends to itself and to earlier
+    ones. With a cache they are the positions from ``start`` on, whose keys and values enter it.
     """
 
     heads: int

@@ -308,7 +308,7 @@ def _conditions(
     checkpoint: str,
     labels: np.ndarray | None,
 ) -> Any:
-    """The conditions to draw at, as the model takes them: labels, or those of test examples."""
+    """The conditions to draw at, as the model takes them: labels, or test examples' conditions."""
     if built.condition is None:
         return labels
     if labels is not None:

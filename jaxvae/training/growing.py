@@ -65,8 +65,8 @@ def growing_mixture(
     """A Dirichlet-process mixture: Gibbs moves of a batch, and a step of every component.
 
     The base, which is the last of the stacked parameters, learns from all examples. A component
-    that is opened starts as a copy of the base with a fresh optimizer. The loss that is reported is
-    that of the components on their members.
+    that is opened starts as a copy of the base with a fresh optimizer. The reported loss is the
+    loss of the components on their members.
 
     Args:
       components: the functions of the components.
@@ -134,7 +134,7 @@ def _moved(
     x: Any,
     axis_name: str | None,
 ) -> Array:
-    """The components of all examples after those of the batch have moved, [N]."""
+    """The components of all examples after the examples of the batch have moved, [N]."""
     experts = state.params["model"]["experts"]
     evidence = jax.vmap(components.evidence, (None, 0, 0))(experts, keys, x)  # [B, K + 1]
     start = jax.vmap(components.nearest)(x).astype(jnp.int32)

@@ -155,8 +155,8 @@ def fit(
       steps_per_call: the most steps in one dispatch.
       seconds_per_call: about the longest time of a dispatch. A request to stop may wait so long.
       max_skipped: the most updates in a row that may be skipped because they are not finite.
-      strata: groups of examples of which every batch has a fixed number, such as those with a label
-        and those without. An epoch is then one of each group, and no batch is ragged.
+      strata: groups of examples of which every batch has a fixed number, such as examples with
+        a label and without one. An epoch is then one of each group, and no batch is ragged.
 
     Raises NotFiniteError, which names the step and the term. Raises ValueError for an empty set,
     for something that is no set, or for settings that cannot work.
@@ -366,7 +366,7 @@ def _check_finite(metrics: dict[str, np.ndarray], end: int, first_bad: Any, limi
         if skipped[i] >= limit:
             raise NotFiniteError(
                 f"step {first_bad[0]}: {first_bad[1]}. {limit} updates in a row were "
-                "skipped, and the parameters are those from before. Lower the learning rate, clip "
-                "the gradient's norm, or look for values that are not finite in the data."
+                "skipped, and the parameters are as they were before. Lower the learning rate, "
+                "clip the gradient's norm, or look for values that are not finite in the data."
             )
     return first_bad

@@ -72,7 +72,7 @@ class Remembering(NamedTuple):
 class Steps(NamedTuple):
     """The steps of expectation maximization, as pure functions of one example.
 
-    ``params`` are ``{name: params}``, of which those named ``moved`` descend the loss.
+    ``params`` are ``{name: params}``, of which the ones in ``moved`` descend the loss.
     """
 
     init: Callable[[Array, Any], Params]  # (key, x) -> params
@@ -154,7 +154,7 @@ def expectation_maximization(
 
 
 def _at_end(steps: Steps, params: Params, sums: Any, ended: Array) -> tuple[Params, Any]:
-    """The parameters with those in closed form and empty sums, if an epoch has ended."""
+    """At the end of an epoch the parameters in closed form and empty sums, else as they are."""
     solved = steps.solve(params, sums, jnp.maximum(sums["count"], 1.0))
     chosen = jax.tree.map(lambda new, old: jnp.where(ended, new, old), solved, params)
     return chosen, jax.tree.map(lambda total: jnp.where(ended, 0.0, total), sums)
