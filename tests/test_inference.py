@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,14 +70,15 @@ def bound(problem: Problem, q: Any, draws: int = 5000) -> np.ndarray:
 
 def test_the_best_diagonal_posterior_has_the_gap_of_its_closed_form(problem: Problem) -> None:
     """1/2 [sum log diag M - log det M], with variances s^2 / diag M and the exact means."""
-    q = refine(problem, num_steps=250)
+    q = refine(problem, num_steps=500)
     np.testing.assert_allclose(q.loc, problem.means, atol=0.06)
     exact = 1 / np.diag(np.linalg.inv(problem.covariance))
-    np.testing.assert_allclose(q.scale**2, np.tile(exact, (6, 1)), rtol=0.05)
-    gaps = problem.evidence - bound(problem, q)
+    np.testing.assert_allclose(q.scale**2, np.tile(exact, (6, 1)), rtol=0.12)
+    gaps = problem.evidence - bound(problem, q, 100_000)
     assert gaps.mean() == pytest.approx(problem.gap, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_best_gaussian_is_the_posterior(problem: Problem) -> None:
     """From the encoder's diagonal one: the bound is log p(x), whatever the draws are."""
 
@@ -89,6 +92,7 @@ def test_the_best_gaussian_is_the_posterior(problem: Problem) -> None:
     np.testing.assert_allclose(bound(problem, q, 50), problem.evidence, atol=0.01)
 
 
+@pytest.mark.slow
 def test_every_row_gains_on_common_noise(problem: Problem) -> None:
     """Few steps are enough to rise above a poor encoder, and no row falls below it."""
     encoder = jax.vmap(partial(problem.vae.encode, problem.params))(problem.x)
@@ -182,25 +186,32 @@ def vae_of(name: str) -> tuple[models.VAE, Any]:
 )
 def test_latents_without_a_gradient_are_refused(name: str, words: str) -> None:
     vae, params = vae_of(name)
-    for use in (inference.refined, chains.nuts):
-        with pytest.raises(ValueError, match=words):
-            use(vae, params, KEY, jnp.zeros(4))
+    with pytest.raises(ValueError, match=words):
+        inference.refined(vae, params, KEY, jnp.zeros(4))
 
 
-def test_chains_refuse_latents_that_have_an_edge() -> None:
-    vae, params = vae_of("power_spherical")
-    with pytest.raises(ValueError, match="points of a sphere"):
+@pytest.mark.parametrize("name, words", [("bernoulli", "are bits"), ("power_spherical", "sphere")])
+def test_chains_refuse_latents_that_are_discrete_or_have_an_edge(name: str, words: str) -> None:
+    vae, params = vae_of(name)
+    with pytest.raises(ValueError, match=words):
         chains.hmc(vae, params, KEY, jnp.zeros(4))
+
+
+def test_without_blackjax_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blackjax", None)
+    with pytest.raises(ValueError, match=re.escape("pip install 'jaxvae[inference]'")):
+        chains.nuts(None, {}, KEY, jnp.zeros(4))
 
 
 # Markov chains
 
 
-@pytest.mark.parametrize("sampler", [chains.hmc, pytest.param(chains.nuts, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [chains.hmc, chains.nuts])
 def test_chains_have_the_moments_of_the_posterior(sampler: Any, problem: Problem) -> None:
-    one = lambda key, x: sampler(problem.vae, problem.params, key, x, num_samples=400, warmup=150)
+    one = lambda key, x: sampler(problem.vae, problem.params, key, x, num_samples=500, warmup=200)
     found = jax.jit(jax.vmap(one))(jax.random.split(KEY, 3), problem.x[:3])
-    assert float(found.rhat.max()) <= 1.02 and not found.divergences.any()
+    assert float(found.rhat.max()) <= 1.01 and not found.divergences.any()
     assert float(found.effective_samples.min()) > 300
     deviations = np.sqrt(np.diag(problem.covariance) / found.effective_samples)
     z = (found.positions.mean((1, 2)) - problem.means[:3]) / deviations

@@ -7,7 +7,8 @@ size says how many independent draws they are worth (Vehtari et al. 2021, arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxvae.models import Model, answers
 from jaxvae.uses import targets
 
 FROM_PRIOR = 4  # one chain in so many starts at a draw of the prior
+SHORTEST = 0.5  # of a step of HMC, as a share of the tuned one
 
 
 class Draws(NamedTuple):
@@ -28,6 +30,14 @@ class Draws(NamedTuple):
     effective_samples: Any  # the same, of the bulk; at most chains times samples
     acceptance: Array  # mean
     divergences: Array  # transitions whose energy error was above 1000
+
+
+class Sampler(NamedTuple):
+    """An algorithm of BlackJAX that is tuned by windows."""
+
+    algorithm: Any
+    settings: Mapping[str, Any] = MappingProxyType({})
+    shortest: float = 1.0  # step of a transition, as a share of the tuned one: uniform up to 1
 
 
 def nuts(
@@ -61,8 +71,8 @@ def nuts(
 
     Raises ValueError without BlackJAX, or if the latents are not any real numbers.
     """
-    blackjax = _blackjax()
-    return _run(blackjax.nuts, {}, model, params, key, x, chains, num_samples, warmup, spread)
+    sampler = Sampler(_blackjax().nuts)
+    return _run(sampler, model, params, key, x, chains, num_samples, warmup, spread)
 
 
 def hmc(
@@ -78,7 +88,8 @@ def hmc(
 ) -> Draws:
     """Draws of p(z|x) of one example by Hamiltonian Monte Carlo.
 
-    Neal 2011, arXiv:1206.1901.
+    Neal 2011, arXiv:1206.1901. Each transition takes a share of the tuned step that is uniform from
+    1/2 to 1 (sec. 3.2), because paths of one length can return to where they started.
 
     Args:
       model: a ``models.Model`` that answers ``encode``, ``draw`` and ``log_joint``, or what
@@ -92,8 +103,8 @@ def hmc(
       spread: how many times wider than the encoder's posterior the chains start.
       leapfrogs: steps of each transition.
     """
-    blackjax, settings = _blackjax(), {"num_integration_steps": leapfrogs}
-    return _run(blackjax.hmc, settings, model, params, key, x, chains, num_samples, warmup, spread)
+    sampler = Sampler(_blackjax().hmc, {"num_integration_steps": leapfrogs}, SHORTEST)
+    return _run(sampler, model, params, key, x, chains, num_samples, warmup, spread)
 
 
 def _blackjax() -> Any:
@@ -107,8 +118,7 @@ def _blackjax() -> Any:
 
 
 def _run(
-    algorithm: Any,
-    settings: dict[str, Any],
+    sampler: Sampler,
     model: Any,
     params: Params,
     key: Array,
@@ -122,7 +132,7 @@ def _run(
     goal = targets.target(model, params, x, "a Markov chain")
     key_start, key_chains = jax.random.split(key)
     starts = _starts(model, params, key_start, x, chains, spread)
-    one = lambda key, z: _chain(algorithm, settings, goal.log_joint, key, z, num_samples, warmup)
+    one = lambda key, z: _chain(sampler, goal.log_joint, key, z, num_samples, warmup)
     positions, acceptance, divergent = jax.vmap(one)(jax.random.split(key_chains, chains), starts)
     blackjax = _blackjax()
     rhat, effective = blackjax.rhat(positions), blackjax.ess_bulk(positions)
@@ -149,8 +159,7 @@ def _starts(model: Model, params: Params, key: Array, x: Any, chains: int, sprea
 
 
 def _chain(
-    algorithm: Any,
-    settings: dict[str, Any],
+    sampler: Sampler,
     log_joint: Callable[[Array], Array],
     key: Array,
     start: Array,
@@ -159,12 +168,15 @@ def _chain(
 ) -> tuple[Array, Array, Array]:
     """Positions [samples, D], acceptance and divergences of one chain."""
     key_tuning, key_draws = jax.random.split(key)
-    tuning = _blackjax().window_adaptation(algorithm, log_joint, **settings)
+    tuning = _blackjax().window_adaptation(sampler.algorithm, log_joint, **sampler.settings)
     (state, tuned), _ = tuning.run(key_tuning, start, num_steps=warmup)
-    kernel = algorithm(log_joint, **tuned).step
+    kernel = sampler.algorithm.build_kernel()
 
     def step(state: Any, key: Array) -> tuple[Any, tuple]:
-        state, info = kernel(key, state)
+        key_share, key = jax.random.split(key)
+        share = jax.random.uniform(key_share, (), minval=sampler.shortest, maxval=1.0)
+        taken = tuned | {"step_size": share * tuned["step_size"]}
+        state, info = kernel(key, state, log_joint, **taken)
         return state, (state.position, info.acceptance_rate, info.is_divergent)
 
     keys = jax.random.split(key_draws, num_samples)
