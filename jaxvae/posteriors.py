@@ -70,18 +70,25 @@ def multivariate_normal(latent: int) -> Posterior:
     """Full-covariance Gaussian, N(z; m, L L^T), L = diag(s) (I + R).
 
     Kingma & Welling 2013, arXiv:1312.6114, app. F. R is strictly lower triangular and
-    raw = [m, log s, the D (D-1) / 2 entries of R by rows]. In the paper the entries below the
-    diagonal are not relative to the scales s. Their noise then has the same size for all latents,
-    and it drowns the latents whose posterior is narrow.
+    raw = [m, r, the D (D-1) / 2 entries of R by rows], with s = e^r below 0 and 1 + r above. In the
+    paper the entries below the diagonal are not relative to the scales s. Their noise then has the
+    same size for all latents, and it drowns the latents whose posterior is narrow. Above one the
+    scale grows in a straight line, because s multiplies R: at examples far outside, where a network
+    gives large numbers, the noise of e^r R would drown the gradient of all others.
     """
     below = jnp.tril_indices(latent, -1)
 
     def make(params: Any, raw: Array) -> MultivariateNormal:
-        loc, log_scale, rest = jnp.split(raw, [latent, 2 * latent])
+        loc, raw_scale, rest = jnp.split(raw, [latent, 2 * latent])
         relative = jnp.eye(latent, dtype=raw.dtype).at[below].set(rest)
-        return MultivariateNormal(loc, jnp.exp(log_scale)[:, None] * relative)
+        return MultivariateNormal(loc, _slow_scale(raw_scale)[:, None] * relative)
 
     return Posterior(2 * latent + latent * (latent - 1) // 2, make)
+
+
+def _slow_scale(raw: Array) -> Array:
+    """e^r below 0, and 1 + r above, which is as smooth as its first derivative."""
+    return jnp.where(raw < 0, jnp.exp(jnp.minimum(raw, 0.0)), 1 + raw)
 
 
 def bernoulli(latent: int) -> Posterior:

@@ -17,7 +17,7 @@ import numpyro.distributions as nd
 import pytest
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import digamma
-from scipy import integrate, special, stats
+from scipy import integrate, linalg, special, stats
 
 from jaxvae import datasets
 from jaxvae.distributions import (
@@ -44,6 +44,7 @@ from jaxvae.distributions import (
     logistic,
     uniform,
 )
+from jaxvae.distributions.triangular import solve_lower
 from jaxvae.likelihoods import LIKELIHOODS, normal
 from jaxvae.posteriors import POSTERIORS, multivariate_normal
 
@@ -610,6 +611,31 @@ def test_samples_are_made_of_noise_that_has_no_parameters(name):
         np.testing.assert_array_equal(d.from_noise(other.noise(KEY, shape)), d.sample(KEY, shape))
 
 
+def test_densities_of_a_batch_call_no_solver_that_waits_for_its_own_threads():
+    """Two of LAPACK's at once wait for ever in a pool of two threads (jaxlib 0.10.2)."""
+    d, x = MEMBERS["multivariate_normal"].make(), jnp.zeros((4, 3))
+    many_of = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), d)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda d, x: d.log_prob(x))))
+    assert "lapack" not in slopes.lower(many_of, x).as_text()
+    plain = lambda l, b: jax.scipy.linalg.solve_triangular(l, b, lower=True)
+    of_lapack = jax.jit(jax.vmap(jax.grad(lambda d, x: plain(d.scale_tril, x).sum())))
+    assert "lapack" in of_lapack.lower(many_of, x).as_text()  # the check can fail
+
+
+def test_triangular_systems_are_solved_with_their_gradients():
+    rng = np.random.default_rng(0)
+    lower, right = np.tril(rng.normal(size=(5, 5))) + 2 * np.eye(5), rng.normal(size=(5, 3))
+    weight = rng.normal(size=(5, 3))
+    value = lambda solve: lambda l, b: (weight * jnp.tanh(solve(l, b))).sum()
+    peer = lambda l, b: jax.scipy.linalg.solve_triangular(l, b, lower=True)
+    np.testing.assert_allclose(
+        solve_lower(lower, right), linalg.solve_triangular(lower, right, lower=True), rtol=1e-4
+    )
+    ours, theirs = (jax.jit(jax.grad(value(f), (0, 1)))(lower, right) for f in (solve_lower, peer))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, np.asarray(other), atol=1e-4)
+
+
 # Noise
 
 TAILS = {  # and the probability of such noise, given its value
@@ -1093,14 +1119,24 @@ def test_posterior_uses_every_number_once(posterior, latent):
     assert int((jacobian != 0).sum()) == family.size + again
 
 
+def test_a_full_covariance_does_not_explode_where_an_encoder_extrapolates():
+    """At 12 deviations a linear encoder gives such numbers; e^12 drowned the other examples."""
+    family = multivariate_normal(3)
+    make = lambda r: jnp.diagonal(family.make({}, jnp.full(family.size, r)).scale_tril)
+    np.testing.assert_allclose(make(12.0), 13, rtol=1e-6)
+    np.testing.assert_allclose(make(-5.0), np.exp(-5), rtol=1e-6)
+    slope = jax.vmap(jax.grad(lambda r: make(r)[0]))
+    np.testing.assert_allclose(slope(jnp.array([-1e-3, 0.0, 1e-3, 90.0])), 1, atol=2e-3)
+
+
 @latents
 def test_multivariate_normal_posterior_has_a_cholesky_factor(latent):
     family = multivariate_normal(latent)
     raw = np.random.default_rng(0).normal(size=family.size)
-    loc, log_scale, rest = np.split(raw, [latent, 2 * latent])
+    loc, raw_scale, rest = np.split(raw, [latent, 2 * latent])
     factor = np.eye(latent)
     factor[np.tril_indices(latent, -1)] = rest
-    factor = np.diag(np.exp(log_scale)) @ factor
+    factor = np.diag(np.where(raw_scale < 0, np.exp(raw_scale), 1 + raw_scale)) @ factor
     d = family.make({}, jnp.asarray(raw, jnp.float32))
     np.testing.assert_allclose(d.scale_tril, factor, rtol=1e-5)
     assert np.all(np.diag(d.scale_tril) > 0)

@@ -6,12 +6,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import betaln, gammaln, xlog1py, xlogy
 
 from jaxvae.contracts import Array, pytree
 from jaxvae.distributions.contract import LOG_2PI, Factorized, check_event
 from jaxvae.distributions.discrete import bernoulli_log_prob
+from jaxvae.distributions.triangular import solve_lower
 
 EDGE = 1e-6  # how near to 0 and 1 a draw of a Kumaraswamy distribution comes
 
@@ -98,7 +98,7 @@ class MultivariateNormal:
     def log_prob(self, x: Array) -> Array:
         lead = check_event(self, x)
         residual = (x - self.loc).reshape(-1, self.event_shape[0])  # [samples, D]
-        white = solve_triangular(self.scale_tril, residual.T, lower=True)  # [D, samples]
+        white = solve_lower(self.scale_tril, residual.T)  # [D, samples]
         log_det = jnp.log(jnp.abs(jnp.diagonal(self.scale_tril))).sum()
         return (-0.5 * (white**2 + LOG_2PI).sum(0) - log_det).reshape(lead)
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid, log_softmax, sigmoid, softplus
-from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import betaln, digamma
 from jax.scipy.stats import norm
 
@@ -39,6 +38,7 @@ from jaxvae.distributions import (
     sample_and_log_prob_of,
     sample_noise,
 )
+from jaxvae.distributions.triangular import solve_lower
 
 Array = jax.Array
 
@@ -306,9 +306,9 @@ def _joint(q: Joint, p: Joint) -> Array:
 @register_kl(MultivariateNormal, MultivariateNormal)
 def _multivariate(q: MultivariateNormal, p: MultivariateNormal) -> Array:
     """1/2 (|L_p^-1 L_q|_F^2 + |L_p^-1 (m_q - m_p)|^2 - D) + log det L_p - log det L_q."""
-    solve = lambda b: solve_triangular(p.scale_tril, b, lower=True)
+    columns = jnp.concatenate([q.scale_tril, (q.loc - p.loc)[:, None]], 1)  # [D, D + 1]
     log_det = lambda d: jnp.log(jnp.abs(jnp.diagonal(d.scale_tril))).sum()
-    squares = (solve(q.scale_tril) ** 2).sum() + (solve(q.loc - p.loc) ** 2).sum()
+    squares = (solve_lower(p.scale_tril, columns) ** 2).sum()
     return 0.5 * (squares - q.loc.shape[-1]) + log_det(p) - log_det(q)
 
 

@@ -13,9 +13,10 @@ import tyro
 from jaxvae import datasets, distributions, evaluation, figures
 from jaxvae.contracts import Array
 from jaxvae.families import FAMILIES, Built, Data
-from jaxvae.runs import folders, reports
+from jaxvae.runs import folders, inferring, reports
 from jaxvae.runs.loading import load, restore
 from jaxvae.runs.preparing import in_memory
+from jaxvae.uses import annealing
 
 KEY = 1  # folded into the seed, it gives the key of all draws after training
 
@@ -100,6 +101,12 @@ def evaluate(
     clustering: bool = False,
     modalities: bool = False,
     augmentation: bool = False,
+    gap: bool = False,
+    ais: int | None = None,
+    chains: int = 16,
+    start: annealing.Start = "encoder",
+    refinement_steps: int = 1000,
+    inference_examples: int = 100,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     per_example: bool = False,
 ) -> None:
@@ -127,9 +134,19 @@ def evaluate(
         decoded from a view has the class of the example, for a model of several views.
       augmentation: write how well classifiers of one speaker do on another, with and without
         training data whose speaker is replaced or perturbed in latent space.
+      gap: write the inference gap in two parts: what the encoder loses to the best q(z|x) of its
+        family (amortization), and what that loses to log p(x) (approximation).
+      ais: write log p(x) by annealed importance sampling with so many temperatures, beside the
+        importance-weighted bound, and the gap of both directions on simulated data.
+      chains: chains of --ais, and of --gap, for each example.
+      start: what chains of --ais start from: the encoder's posterior, or the prior.
+      refinement_steps: steps of gradient from the encoder's q(z|x), of --gap.
+      inference_examples: examples of --gap and --ais, a fixed random subset.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
+    inferred = (gap, ais, chains, start, refinement_steps, inference_examples)
+    asked_inference = inferring.Asked(*inferred, num_samples=num_samples or 5000)
     run = opened(workdir, checkpoint, dataset, data_dir)
     for note in run.dataset.notes:
         reports.say(note)
@@ -137,6 +154,7 @@ def evaluate(
     if num_samples is None:
         num_samples = 5000 if run.record.first is None else run.record.config.test_samples
     test = run.split(name, num_examples)
+    inferring.check(asked_inference, run.built.model, run.params, test)
     asked = {
         "decompose": decompose,
         "samples": samples,
@@ -153,13 +171,16 @@ def evaluate(
     numbers = reports.results(
         run.built, run.data, run.params, run.key, test, num_samples, batch_size
     )
+    more_numbers = inferring.measure(asked_inference, run.built.model, run.params, run.key, test)
     about_run = {"dataset": run.dataset.name, "split": name, "checkpoint": run.step}
-    folders.write_json(workdir / "evaluation.json", about_run | numbers | more)
+    of_inference = inferring.as_json(more_numbers)
+    folders.write_json(workdir / "evaluation.json", about_run | numbers | more | of_inference)
     print(f"{run.dataset.name}, {name} split, checkpoint of step {run.step}")
     rows = reports.result_rows(numbers)
     if np.ndim(numbers.get("kl_per_latent") or 0) == 1:
         rows.append(("KL per latent", " ".join(f"{v:.2f}" for v in numbers["kl_per_latent"])))
     rows += [(metric, f"{value:.4g}") for metric, value in more.items()]
+    rows += inferring.rows(more_numbers)
     if run.built.model.classify is not None:
         rows.append(("figures", ", ".join(_draw_classes(run, test, workdir))))
     if per_example:

@@ -190,7 +190,7 @@ def _likelihood(
     num_samples: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    with _counter(len(jax.tree.leaves(split.x)[0]), f"log p(x), K = {num_samples}") as done:
+    with counter(len(jax.tree.leaves(split.x)[0]), f"log p(x), K = {num_samples}") as done:
         estimate = evaluation.estimate_log_likelihood(
             built.model,
             params,
@@ -228,7 +228,7 @@ def _example_shape(built: Built, data: Data, key: Array, split: Any) -> tuple[in
     return tuple(jax.tree.leaves(shape)[0].shape)
 
 
-class _counter:
+class counter:
     """A bar of examples, which ends with the block."""
 
     def __init__(self, total: int, title: str):
