@@ -32,20 +32,23 @@ conv = functools.partial(linen.Conv, conv_general_dilated=kernels.conv_general_d
 
 
 class ConvTranspose(linen.Module):
-    """``linen.ConvTranspose`` with 4x4 kernels and stride 2, by the kernels of the library.
+    """``linen.ConvTranspose`` with stride 2, by the kernels of the library.
 
     Flax's own does not let one choose its convolution.
     """
 
     features: int
+    kernel_size: tuple[int, ...] = (4, 4)
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param(
-            "kernel", linen.initializers.lecun_normal(), (4, 4, x.shape[-1], self.features)
-        )
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", linen.initializers.lecun_normal(), shape)
         bias = self.param("bias", linen.initializers.zeros_init(), (self.features,))
-        return kernels.conv_transpose(x[None], kernel, (2, 2), "SAME")[0] + bias
+        strides = (2,) * len(self.kernel_size)
+        numbers = None if len(strides) == 2 else ("NWC", "WIO", "NWC")
+        y = kernels.conv_transpose(x[None], kernel, strides, "SAME", dimension_numbers=numbers)
+        return y[0] + bias
 
 
 class GroupNorm(linen.Module):

@@ -11,7 +11,7 @@ from flax import linen
 
 from jaxvae.networks.adapters import from_linen
 from jaxvae.networks.contract import Network
-from jaxvae.networks.layers import Array
+from jaxvae.networks.layers import Array, ConvTranspose, conv
 
 FIRST, OTHERS = 5, 4  # kernel sizes, of the layer at full rate and of those that halve it
 
@@ -40,8 +40,8 @@ def temporal_encoder(hidden: Sequence[int], latent: int) -> Network:
             x, y = both
             for i, width in enumerate(hidden):
                 stride, taps = (2, OTHERS) if i else (1, FIRST)
-                x = _gated(linen.Conv(2 * width, (taps,), (stride,))(_with_label(x, y)))
-            return linen.Conv(2 * latent, (OTHERS,), (2,))(_with_label(x, y))
+                x = _gated(conv(2 * width, (taps,), (stride,))(_with_label(x, y)))
+            return conv(2 * latent, (OTHERS,), (2,))(_with_label(x, y))
 
     return from_linen(Encoder())
 
@@ -57,7 +57,7 @@ def temporal_decoder(hidden: Sequence[int], output: int) -> Network:
         def __call__(self, both: Any) -> Array:
             x, y = both
             for width in hidden:
-                x = _gated(linen.ConvTranspose(2 * width, (OTHERS,), (2,))(_with_label(x, y)))
-            return linen.Conv(output, (FIRST,))(_with_label(x, y))
+                x = _gated(ConvTranspose(2 * width, (OTHERS,))(_with_label(x, y)))
+            return conv(output, (FIRST,))(_with_label(x, y))
 
     return from_linen(Decoder())
