@@ -105,7 +105,15 @@ def scores(
 def entropy_of(
     model: Any, params: Params, key: Array, examples: Any, settings: Settings = DEFAULT
 ) -> float:
-    """The mean of -log p(x) over training examples, which typicality compares with, in nats."""
+    """The mean of -log p(x) over training examples, which typicality compares with, in nats.
+
+    Args:
+      model: a ``models.Model``, or what ``models.answers`` takes.
+      params: its parameters.
+      key: the key of all draws.
+      examples: training examples.
+      settings: draws of z and the size of batches.
+    """
     return float(-_log_likelihoods(model, params, key, examples, settings).mean())
 
 
