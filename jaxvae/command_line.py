@@ -325,6 +325,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "separate",
         "Separates the speakers of a wav file of several channels, with a model of spectra.",
     ),
+    "score": _in_room(
+        "jaxvae.runs.scoring",
+        "score",
+        "Scores how anomalous examples are for a trained model.",
+    ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
     ),

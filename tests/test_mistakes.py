@@ -13,6 +13,7 @@ from harness import refused
 
 from experiments import gradient_variance, scaling, throughput
 from experiments.papers import (
+    anomalies,
     clusters,
     codes,
     disentanglement,
@@ -31,6 +32,7 @@ from experiments.papers import (
     sticks,
     zero_shot,
 )
+from jaxvae.command_line import COMMANDS as OF_JAXVAE
 from jaxvae.command_line import main, run_function
 
 
@@ -39,10 +41,8 @@ def _command(name: str) -> None:
 
 
 COMMANDS: dict[str, Callable[[], Any]] = {
-    **{
-        name: partial(_command, name)
-        for name in ("train", "evaluate", "sample", "denoise", "separate", "import", "export")
-    },
+    **{name: partial(_command, name) for name in OF_JAXVAE},
+    "anomalies": partial(run_function, anomalies.main),
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
     "throughput": partial(run_function, throughput.main),
@@ -197,6 +197,10 @@ MISTAKES = [
     ),
     ("train", "multimodal --view-sizes 3", "--view-sizes belongs to --views columns"),
     ("samples", "--rows nothing", "no row 'nothing'"),
+    ("score", "nowhere", "is no run folder"),
+    ("score", ". --alter blurred", "invalid choice 'blurred'"),
+    ("score", ". --anomalous-class 3 --alter dimmed", "--anomalous-class takes both sets"),
+    ("anomalies", "--rows nothing", "no row 'nothing'"),
     ("zero_shot", "--rows nothing", "no row 'nothing'"),
     ("zero_shot", "--dataset digits --data-dir {data}", "has no attributes of its classes"),
     ("train", "zero-vae-gan --dataset digits --data-dir {data}", "whose classes have attributes"),

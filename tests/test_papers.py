@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.papers import (
+    anomalies,
     clusters,
     codes,
     disentanglement,
@@ -72,6 +73,10 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         )
         for table in ("priors", "posteriors", "bounds", "noise")
     },
+    "anomalies": (
+        anomalies,
+        DIGITS | {"against": None, "examples": 12, "num_samples": 2, "regret_steps": 2},
+    ),
     "quadrants": (quadrants, DIGITS | {"moments": 1, "examples": 6, "num_samples": 5}),
     "clusters": (clusters, DIGITS | {"pretraining": 3}),
     "codes penalties": (codes, DIGITS | {"table": "penalties", "examples": 50}),

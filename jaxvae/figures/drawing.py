@@ -146,6 +146,33 @@ def trade(
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
+def histograms(
+    path: str | os.PathLike, scores: Mapping[str, Mapping[str, np.ndarray]], title: str
+) -> None:
+    """Writes a panel for each score, with a histogram of each set of examples.
+
+    Args:
+      path: the PNG file.
+      scores: numbers [N] by set, and then by score. Every set has the same scores.
+      title: what stands above.
+    """
+    names = list(next(iter(scores.values())))
+    figure, panels = _figure((2.8 * len(names), 2.6), len(names))
+    for axes, name in zip(np.atleast_1d(panels), names, strict=True):
+        every = np.concatenate([columns[name] for columns in scores.values()])
+        edges = np.histogram_bin_edges(np.clip(every, *np.percentile(every, (0.5, 99.5))), 40)
+        for part, columns in scores.items():
+            shown = np.clip(columns[name], edges[0], edges[-1])
+            axes.hist(shown, edges, alpha=0.6, density=True, label=part)
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.set_yticks([])
+    np.atleast_1d(panels)[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
 def _in_the_plane(means: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Codes [N, D] in two dimensions, and the names of these."""
     if means.shape[1] == 1:
