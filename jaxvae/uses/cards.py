@@ -13,6 +13,7 @@ from jaxvae import datasets
 from jaxvae.families import FAMILIES
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import Trained
+from jaxvae.runs.weights import FILE
 from jaxvae.settings import to_json
 
 # Figures of a run that a card shows, if the run has drawn them.
@@ -25,8 +26,7 @@ CARD = """\
 
 # {name}
 
-{kind} It was trained on {dataset} by [jaxvae](https://pypi.org/project/jaxvae/) {version} and has
-{numbers:,} parameters.
+{kind} It was trained on {dataset} by jaxvae {version}, and it has {numbers:,} parameters.
 
 ## Use
 
@@ -44,8 +44,8 @@ model = from_pretrained({quoted})  # a folder, or the model's name on the hub
 
 ## Training
 
-{steps} steps. These settings differ from the defaults of the family `{family}`; `config.json` has
-all of them.
+{steps} steps. These settings differ from the defaults of the family `{family}`, and `config.json`
+has all of them.
 
 {settings}
 
@@ -55,16 +55,16 @@ all of them.
 {pictures}
 ## Limits
 
-The model describes the examples of its data set and those alone. What it draws is no record of
-anything, and a high density is no proof that an example is of the set. Estimates of log p(x) are
-lower bounds, which rise with the number of samples.
+The model describes examples of its data set and no others. What it draws is a record of nothing,
+and a high density does not prove that an example is of the set. Estimates of log p(x) are lower
+bounds, which rise with the number of samples.
 {license}"""
 
 WITHOUT = """
-Without jaxvae, JAX runs these programs on {platforms}, with {batch}:
+Without jaxvae, JAX runs these programs on {platforms}, for {batch}:
 
 ```python
-import jax, numpy as np
+{imports}
 
 {name} = jax.export.deserialize(bytearray(open({file}, "rb").read()))
 out = {name}.call({arguments})
@@ -106,7 +106,7 @@ def card(
         steps=f"{model.step:,}",
         family=config["family"],
         settings=_settings(config),
-        evaluation=_evaluation(model, config),
+        evaluation=_evaluation(name, model, config),
         pictures=_pictures(pictures),
         license="" if license else "\nNo licence is stated.\n",
     )
@@ -143,11 +143,16 @@ def _programs(artefacts: Sequence[dict[str, Any]]) -> str:
     if not of_jax:
         return f"\n{files}\n"
     first = of_jax[0]
-    inputs = ["weights"] * (first["weights"] != "inside") + list(first["inputs"])
+    inputs, imports = list(first["inputs"]), "import jax"
+    if first["weights"] != "inside":
+        inputs = ["weights", *inputs]
+        imports += "\nfrom safetensors.numpy import load_file\n\n"
+        imports += f'weights = load_file("{FILE}")'
     free = any("[b" in str(each) for each in first["inputs"].values())
     return WITHOUT.format(
         platforms=", ".join(first["platforms"]),
-        batch="a batch of any size b" if free else "batches of one size",
+        batch="batches of any size b" if free else "batches of one size",
+        imports=imports,
         name=first["file"].partition(".")[0],
         file=json.dumps(first["file"]),
         arguments=", ".join(inputs),
@@ -184,20 +189,23 @@ def _settings(config: dict[str, Any]) -> str:
     return table(("setting", "value"), rows) if rows else "None."
 
 
-def _evaluation(model: Trained, config: dict[str, Any]) -> str:
-    """The numbers of the step that was exported, with the commands that give them."""
+def _evaluation(name: str, model: Trained, config: dict[str, Any]) -> str:
+    """The numbers of the step that was exported, with the command that gives them."""
     parts, settings = [], config["config"]
     result = model.result
     if result is not None and result["steps"] == model.step:
         named = {"elbo": result["test_elbo"], "log_likelihood": result["test_log_likelihood"]}
-        parts.append(_numbers(result | named, f"The split {settings['test_split']} after training"))
+        parts.append(
+            _numbers(result | named, f"After training, of the split {settings['test_split']}")
+        )
     file = model.workdir / "evaluation.json" if model.workdir is not None else None
     if file is not None and file.exists():
         numbers = folders.read_json(file)
         if numbers["checkpoint"] == model.step:
             split = f"{numbers['dataset']}, split {numbers['split']}"
-            parts.append(_numbers(numbers, f"{split}, by `jaxvae evaluate`"))
-    return "\n\n".join(parts) or "It was not evaluated at this step."
+            parts.append(_numbers(numbers, f"Later, of {split}"))
+    again = f"`jaxvae evaluate {name} --split {settings['test_split']}` gives such numbers again."
+    return "\n\n".join([*parts, again]) if parts else "It was not evaluated at this step."
 
 
 def _numbers(numbers: dict[str, Any], title: str) -> str:
