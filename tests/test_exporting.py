@@ -70,6 +70,12 @@ def conv(tmp_path_factory: pytest.TempPathFactory) -> jaxvae.Trained:
     return model_of("conv", tmp_path_factory.mktemp("conv") / "run", hidden=(4,), latent=3)
 
 
+@pytest.fixture(scope="module")
+def made(dense: jaxvae.Trained) -> dict[str, artefacts.Artefact]:
+    """The programs of the dense model, by file."""
+    return {each.file: each for each in artefacts.of_model(dense)}
+
+
 @pytest.fixture
 def saved(dense: jaxvae.Trained, tmp_path: Path) -> Path:
     return pretrained.save_pretrained(dense, tmp_path / "saved")
@@ -123,12 +129,14 @@ def test_other_libraries_read_the_files(dense: jaxvae.Trained, saved: Path) -> N
     assert head["library_name"] == "jaxvae" and "license" not in head
 
 
-def test_a_card_says_what_a_reader_needs(dense: jaxvae.Trained, tmp_path: Path) -> None:
+def test_a_card_says_what_a_reader_needs(
+    dense: jaxvae.Trained, made: dict[str, artefacts.Artefact], tmp_path: Path
+) -> None:
     assert dense.workdir is not None
     (dense.workdir / "figures").mkdir(exist_ok=True)
     (dense.workdir / "figures" / "samples.png").write_bytes(b"picture")
-    made = artefacts.of_model(dense)
-    folder = pretrained.save_pretrained(dense, tmp_path / "vae-digits", made, "apache-2.0")
+    files = list(made.values())
+    folder = pretrained.save_pretrained(dense, tmp_path / "vae-digits", files, "apache-2.0")
     card = (folder / "README.md").read_text()
     for words in (
         *('license: "apache-2.0"', "# vae-digits", "trained on digits", "1,182 parameters"),
@@ -148,12 +156,13 @@ def config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def test_config_json_names_versions_and_sums_and_no_path_of_this_machine(tmp_path: Path) -> None:
-    """The hub's library reads the same SHA-256 from the files."""
+def test_config_json_names_versions_and_sums_and_no_path_of_this_machine(
+    made: dict[str, artefacts.Artefact], tmp_path: Path
+) -> None:
     place = str(tmp_path / "secret" / "images.npy")
     data = DIGITS._replace(name=place, classes=("/a", "b"), num_classes=2)
     model = model_of("digits", tmp_path / "run", data, **SMALL, dataset=place)
-    folder = pretrained.save_pretrained(model, tmp_path / "out", artefacts.of_model(model))
+    folder = pretrained.save_pretrained(model, tmp_path / "out", list(made.values()))
     held = config(folder)
     assert (held["jax"], held["version"]) == (jax.__version__, jaxvae.__version__)
     for each in (held["weights"], *held["artefacts"]):
@@ -316,50 +325,79 @@ np.savez(sys.argv[2], **out)
 """
 
 
+def alone(folder: Path, programs: dict[str, bytes], given: dict[str, Any]) -> dict[str, Any]:
+    """What programs give in a process that cannot import jaxvae, for inputs NAME-SIZE."""
+    np.savez(folder / "given.npz", **given)
+    for file, content in programs.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(content)
+    command = [sys.executable, "-I", "-c", ALONE, "given.npz", "out.npz", *programs]
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | UNOPTIMIZED, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / "out.npz") as file:
+        return dict(file)
+
+
+Z = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+
 def test_programs_run_in_a_process_without_jaxvae(
-    dense: jaxvae.Trained, conv: jaxvae.Trained, tmp_path: Path
+    dense: jaxvae.Trained,
+    conv: jaxvae.Trained,
+    made: dict[str, artefacts.Artefact],
+    of_conv: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     """With difference 0.0 to this process, for batches of any size."""
-    rng = np.random.default_rng(0)
-    z, seeds = rng.normal(size=(5, 3)).astype(np.float32), np.arange(9, 14, dtype=np.uint32)
-    rows = {"encode": X, "decode": z, "sample": seeds}
-    given = {f"{name}-{n}": rows[name][:n] for name in rows for n in (1, 5)}
-    np.savez(tmp_path / "given.npz", **given)
-    programs: dict[str, Any] = {}
-    for kind, model in {"dense": dense, "conv": conv}.items():
-        (tmp_path / kind).mkdir()
-        for file, content, _ in artefacts.of_model(model):
-            if kind == "dense" or not file.startswith("sample"):
-                (tmp_path / kind / file).write_bytes(content)
-                programs[f"{kind}/{file}"] = jax_export.deserialize(bytearray(content))
-    command = [sys.executable, "-I", "-c", ALONE, "given.npz", "out.npz", *programs]
-    environment = {n: v for n, v in os.environ.items() if n != "PYTHONPATH"} | UNOPTIMIZED
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "out.npz") as file:
-        out = dict(file)
-    for name, program in programs.items():
-        each = rows[name.partition("/")[2].partition(".")[0]]
-        for i, here in enumerate(jax.tree.leaves(program.call(each))):
-            assert np.abs(out[f"{name} 5 {i}"] - here).max() == 0.0
-            np.testing.assert_allclose(out[f"{name} 1 {i}"], here[:1], atol=1e-6)
-    for kind, model in {"dense": dense, "conv": conv}.items():
-        tolerance = 0.0 if kind == "dense" else 1e-6  # convolutions of a library are others
-        codes, images = out[f"{kind}/encode.stablehlo 5 0"], out[f"{kind}/decode.stablehlo 5 0"]
-        np.testing.assert_allclose(codes, model.encode(X), rtol=0, atol=tolerance)
-        np.testing.assert_allclose(images, model.decode(z), rtol=0, atol=tolerance)
+    programs = {
+        "dense/encode.stablehlo": made["encode.stablehlo"].content,
+        "conv/decode.stablehlo": bytes(of_conv["decode"].serialize()),
+    }
+    out = alone(tmp_path, programs, {"encode-1": X[:1], "encode-5": X, "decode-5": Z})
+    codes, images = out["dense/encode.stablehlo 5 0"], out["conv/decode.stablehlo 5 0"]
+    assert np.abs(codes - dense.encode(X)).max() == 0.0
+    np.testing.assert_allclose(out["dense/encode.stablehlo 1 0"], codes[:1], atol=1e-6)
+    assert np.abs(images - of_conv["decode"].call(Z)).max() == 0.0
+    # The convolutions of the library sum in another order than XLA's own.
+    np.testing.assert_allclose(images, conv.decode(Z), atol=1e-6)
 
 
-def test_programs_are_of_stock_operations_for_three_platforms(conv: jaxvae.Trained) -> None:
-    """A free size cannot be decided on, so the convolutions are XLA's own."""
+@pytest.mark.slow
+def test_samplers_run_in_a_process_without_jaxvae(
+    made: dict[str, artefacts.Artefact], conv: jaxvae.Trained, tmp_path: Path
+) -> None:
+    """With difference 0.0, and every part of their outputs."""
+    of_both = {"dense": made["sample.stablehlo"], "conv": artefacts.of_model(conv)[2]}
+    programs = {f"{name}/sample.stablehlo": each.content for name, each in of_both.items()}
+    seeds = np.arange(9, 14, dtype=np.uint32)
+    out = alone(tmp_path, programs, {"sample-1": seeds[:1], "sample-5": seeds})
+    for file, content in programs.items():
+        here = jax_export.deserialize(bytearray(content)).call(seeds)
+        for i, each in enumerate(jax.tree.leaves(here)):
+            assert np.abs(out[f"{file} 5 {i}"] - each).max() == 0.0
+            np.testing.assert_allclose(out[f"{file} 1 {i}"], each[:1], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def of_conv(conv: jaxvae.Trained) -> dict[str, Any]:
+    """The encoder and the decoder of the convolutional model as programs."""
     functions = artefacts.functions(conv)
-    for name in ("encode", "decode"):
-        program = artefacts.exported(functions[name], conv.params)
+    return {n: artefacts.exported(functions[n], conv.params) for n in ("encode", "decode")}
+
+
+def test_programs_are_of_stock_operations_for_three_platforms(
+    conv: jaxvae.Trained, of_conv: dict[str, Any]
+) -> None:
+    """A free size cannot be decided on, so the convolutions are XLA's own."""
+    for program in of_conv.values():
         assert program.platforms == ("cpu", "cuda", "tpu")
         assert "stablehlo.convolution" in program.mlir_module()
-        assert "b" in str(program.in_avals[0].shape[0])
-        fixed = artefacts.exported(functions[name], conv.params, ("cpu",), batch_size=2)
-        assert fixed.in_avals[0].shape[0] == 2 and fixed.platforms == ("cpu",)
+        assert str(program.in_avals[0].shape[0]) == "b"
+    encode = artefacts.functions(conv)["encode"]
+    fixed = artefacts.exported(encode, conv.params, ("cpu",), batch_size=2)
+    assert fixed.in_avals[0].shape[0] == 2 and fixed.platforms == ("cpu",)
 
 
 def test_batches_may_be_large_where_the_library_would_decide_on_their_size(
@@ -372,43 +410,41 @@ def test_batches_may_be_large_where_the_library_would_decide_on_their_size(
     np.testing.assert_allclose(program.call(x), model.encode(x), atol=1e-5)
 
 
-def test_weights_may_be_an_argument(dense: jaxvae.Trained, saved: Path) -> None:
+def test_weights_may_be_an_argument(
+    dense: jaxvae.Trained, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As another library reads them from the file."""
+    functions = {"encode": artefacts.functions(dense)["encode"]}
+    monkeypatch.setattr(artefacts, "functions", lambda model: functions)
     arrays = pytest.importorskip("safetensors.numpy").load_file(saved / weights.FILE)
-    made = {each.file: each for each in artefacts.of_model(dense, inside=False)}
-    assert made["encode.stablehlo"].about["weights"] == "first argument"
-    program = jax_export.deserialize(bytearray(made["encode.stablehlo"].content))
+    (made,) = artefacts.of_model(dense, inside=False)
+    assert made.about["weights"] == "first argument"
+    program = jax_export.deserialize(bytearray(made.content))
     np.testing.assert_array_equal(program.call(arrays, X), dense.encode(X))
-    listed = [each.about | {"file": each.file} for each in made.values()]
+    listed = [made.about | {"file": made.file}]
     card = cards.card("a", dense, config(saved) | {"artefacts": listed}, [])
     assert "encode.call(weights, x)" in card and 'load_file("model.safetensors")' in card
 
 
-def test_a_seed_draws_from_the_model_whatever_its_batch(dense: jaxvae.Trained) -> None:
-    program = artefacts.exported(artefacts.functions(dense)["sample"], dense.params)
-    seeds = np.arange(1000, dtype=np.uint32)
+def test_a_seed_draws_from_the_model_whatever_its_place(
+    made: dict[str, artefacts.Artefact],
+) -> None:
+    program = jax_export.deserialize(bytearray(made["sample.stablehlo"].content))
+    seeds = np.r_[np.arange(600), 7, 3].astype(np.uint32)
     out = program.call(seeds)
-    few = program.call(seeds[[7, 3]])
     for name in ("z", "mean", "x"):
-        np.testing.assert_allclose(few[name], out[name][np.array([7, 3])], atol=1e-6)
-    np.testing.assert_allclose(out["mean"], dense.decode(out["z"]), atol=1e-6)
-    assert min(stats.kstest(np.asarray(z), "norm").pvalue for z in out["z"].T) > 1e-3
-    error = (out["x"] - out["mean"]).reshape(1000, -1)
-    scores = error.mean(0) / (error.std(0) / np.sqrt(1000))
+        np.testing.assert_array_equal(out[name][600:], out[name][np.array([7, 3])])
+    assert min(stats.kstest(np.asarray(z[:600]), "norm").pvalue for z in out["z"].T) > 1e-3
+    error = (out["x"] - out["mean"]).reshape(602, -1)
+    scores = error.mean(0) / (error.std(0) / np.sqrt(602))
     assert np.abs(scores).max() < 4.5
 
 
 def test_a_function_that_jax_cannot_compile_is_refused(dense: jaxvae.Trained) -> None:
-    def decides(params: Any, key: Any, x: Any) -> Any:
-        return jax.lax.map(lambda each: each + 0, x) if x.shape[0] > 9 else x
-
-    whole = artefacts.Function(decides, {"x": jax.ShapeDtypeStruct((2,), np.float32)})
-    assert artefacts.exported(whole, dense.params).in_avals[0].ndim == 2
-
     def hosts(params: Any, key: Any, x: Any) -> Any:
         return jax.pure_callback(np.sin, x, x)
 
-    called = artefacts.Function(hosts, whole.inputs)
+    called = artefacts.Function(hosts, {"x": jax.ShapeDtypeStruct((2,), np.float32)})
     with pytest.raises(ValueError, match="JAX cannot compile the program: "):
         artefacts.exported(called, dense.params)
 
