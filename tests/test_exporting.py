@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import base64
+import http.server
 import json
 import os
 import pickle
@@ -10,10 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +25,14 @@ import pytest
 from harness import UNOPTIMIZED, contents, cut, flip
 from jax import export as jax_export
 from scipy import stats
-from test_families import small
+from test_families import run_of
 
 import jaxvae
 from jaxvae import checkpoints, families, settings, tensors, training
 from jaxvae.families import Data
 from jaxvae.runs import folders, weights
 from jaxvae.runs.exporting import export
+from jaxvae.runs.loading import of_run
 from jaxvae.uses import artefacts, cards, pretrained
 
 DIGITS = Data(
@@ -252,7 +256,7 @@ def test_a_name_of_the_hub_is_opened_without_a_network(
 ) -> None:
     """From the files that the hub's library keeps, in its layout."""
     pytest.importorskip("huggingface_hub")
-    kept, commit = tmp_path / "cache" / "models--user--vae", "0123456789abcdef" * 2 + "01234567"
+    kept, commit = tmp_path / "cache" / "models--user--vae", COMMIT
     shutil.copytree(saved, kept / "snapshots" / commit)
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text(commit)
@@ -264,6 +268,81 @@ def test_a_name_of_the_hub_is_opened_without_a_network(
     }.items():
         with pytest.raises(ValueError, match=words):
             pretrained.from_pretrained(name, **where)
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub of one model on this machine, which answers the hub's library as the true one does."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def log_message(self, *args: Any) -> None:
+        """Says nothing."""
+
+    def answer(self, content: Any, **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        url = f"http://{self.headers['Host']}/user/vae"
+        if "/preupload/" in self.path:
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            names = [{"path": each["path"]} | mode for each in json.loads(body)["files"]]
+            return self.answer({"files": names})
+        for line in body.splitlines() if "/commit/" in self.path else ():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                content = base64.b64decode(entry["value"]["content"])
+                self.files[entry["value"]["path"]] = content
+        self.answer({"url": url, "commitUrl": f"{url}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def do_GET(self) -> None:
+        sizes = [{"path": n, "size": len(c), "oid": "0"} for n, c in self.files.items()]
+        if "/resolve/" in self.path:
+            content = self.files[self.path.partition("/resolve/")[2].partition("/")[2]]
+            digest = weights.digest(content)
+            self.answer(content, ETag=f'"{digest}"', X_Repo_Commit=COMMIT)
+        elif "/tree/" in self.path:
+            self.answer([each | {"type": "file"} for each in sizes])
+        else:
+            siblings = [{"rfilename": name} for name in self.files]
+            self.answer({"id": "user/vae", "sha": COMMIT, "siblings": siblings})
+
+    do_HEAD = do_GET
+
+
+def test_a_model_is_uploaded_and_fetched_again(
+    dense: jaxvae.Trained, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hub's own library, byte for byte; then opened without the hub."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        said = pretrained.push_to_hub(saved, "user/vae", token="hf_none")
+        assert said == f"{endpoint}/user/vae/commit/{COMMIT}"
+        assert Hub.files == contents(saved)
+        fetched = pretrained.from_pretrained("user/vae", cache_dir=tmp_path / "cache")
+    finally:
+        server.shutdown()
+        server.server_close()
+    check_same(dense, fetched)
+    check_same(dense, pretrained.from_pretrained("user/vae", cache_dir=tmp_path / "cache"))
 
 
 def test_libraries_that_are_not_there_are_named(
@@ -505,14 +584,15 @@ def test_mistakes_are_refused_before_anything_is_written(
 @pytest.mark.parametrize("preset", families.presets())
 def test_every_preset_is_exported(preset: str, data_dir: Path, tmp_path: Path) -> None:
     """Opened again as it was, with programs that give what the methods give."""
-    workdir = tmp_path / "run"
-    named = {"test_samples": 2, "test_examples": 4}
-    known = settings.all_names(families.preset(preset))
-    chosen = small(preset, steps=2, **{n: v for n, v in named.items() if n in known})
-    trained = jaxvae.train(chosen, workdir, data_dir=str(data_dir), progress=False)
-    export(workdir, tmp_path / "out")
+    run = run_of(preset, data_dir)
+    params = run.built.parameters(run.init_state())
+    (tmp_path / "run").mkdir()
+    folders.save(tmp_path / "run", run.record)
+    record = run.record.of_raw()
+    trained = of_run(record.build(), record.data, params, 0, tmp_path / "run", None)
+    pretrained.save_pretrained(trained, tmp_path / "out", artefacts.of_model(trained))
     opened = pretrained.from_pretrained(tmp_path / "out")
-    check_same(jaxvae.load(workdir), opened)
+    check_same(trained, opened)
     made = {each["file"]: each for each in config(tmp_path / "out")["artefacts"]}
     assert {"decode.stablehlo", "sample.stablehlo"} <= made.keys()
     for file, about in made.items():

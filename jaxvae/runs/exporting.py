@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import jax
 import tyro
@@ -11,6 +11,7 @@ import tyro
 from jaxvae.ranges import Count
 from jaxvae.runs import folders, interchange, reports
 from jaxvae.runs.loading import load
+from jaxvae.settings import check_range
 from jaxvae.uses import artefacts, graphs, pretrained
 
 
@@ -61,6 +62,9 @@ def export(
     for name, value in for_diffusers.items():
         if value is not None:
             raise ValueError(f"--{name} is of --format diffusers; the format is {format}")
+    if not platforms:
+        raise ValueError(f"--platforms needs one of {', '.join(get_args(artefacts.Platform))}")
+    check_range("--batch-size", Count, batch_size)
     folders.read(workdir)
     pretrained.check_free(folder)
     if programs:

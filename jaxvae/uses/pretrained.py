@@ -165,9 +165,11 @@ def _fetched(name: str, **given: Any) -> Path:
 
 def check_name(name: str) -> None:
     """Raises ValueError if a name cannot be one of the hub, or if its library is not there."""
-    hub = _hub("push_to_hub")
+    _hub("push_to_hub")
+    from huggingface_hub.utils import validate_repo_id
+
     try:
-        hub.utils.validate_repo_id(name)
+        validate_repo_id(name)
     except ValueError as error:
         raise ValueError(f"{name!r} is no name on the hub, such as user/vae-digits") from error
 
