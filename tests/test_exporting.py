@@ -580,6 +580,21 @@ def test_mistakes_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_inputs_are_listed_in_the_order_of_the_call(tmp_path: Path) -> None:
+    model = model_of("cvae", tmp_path / "run", hidden=(8,), latent=3)
+    functions = artefacts.functions(model)
+    assert {name: list(each.inputs) for name, each in functions.items()} == {
+        "encode": ["x", "condition"],
+        "decode": ["z", "condition"],
+        "sample": ["seed", "condition"],
+    }
+    program = artefacts.exported(functions["encode"], model.params)
+    labels = np.arange(5, dtype=np.int32)
+    np.testing.assert_allclose(program.call(X, labels), model.encode(X, labels), atol=1e-5)
+    about = artefacts.described(program, functions["encode"])
+    assert list(about["inputs"].items()) == [("x", "uint8[b,8,8,1]"), ("condition", "int32[b]")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", families.presets())
 def test_every_preset_is_exported(preset: str, data_dir: Path, tmp_path: Path) -> None:

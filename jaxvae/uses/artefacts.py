@@ -256,7 +256,7 @@ def of_model(
                 f"{name}: {error}. Give a batch size, or leave the programs out"
             ) from error
         weights = "inside" if inside else "first argument"
-        about = _described(program, function) | {"weights": weights}
+        about = described(program, function) | {"weights": weights}
         made.append(Artefact(f"{name}.stablehlo", content, about))
     return made
 
@@ -272,13 +272,13 @@ def check_library() -> None:
         ) from None
 
 
-def _described(program: export.Exported, function: Function) -> dict[str, Any]:
+def described(program: export.Exported, function: Function) -> dict[str, Any]:
     """Shapes and types of a program by name, and what it is made for."""
     inputs = jax.tree.unflatten(program.in_tree, program.in_avals)[0][-len(function.inputs) :]
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
-    given = {name: plain(each) for name, each in zip(function.inputs, inputs, strict=True)}
+    given = zip(function.inputs, inputs, strict=True)
     return {
-        "inputs": jax.tree.map(kind_of, given),
+        "inputs": {name: jax.tree.map(kind_of, each) for name, each in given},  # in this order
         "outputs": jax.tree.map(kind_of, plain(outputs)),
         "platforms": list(program.platforms),
         "calling_convention": program.calling_convention_version,

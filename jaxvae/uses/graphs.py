@@ -210,6 +210,10 @@ OPERATORS: dict[str, Callable] = {
     "integer_pow": _power,
     "square": lambda graph, equation, x: graph.add("Mul", x, x),
     "rsqrt": lambda graph, equation, x: graph.add("Reciprocal", graph.add("Sqrt", x)),
+    "erfc": lambda graph, e, x: graph.add("Sub", _of_one(e), graph.add("Erf", x)),
+    "is_finite": lambda graph, equation, x: graph.add(
+        "Not", graph.add("Or", graph.add("IsInf", x), graph.add("IsNaN", x))
+    ),
     "log1p": lambda graph, e, x: graph.add("Log", graph.add("Add", x, _of_one(e))),
     "expm1": lambda graph, e, x: graph.add("Sub", graph.add("Exp", x), _of_one(e)),
     "ne": lambda graph, equation, x, y: graph.add("Not", graph.add("Equal", x, y)),
@@ -255,10 +259,20 @@ def _written(graph: Graph, closed: Any, inputs: Sequence[Any]) -> list[Any]:
     known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
     value = lambda atom: np.asarray(atom.val) if isinstance(atom, Literal) else known[atom]
-    for equation in jaxpr.eqns:
+    for equation in _needed(jaxpr):
         results = _equation(graph, equation, [value(atom) for atom in equation.invars])
         known |= dict(zip(equation.outvars, results, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations that the outputs depend on, such as those of a mean without its deviation."""
+    wanted, needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if wanted.intersection(equation.outvars):
+            wanted |= {v for v in equation.invars if not isinstance(v, Literal)}
+            needed.append(equation)
+    return needed[::-1]
 
 
 def _equation(graph: Graph, equation: Any, values: list[Any]) -> list[Any]:
@@ -300,16 +314,17 @@ def graph_of(
     for name_out, value in zip(outputs, _written(graph, closed, list(inputs)), strict=True):
         from_value = graph.named(value)
         graph.nodes.append(helper.make_node("Identity", [from_value], [name_out]))
-    infos = [[_info(n, s) for n, s in arrays.items()] for arrays in (given, outputs)]
+    ends = [[_info(n, s) for n, s in arrays.items()] for arrays in (given, outputs)]
     made = helper.make_model(
-        helper.make_graph(graph.nodes, name, *infos, graph.arrays),
+        helper.make_graph(graph.nodes, name, ends[0], ends[1], graph.arrays),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR,
         producer_name="jaxvae",
     )
     checker.check_model(made, full_check=True)
     about = {"inputs": given, "outputs": outputs}
-    return made, jax.tree.map(kind_of, about) | {"opset": OPSET}
+    kinds = {n: {name: kind_of(s) for name, s in each.items()} for n, each in about.items()}
+    return made, kinds | {"opset": OPSET}
 
 
 def _info(name: str, shape: Any) -> Any:
