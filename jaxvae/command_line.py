@@ -325,6 +325,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "separate",
         "Separates the speakers of a wav file of several channels, with a model of spectra.",
     ),
+    "edit": _in_room(
+        "jaxvae.runs.editing",
+        "edit",
+        "Gives examples an attribute: along a vector of latents, and by the least change.",
+    ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
     ),
