@@ -51,9 +51,8 @@ SMALL: dict[str, Any] = {"hidden": (8,), "latent": 3}
 def model_of(preset: str, workdir: Path, data: Data = DIGITS, **named: Any) -> jaxvae.Trained:
     """A model with drawn parameters, whose run folder has a configuration and a result."""
     config = settings.changed(families.preset(preset), **named)
-    record = folders.Record(
-        families.family_of(config), config, data, {"dataset": "digits", "data_dir": "/d"}
-    )
+    place = {"dataset": "digits", "data_dir": "/d", "stream": False}
+    record = folders.Record(families.family_of(config), config, data, place)
     built = record.build()
     shapes = jax.eval_shape(built.parameters, built.fresh_state(data))
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +11,14 @@ import numpy as np
 import pytest
 from conftest import Linear
 from scipy.spatial import geometric_slerp
+from test_exporting import model_of
 
-from jaxvae import likelihoods, models, networks, posteriors, priors
-from jaxvae.uses import latents
+import jaxvae
+from jaxvae import datasets, likelihoods, models, networks, posteriors, priors
+from jaxvae.families import Data
+from jaxvae.runs import editing
+from jaxvae.runs.editing import edit
+from jaxvae.uses import latents, pretrained
 
 RNG = np.random.default_rng(0)
 SHARES = np.linspace(0, 1, 7)
@@ -110,6 +116,70 @@ def test_a_counterfactual_of_a_network_is_the_nearest() -> None:
     directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
     nearer = start + 0.98 * found.distance * directions
     assert jax.vmap(at)(nearer).max() < target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model of the digits, whose decoder is linear."""
+    place = tmp_path_factory.mktemp("linear")
+    named = {"likelihood": "normal", "pixels": "scale", "hidden": (), "latent": 4}
+    model = model_of("digits", place / "run", **named)
+    return pretrained.save_pretrained(model, place / "out")
+
+
+def test_the_command_edits_test_examples(
+    folder: Path, digits: datasets.Dataset, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The vector is a difference of means, and the counterfactuals have the closed form."""
+    edit(folder, "3", num=3, odds=0.5, data_dir=str(data_dir))
+    assert "length of the vector" in capsys.readouterr().out
+    model, train = jaxvae.load(folder), digits.splits["train"]
+    codes, threes = np.asarray(model.encode(train.x)), np.asarray(train.y) == 3
+    vector = codes[threes].mean(0) - codes[~threes].mean(0)
+    with np.load(folder / "edits.npz") as edits, np.load(folder / "counterfactuals.npz") as least:
+        np.testing.assert_allclose(edits["vector"], vector, atol=1e-5)
+        amounts = [0.0, 0.5, 1.0, 1.5]
+        assert len(edits["z"]) == 200 and edits["amounts"].tolist() == amounts
+        for t, images in zip(amounts, edits["x"], strict=True):
+            expected = model.decode(edits["z"] + np.float32(t) * edits["vector"])
+            np.testing.assert_allclose(images, expected, atol=1e-5)
+        decoder = np.asarray(model.params["decoder"]["output"]["kernel"], np.float64)
+        g = decoder @ least["weights"].reshape(-1)
+        before = edits["x"][0].reshape(200, -1) @ least["weights"].reshape(-1) + least["bias"]
+        closed = edits["z"] + (0.5 - before)[:, None] * g / (g @ g)
+        np.testing.assert_allclose(least["z"], closed, atol=1e-4)
+        np.testing.assert_allclose(least["score"], 0.5, atol=1e-4)
+    assert {"edits.png", "counterfactuals.png"} <= {f.name for f in (folder / "figures").iterdir()}
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"attribute": "12"}, "no attribute '12'; there is 0 to 9, 0, 1, 2"),
+    ({"attribute": "3", "balance": "size"}, "no 'size' to balance; there is label"),
+    ({"attribute": "3", "balance": "label"}, "without it in one group at least"),
+    ({"attribute": "3", "amounts": ()}, "--amounts needs one number at least"),
+    ({"attribute": "3", "num": 0}, "--num must be at least 1; it was 0"),
+]
+
+
+@pytest.mark.parametrize("row", range(len(REFUSED)))
+def test_what_cannot_be_edited_is_refused(row: int, folder: Path, data_dir: Path) -> None:
+    named, words = REFUSED[row]
+    with pytest.raises(ValueError, match=words):
+        edit(folder, **named, data_dir=str(data_dir))
+
+
+def test_factors_are_attributes_of_the_set_that_is_rendered_from_them() -> None:
+    """The upper half of a factor, whatever the others are."""
+    factors = np.array([[0, s, 0, x, 0] for s in range(6) for x in range(4)])
+    split = datasets.Split(datasets.shapes.Images(factors), factors[:, 0])
+    data = Data("shapes", (64, 64, 1), "uint8", 2, "scale", 24)
+    has = editing.has_attribute(split, data, "scale")
+    np.testing.assert_array_equal(has, factors[:, 1] >= 3)
+    np.testing.assert_array_equal(editing.values_of(split, "x"), factors[:, 3])
+    z = factors.astype(float)
+    np.testing.assert_allclose(
+        latents.attribute_vector(z, has, editing.values_of(split, "x")), [0, 3, 0, 0, 0]
+    )
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {

@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[[], Any]] = {
         name: partial(_command, name)
         for name in ("train", "evaluate", "sample", "denoise", "separate", "import", "export")
     },
+    "edit": partial(_command, "edit"),
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
     "throughput": partial(run_function, throughput.main),
@@ -129,6 +130,9 @@ MISTAKES = [
     ("denoise", "", "Missing from jaxvae denoise"),
     ("import", "nowhere", "nowhere has no config.json: diffusers writes it by save_pretrained"),
     ("import", "", "Missing from jaxvae import: PATH a folder with config.json"),
+    ("edit", ". --attribute 3", "is no run folder"),
+    ("edit", ".", "Missing from jaxvae edit: --attribute"),
+    ("edit", ". --attribute 3 --amounts", "--amounts needs one number at least"),
     ("export", ". out", "is no run folder"),
     ("export", ". out --format pickle", "invalid choice 'pickle'"),
     ("export", ". out --platforms gpu", "invalid choice 'gpu'"),

@@ -83,7 +83,8 @@ def edit(
     moved = _moved(run, edits, vector, jnp.asarray(amounts))
     odds_moved = moved.reshape(*moved.shape[:2], -1) @ weights.of_x.reshape(-1) + weights.bias
     found = _counterfactuals(run, edits, weights, odds)
-    _write(run, workdir, num, amounts, edits, vector, moved, found)
+    _write(workdir, amounts, edits, vector, moved, found, weights)
+    _draw(run, workdir / "figures", num, amounts, edits, moved, found)
     reached = np.abs(found.score - odds) < REACHED
     distance = float(np.median(found.distance[reached])) if reached.any() else None
     numbers = {
@@ -222,41 +223,60 @@ def _numbered(name: str, tree: Any) -> dict[str, np.ndarray]:
 
 
 def _write(
-    run: Opened,
     workdir: Path,
-    num: int,
     amounts: tuple[float, ...],
     edits: Edits,
     vector: Any,
     moved: np.ndarray,
     found: latents.Counterfactual,
+    weights: Linear,
 ) -> None:
-    """Writes the arrays and the pictures.
+    """Writes the arrays.
 
     Args:
-      run: the run.
-      workdir: its folder.
-      num: examples that pictures show.
+      workdir: the folder of the run.
       amounts: how many vectors were added.
       edits: the examples.
       vector: the attribute vector.
       moved: the images [T, N, ...].
       found: the counterfactuals.
+      weights: of the classifier.
     """
     arrays: dict[str, Any] = {"x": moved, "amounts": np.asarray(amounts)}
     arrays |= _numbered("z", edits.z) | _numbered("vector", vector)
     np.savez(workdir / "edits.npz", **arrays)
     arrays = {"x": found.x, "score": found.score, "distance": found.distance}
+    arrays |= {"weights": weights.of_x, "bias": weights.bias}
     np.savez(workdir / "counterfactuals.npz", **arrays | _numbered("z", found.z))
+
+
+def _draw(
+    run: Opened,
+    folder: Path,
+    num: int,
+    amounts: tuple[float, ...],
+    edits: Edits,
+    moved: np.ndarray,
+    found: latents.Counterfactual,
+) -> None:
+    """Draws edits.png and counterfactuals.png.
+
+    Args:
+      run: the run.
+      folder: where they go.
+      num: examples that they show.
+      amounts: how many vectors were added.
+      edits: the examples.
+      moved: the images [T, N, ...].
+      found: the counterfactuals.
+    """
     conditions = jax.tree.map(lambda leaf: leaf[:num], edits.conditions)
-    (workdir / "figures").mkdir(exist_ok=True)
-    pictures = lambda x: np.asarray(run.built.pictures(x, conditions)) / run.data.pixel_max
-    rows = [edits.x[:num], *moved[:, :num]]
-    names = ["x", *(f"{t:g} v" for t in amounts)]
-    file = workdir / "figures" / "edits.png"
-    figures.grid(file, np.stack([pictures(row) for row in rows]), "Attribute vectors added", names)
-    plain = _moved(run, edits, jax.tree.map(jnp.zeros_like, vector), jnp.zeros(1))[0]
-    rows = [edits.x[:num], plain[:num], found.x[:num]]
-    names = ["x", "its mean", "changed"]
-    file = workdir / "figures" / "counterfactuals.png"
-    figures.grid(file, np.stack([pictures(row) for row in rows]), "The least changes", names)
+    folder.mkdir(exist_ok=True)
+
+    def draw(file: str, title: str, rows: dict[str, Any]) -> None:
+        shown = [np.asarray(run.built.pictures(x[:num], conditions)) for x in rows.values()]
+        figures.grid(folder / file, np.stack(shown) / run.data.pixel_max, title, list(rows))
+
+    vectors = {f"{t:g} v": x for t, x in zip(amounts, moved, strict=True)}
+    draw("edits.png", "Attribute vectors added", {"x": edits.x} | vectors)
+    draw("counterfactuals.png", "The least changes", {"x": edits.x, "changed": found.x})
