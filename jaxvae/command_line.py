@@ -306,7 +306,7 @@ def _in_room(room: str, name: str, text: str) -> Callable[[Sequence[str], str], 
 
 
 EVALUATING, EXCHANGING = "jaxvae.runs.commands", "jaxvae.runs.interchange"
-DENOISING = "jaxvae.runs.denoising"
+DENOISING, EXPORTING = "jaxvae.runs.denoising", "jaxvae.runs.exporting"
 COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "train": train,
     "evaluate": _in_room(
@@ -330,11 +330,16 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "score",
         "Scores how anomalous examples are for a trained model.",
     ),
+    "edit": _in_room(
+        "jaxvae.runs.editing",
+        "edit",
+        "Gives examples an attribute: along a vector of latents, and by the least change.",
+    ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
     ),
     "export": _in_room(
-        EXCHANGING, "export", "Writes an autoencoder of latent diffusion as diffusers saves it."
+        EXPORTING, "export", "Writes a model to a folder that others open, with jaxvae or without."
     ),
 }
 

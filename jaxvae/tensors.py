@@ -82,13 +82,13 @@ def _array(content: bytes, entry: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(content[first:end], dtype).reshape(shape)
 
 
-def header_of(arrays: Mapping[str, np.ndarray]) -> str:
-    """The header that the library safetensors writes for arrays of PyTorch.
+def header_of(arrays: Mapping[str, np.ndarray], framework: str = "pt") -> str:
+    """The header that the library safetensors writes for arrays of a framework, PyTorch or Flax.
 
     The widest types come first, and names are in order.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": framework}}
     end = 0
     for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
         array, first = arrays[name], end

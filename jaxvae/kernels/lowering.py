@@ -20,7 +20,8 @@ Program = Callable[..., Array]  # (lhs, rhs, **params) -> out
 def like(original: Primitive, default: Program, **platforms: Program) -> tuple[Primitive, Callable]:
     """A primitive with the rules of the bilinear ``original``, compiled as another program.
 
-    The program is ``default``, or the one of the platform. Returns the primitive and
+    The program is ``default``, or the one of the platform. Programs decide on sizes, so the
+    original is compiled where a size is symbolic, as in ``jax.export``. Returns the primitive and
     ``through(function)``, the same function of arrays with the new primitive in place of the
     original.
     """
@@ -70,12 +71,20 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     ad.defbilinear(primitive, lhs_transposed, rhs_transposed)
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
-    for platform, program in platforms.items():
-        mlir.register_lowering(
-            primitive, mlir.lower_fun(program, multiple_results=False), platform=platform
-        )
+    for platform, program in ((None, default), *platforms.items()):
+        rule = mlir.lower_fun(_of_numbers(program, original), multiple_results=False)
+        mlir.register_lowering(primitive, rule, platform=platform)
     return primitive, through
+
+
+def _of_numbers(program: Program, original: Primitive) -> Program:
+    """The program, or the original where a size is symbolic."""
+
+    def chosen(lhs: Array, rhs: Array, **params: Any) -> Array:
+        known = all(isinstance(size, int) for size in (*lhs.shape, *rhs.shape))
+        return (program if known else original.bind)(lhs, rhs, **params)
+
+    return chosen
 
 
 def _merged(lhs: Array, rhs: Array, **params: Any) -> Array:

@@ -15,6 +15,7 @@ import jax
 import jaxvae
 from jaxvae import datasets, families
 from jaxvae.families import FAMILIES, RESUMABLE, Data, FirstStage
+from jaxvae.runs import weights
 from jaxvae.settings import from_json, to_json
 
 MOST_SHOWN = 200  # characters of a value in a sentence
@@ -154,6 +155,8 @@ def _record(file: Path, values: dict[str, Any]) -> Record:
 
 def save(workdir: Path, record: Record) -> None:
     """Writes config.json, after a check that the folder holds no other run."""
+    if weights.are_in(workdir):
+        raise ValueError(f"{workdir} holds an exported model; pass another --workdir")
     if has_checkpoints(workdir):
         different = differences(read(workdir), record)
         if different:
@@ -174,7 +177,7 @@ def differences(before: Record, now: Record) -> list[str]:
     """The settings in which two runs differ, as ``name was 1, is 2``."""
     if before.family != now.family:
         return [f"family was {before.family}, is {now.family}"]
-    then, here = _flat(to_json(before.config)), _flat(to_json(now.config))
+    then, here = flattened(to_json(before.config)), flattened(to_json(now.config))
     then |= {"data." + name: value for name, value in before.json()["data"].items()}
     here |= {"data." + name: value for name, value in now.json()["data"].items()}
     different = [
@@ -203,13 +206,13 @@ def _shown(values: dict[str, Any], name: str) -> str:
     return words if len(words) <= MOST_SHOWN else f"{words[:MOST_SHOWN]}..."
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def flattened(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of members beside the fields. Their names are unique."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, dict):
             flat[name] = value["is"]
-            flat |= _flat({n: v for n, v in value.items() if n != "is"})
+            flat |= flattened({n: v for n, v in value.items() if n != "is"})
         else:
             flat[name] = value
     return flat

@@ -16,7 +16,7 @@ from jaxvae import checkpoints, datasets, evaluation, models, training
 from jaxvae.contracts import Array, Params
 from jaxvae.distributions import mean_of
 from jaxvae.families import Built, Data
-from jaxvae.runs import folders
+from jaxvae.runs import folders, weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,7 +269,7 @@ def of_run(
 
 
 def load(workdir: str | Path, checkpoint: str | int = "latest") -> Trained:
-    """Opens the trained model of a run folder.
+    """Opens the trained model of a run folder, or of an exported folder.
 
     The data set is not needed. ``checkpoint`` is ``"latest"``, ``"best"`` or a step. Raises
     ValueError if the folder is no run, or has no such checkpoint.
@@ -292,9 +292,12 @@ def restore(
 ) -> tuple[int, Params]:
     """The step and the parameters of a run's checkpoint.
 
-    ``latest`` is the newest checkpoint that is not damaged. Damaged ones are named on stderr.
+    ``latest`` is the newest checkpoint that is not damaged. Damaged ones are named on stderr. An
+    exported folder has the parameters of one step.
     """
     state = built.fresh_state(data)
+    if weights.are_in(workdir):
+        return _exported(workdir, jax.eval_shape(built.parameters, state), str(checkpoint))
     with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
         for step in _steps(saved, str(checkpoint)):
             try:
@@ -306,6 +309,15 @@ def restore(
         raise ValueError(
             f"{workdir} has no checkpoint {str(checkpoint)!r}; it has {saved.steps or 'none'}"
         )
+
+
+def _exported(folder: Path, like: Params, checkpoint: str) -> tuple[int, Params]:
+    """The step and the parameters of an exported folder."""
+    config = folders.read_json(folder / "config.json")
+    step = config["step"]
+    if checkpoint not in ("latest", "best", str(step)):
+        raise ValueError(f"{folder} has no checkpoint {checkpoint!r}; it was exported at {step}")
+    return step, weights.read(folder, config, like)
 
 
 def _steps(saved: checkpoints.Checkpoints, which: str) -> list[int]:
