@@ -41,7 +41,10 @@ def _command(name: str) -> None:
 COMMANDS: dict[str, Callable[[], Any]] = {
     **{
         name: partial(_command, name)
-        for name in ("train", "evaluate", "sample", "denoise", "separate", "import", "export")
+        for name in (
+            *("train", "evaluate", "sample", "compress", "decompress", "denoise", "separate"),
+            *("import", "export"),
+        )
     },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
@@ -124,6 +127,11 @@ MISTAKES = [
     ("train", "tvae --latent 3 --data-dir {data}", "take fewer children or more"),
     ("train", "infinite-vae --first-experts 21 --data-dir {data}", "at most --experts 20"),
     ("train", "stick-breaking --prior mixture --data-dir {data}", "is of real latents"),
+    ("compress", ". x.npy x.jvae", "is no run folder"),
+    ("compress", ". x.npy", "Missing from jaxvae compress: PATH the file to write"),
+    ("compress", ". x.npy x.jvae --grid 0", "--grid"),
+    ("decompress", ". x.jvae", "is no run folder"),
+    ("decompress", "", "Missing from jaxvae decompress: PATH the run folder"),
     ("denoise", "nowhere.png", "nowhere.png: No such file or directory"),
     ("denoise", "{data}", "is no picture that Pillow reads"),
     ("denoise", "", "Missing from jaxvae denoise"),
