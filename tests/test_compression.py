@@ -22,8 +22,10 @@ from scipy import stats
 
 import jaxvae
 from jaxvae import command_line, families, networks
+from jaxvae.checkpoints import Checkpoints
 from jaxvae.datasets import DataError
 from jaxvae.families import Data
+from jaxvae.runs import Job, folders, prepare
 from jaxvae.runs.compressing import compress, decompress
 from jaxvae.settings import Choice
 from jaxvae.uses import compression
@@ -374,13 +376,16 @@ def test_other_models_are_refused(preset: str, named: dict[str, Any], words: str
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a trained run, and images beside it."""
+    """The folder of a run that has just begun, and images beside it."""
     folder = tmp_path_factory.mktemp("compression")
     images = images_of("bernoulli", 40)
     named = {"hidden": (6,), "latent": LATENT, "steps": 4, "batch_size": 10, "test_samples": 2}
     config = families.preset("digits", **named)
     data = {"train": images, "test": images[:10]}
-    jaxvae.train(config, folder / "run", data=data, progress=False)
+    prepared = prepare(config, Job(), data)
+    with folders.lock(folder / "run"), Checkpoints(folder / "run" / "checkpoints") as saved:
+        folders.save(folder / "run", prepared.record)
+        saved.save(0, prepared.init_state(), {})
     arrays = {"images": images, "empty": images[:0], "wide": np.zeros((3, 9), np.uint8)}
     arrays |= {"grey": images_of("categorical", 9)}
     for name, array in arrays.items():

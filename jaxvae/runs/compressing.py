@@ -47,8 +47,10 @@ def compress(
     check_range("grid", Count, grid)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed} must be from 0 to 2^64 - 1")
-    config, array = folders.read(workdir).config, _images(images)
+    record, array = folders.read(workdir), _images(images)
+    config = record.config
     flat.check(config, grid)
+    flat.check_images(config, record.data, array)
     if not out.resolve().parent.is_dir():
         raise DataError(f"{out}: the folder does not exist")
     trained = load(workdir, checkpoint)
@@ -114,7 +116,6 @@ def _codec(
     said = "found"
     if codec is None:
         codec, said = compression.codec(trained, array, grid), "made"
-        codec.scheme.checked(array)
         codec.save(folder)
     file = folder / f"{codec.checksum[: compression.SHOWN]}.npz"
     return codec, f"{said}, {file}"

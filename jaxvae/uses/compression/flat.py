@@ -118,6 +118,11 @@ def check(config: Any, grid: int) -> None:
             )
 
 
+def check_images(config: Any, data: Data, images: np.ndarray) -> None:
+    """Raises DataError unless images are what the codec of a model codes."""
+    checked(images, tuple(data.shape), levels_of(config, data))
+
+
 def levels_of(config: Any, data: Data) -> int:
     """Values that a pixel can take in what is compressed."""
     if config.likelihood.name == "bernoulli":
