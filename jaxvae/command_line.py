@@ -1,4 +1,4 @@
-"""The command line ``jaxvae train|evaluate|sample|denoise|import|export``.
+"""The command line ``jaxvae train|evaluate|sample|compress|denoise|import|export``.
 
 ``train`` has a flag for every setting of its configuration. ``--posterior planar`` chooses a
 member, and then the member's settings are flags too. A mistake ends in one sentence and with exit
@@ -334,6 +334,16 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "jaxvae.runs.editing",
         "edit",
         "Gives examples an attribute: along a vector of latents, and by the least change.",
+    ),
+    "compress": _in_room(
+        "jaxvae.runs.compressing",
+        "compress",
+        "Compresses a .npy file of images without loss, with a flat VAE and bits-back coding.",
+    ),
+    "decompress": _in_room(
+        "jaxvae.runs.compressing",
+        "decompress",
+        "Decompresses a file of jaxvae compress into a .npy file.",
     ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."

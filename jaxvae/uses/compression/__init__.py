@@ -1,0 +1,18 @@
+"""Compression of images with a trained model, bit for bit the same in every process.
+
+A ``Codec`` is made once for a model, from networks of integers and tables of frequencies, and is
+stored. ``compress`` gives the bytes of a file, and ``decompress`` the images.
+"""
+
+from jaxvae.uses.compression.codecs import (
+    SHOWN,
+    Codec,
+    Compressed,
+    read,
+    reader_of,
+    stored,
+    writer_in,
+)
+from jaxvae.uses.compression.making import codec
+
+__all__ = ["SHOWN", "Codec", "Compressed", "codec", "read", "reader_of", "stored", "writer_in"]

@@ -1,0 +1,192 @@
+"""Bits-back coding: images without loss at the cost of the negative ELBO.
+
+Townsend et al. 2019, arXiv:1901.04866. For one image, encoding pops z with the frequencies of
+q(z|x), pushes x with those of p(x|z), and pushes z with those of p(z). Decoding does the reverse.
+The net cost is -log2 p(x, z) + log2 q(z|x), in the mean -ELBO / ln 2. The latents lie on a grid,
+and the networks are those of ``integers``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxvae.contracts import Array
+from jaxvae.datasets import DataError
+from jaxvae.uses.compression import frequencies, integers
+from jaxvae.uses.compression.containers import checksum_of
+from jaxvae.uses.compression.frequencies import EIGHTHS, QUARTERS, SMALLEST
+from jaxvae.uses.compression.stacks import Stack
+
+REACH = 8  # latents lie in [-8, 8]
+WIDTH = 6.5  # standard deviations of a posterior on each side of its mean that z is drawn from
+AT_ONCE = 256  # images that are encoded together
+PIXELS: dict[str, Callable[..., np.ndarray]] = {
+    "bernoulli": frequencies.bernoulli,
+    "categorical": frequencies.categorical,
+    "discretized_logistic": frequencies.discretized_logistic,
+    "discretized_logistic_mixture": frequencies.discretized_logistic_mixture,
+}
+NEEDED = {  # tables that a likelihood needs beside the Gaussian one
+    "bernoulli": ("exponential",),
+    "categorical": ("exponential",),
+    "discretized_logistic": ("logistic",),
+    "discretized_logistic_mixture": ("exponential", "logistic"),
+}
+
+
+def checked(images: np.ndarray, shape: tuple[int, ...], levels: int) -> np.ndarray:
+    """Images as [N, *shape]; a last axis of one channel may be left out.
+
+    Raises DataError unless they are integers from 0 to levels - 1.
+    """
+    shapes = [shape, shape[:-1]] if shape[-1:] == (1,) else [shape]
+    if images.dtype.kind not in "iub":
+        raise DataError(
+            f"images hold {images.dtype}; without loss only integers are coded: give them as "
+            f"integers from 0 to {levels - 1}"
+        )
+    if not images.ndim or images.shape[1:] not in shapes:
+        wanted = ", ".join(map(str, ("N", *shape)))
+        raise DataError(f"images have shape {images.shape}; the model takes [{wanted}]")
+    if not len(images):
+        raise DataError("there is no image to compress: the array is empty")
+    low, high = int(images.min()), int(images.max())
+    if low < 0 or high >= levels:
+        more = ": draw them as 0 or 1 first, with the probability of their value"
+        raise DataError(
+            f"images hold values from {low} to {high}; the model codes integers from 0 to "
+            f"{levels - 1}" + (more if levels == 2 else "")
+        )
+    return images.reshape(len(images), *shape)
+
+
+class Group(NamedTuple):
+    """Latents whose posteriors are of about one width: symbol s is the place ``first`` + s."""
+
+    rows: np.ndarray  # [n] which latents
+    first: np.ndarray  # [n]
+    frequencies: np.ndarray  # [n, S]
+
+
+class BitsBack:
+    """The scheme of a codec of a flat VAE."""
+
+    def __init__(self, layout: dict[str, Any], arrays: dict[str, np.ndarray]):
+        """The scheme of what ``codecs.flat_codec`` has made."""
+        self.tables, self.latent = arrays, layout["latent"]
+        self.shape, self.levels = tuple(layout["shape"]), layout["levels"]
+        self.numbers, self.reach = layout["numbers"], REACH * layout["grid"]
+        self.pixels = PIXELS[layout["likelihood"]]
+        self._encoder = jax.jit(jax.vmap(network(layout, arrays, "encoder")))
+        self._decoder = jax.jit(network(layout, arrays, "decoder"))
+        zero = np.zeros(1, np.int64)
+        every = frequencies.edges(-self.reach, self.reach)
+        unit = np.array([round(EIGHTHS * math.log2(layout["grid"]))])
+        inner = frequencies.cumulative(arrays, "gaussian", zero, unit, every)
+        self.prior = frequencies.between(inner)[0]
+
+    @property
+    def seeds(self) -> int:
+        """Words that the first image may pop: a latent takes 24 bits at most."""
+        return self.latent + 4
+
+    def checked(self, images: np.ndarray) -> np.ndarray:
+        """Images as [N, *shape]. Raises DataError if they are not what the model codes."""
+        return checked(images, self.shape, self.levels)
+
+    def push(self, stack: Stack, images: np.ndarray) -> tuple[int, list[int]]:
+        """Pushes images, the last first. Returns a checksum of them and the bits of each step.
+
+        The steps are of the first image pushed: popped for z, pushed for x and for z.
+        """
+        last_first = self.checked(images)[::-1]
+        steps: list[int] = []
+        for image, raw in zip(last_first, self._encoded(last_first), strict=True):
+            before = stack.bits
+            z = self._pop_latents(stack, raw)
+            between = stack.bits
+            stack.push(image.reshape(-1), self._pixels(z))
+            after = stack.bits
+            stack.push(z + self.reach, self.prior)
+            if not steps:
+                steps = [before - between, after - between, stack.bits - after]
+        return checksum_of(images), steps
+
+    def pop(self, stack: Stack, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, int]:
+        """Pops images of a shape, and returns them and a checksum of them."""
+        images = np.empty((shape[0], math.prod(self.shape)), dtype)
+        for image in images:
+            z = stack.pop(self.prior, self.latent) - self.reach
+            image[:] = stack.pop(self._pixels(z))
+            self._push_latents(stack, z, self._encode(image[None])[0])
+        whole = images.reshape(shape)
+        return whole, checksum_of(whole)
+
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        x = images.reshape(len(images), *self.shape).astype(np.float32)
+        return np.asarray(self._encoder(x)).astype(np.int64)
+
+    def _encoded(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """What the encoder of integers gives for each image."""
+        for start in range(0, len(images), AT_ONCE):
+            part = images[start : start + AT_ONCE]
+            missing = -len(part) % AT_ONCE if start else 0
+            whole = np.concatenate([part, np.zeros((missing, *self.shape), part.dtype)])
+            yield from self._encode(whole)[: len(part)]
+
+    def _pixels(self, z: np.ndarray) -> np.ndarray:
+        """Frequencies of the values of all pixels [P, L]."""
+        raw = np.asarray(self._decoder(z.astype(np.float32))).astype(np.int64)
+        if raw.ndim == 3:  # a convolutional decoder may give more rows and columns
+            raw = raw[: self.shape[0], : self.shape[1]]
+        return self.pixels(self.tables, raw.reshape(-1, self.numbers), self.levels)
+
+    def posteriors(self, raw: np.ndarray) -> list[Group]:
+        """Frequencies of all latents from what the encoder gives: [m, log s] of each."""
+        mean = np.clip(raw[: self.latent], -QUARTERS * self.reach, QUARTERS * self.reach)
+        widest = math.floor(EIGHTHS * math.log2(self.reach / WIDTH))
+        scale = np.clip(raw[self.latent :], SMALLEST, widest)
+        octaves = 2 * -(-scale // (2 * EIGHTHS))  # rounded up to even ones
+        groups = []
+        for octave in np.unique(octaves):
+            rows = np.flatnonzero(octaves == octave)
+            half = min(max(math.ceil(WIDTH * 2.0**octave), 4), self.reach)
+            middle = (mean[rows] + QUARTERS // 2) // QUARTERS
+            first = np.clip(middle, half - self.reach, self.reach - half) - half
+            every = frequencies.edges(0, 2 * half)
+            inner = frequencies.cumulative(
+                self.tables, "gaussian", mean[rows] - QUARTERS * first, scale[rows], every
+            )
+            groups.append(Group(rows, first, frequencies.between(inner)))
+        return groups
+
+    def _pop_latents(self, stack: Stack, raw: np.ndarray) -> np.ndarray:
+        z = np.empty(self.latent, np.int64)
+        for group in self.posteriors(raw):
+            z[group.rows] = group.first + stack.pop(group.frequencies)
+        return z
+
+    def _push_latents(self, stack: Stack, z: np.ndarray, raw: np.ndarray) -> None:
+        for group in reversed(self.posteriors(raw)):
+            stack.push(z[group.rows] - group.first, group.frequencies)
+
+
+def network(
+    layout: dict[str, Any], arrays: dict[str, np.ndarray], name: str
+) -> Callable[[Array], Array]:
+    """A network of integers of a codec, a function of one example."""
+    layers = []
+    for i, layer in enumerate(layout[name]):
+        parts = (arrays.get(f"{name}_{i}_{part}") for part in ("kernel", "bias", "table"))
+        kernel, bias, table = (None if a is None else a.astype(np.float32) for a in parts)
+        shape = tuple(layer["shape"])
+        layers.append(
+            integers.IntegerLayer(layer["kind"], shape, kernel, bias, layer["shift"], table)
+        )
+    return functools.partial(integers.apply, layers)

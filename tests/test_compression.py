@@ -1,0 +1,465 @@
+"""Compression: exact networks of integers, frequencies, containers, and codecs of every likelihood.
+
+Oracles: networks of real numbers, NumPy in float64, SciPy's distributions, the ELBO.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from harness import refused
+from scipy import stats
+
+import jaxvae
+from jaxvae import command_line, families, networks
+from jaxvae.checkpoints import Checkpoints
+from jaxvae.datasets import DataError
+from jaxvae.families import Data
+from jaxvae.runs import Job, folders, prepare
+from jaxvae.runs.compressing import compress, decompress
+from jaxvae.settings import Choice
+from jaxvae.uses import compression
+from jaxvae.uses.compression import containers, flat, frequencies, integers, readouts, stacks
+
+SHAPE, LATENT = (6, 5, 2), 3
+PAIRS = Choice(networks.PAIRS)
+PIXELS = readouts.Readout(np.array([16.0]), np.array([0.0]))
+TABLES = frequencies.tables("gaussian", "logistic", "exponential")
+
+
+# Networks of integers
+
+
+def pair_of(name: str, **settings: Any) -> tuple[Any, Any, Any]:
+    """A chosen pair, and parameters of its encoder and decoder, which are larger than at first."""
+    chosen = PAIRS(name, hidden=(6, 4), **settings)
+    encoder, decoder = chosen(size=2 * LATENT, output=SHAPE)
+    key = jax.random.key(0)
+    grown = lambda tree: jax.tree.map(lambda a: 1.5 * a + 0.1, tree)
+    params = encoder.init(key, jnp.zeros(SHAPE)), decoder.init(key, jnp.zeros(LATENT))
+    return chosen, (encoder, grown(params[0])), (decoder, grown(params[1]))
+
+
+@functools.cache
+def rounded_pair(name: str, activation: str) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """An encoder and a decoder of integers, and inputs of them."""
+    chosen, (_, encoder), (_, decoder) = pair_of(name, activation=activation)
+    rng = np.random.default_rng(0)
+    x, z = rng.integers(0, 256, (20, *SHAPE)), rng.integers(-64, 65, (20, LATENT))
+    unit = readouts.posterior(LATENT, 32)
+    function = networks.ACTIVATIONS[activation]
+    down = readouts.encoder_layers(encoder, chosen, SHAPE, 1 / 255, unit)
+    up = readouts.decoder_layers(decoder, chosen, SHAPE, PIXELS)
+    return (
+        integers.rounded(down, function, x, 0, 255),
+        integers.rounded(up, function, z, 5, 256),
+        x.astype(np.float32),
+        z.astype(np.float32),
+    )
+
+
+QUICK = ("relu", "gelu")  # the others are marked slow
+ROUNDED = [
+    pytest.param("mlp", name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in networks.ACTIVATIONS
+] + [("conv", "relu")]
+
+
+@pytest.mark.parametrize("name, activation", ROUNDED)
+def test_integers_are_the_real_outputs_rounded(name: str, activation: str) -> None:
+    """To one or two units of the last place: quarters of 1/32, eighths of octaves, sixteenths."""
+    _, (encode, encoder), (decode, decoder) = pair_of(name, activation=activation)
+    down, up, x, z = rounded_pair(name, activation)
+    mapped = lambda function, rows: np.asarray(jax.jit(jax.vmap(function))(rows))
+    raw = mapped(lambda x: encode.apply(encoder, x / 255), x)
+    loc, log_scale = np.split(raw, 2, -1)
+    real = np.concatenate([128 * loc, 8 * (np.log2(np.exp(log_scale)) + 5)], -1)
+    found = mapped(lambda x: integers.apply(down, x), x)
+    np.testing.assert_allclose(found, real, rtol=4e-3, atol=2)
+    logits = mapped(lambda z: decode.apply(decoder, z / 32), z)
+    found = mapped(lambda z: integers.apply(up, z), z)
+    found = found[:, : SHAPE[0], : SHAPE[1]] if name == "conv" else found
+    np.testing.assert_allclose(found.reshape(logits.shape), 16 * logits, rtol=4e-3, atol=2)
+
+
+def in_numpy(layers: list[integers.IntegerLayer], x: np.ndarray) -> np.ndarray:
+    """A fully connected network of integers, in float64."""
+    for layer in layers:
+        total = x.reshape(-1) @ np.float64(layer.kernel) + np.float64(layer.bias)
+        x = np.round(total * 2.0**layer.shift)
+        if layer.table is not None:
+            x = np.float64(layer.table)[np.clip(x, -(2**14), 2**14).astype(int) + 2**14]
+    return x
+
+
+MODES: dict[str, Callable] = {
+    "one by one": lambda f, x: np.stack([*map(jax.jit(f), x)]),
+    "a batch of 5": lambda f, x: np.concatenate([*map(jax.jit(jax.vmap(f)), np.split(x, 4))]),
+    "four devices": lambda f, x: jax.pmap(jax.vmap(f))(x.reshape(4, 5, *x.shape[1:])),
+    "bfloat16 by default": lambda f, x: in_bfloat16(f, x),
+}
+
+
+def in_bfloat16(f: Callable, x: np.ndarray) -> Any:
+    with jax.default_matmul_precision("bfloat16"):
+        return jax.jit(jax.vmap(f))(x)
+
+
+@pytest.mark.parametrize("name", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
+def test_integers_are_the_same_in_every_mode_of_execution(name: str) -> None:
+    down, up, images, latents = rounded_pair(name, "relu")
+    for layers, x in ((down, images), (up, latents)):
+        f = functools.partial(integers.apply, layers)
+        first = np.asarray(jax.jit(jax.vmap(f))(x)).reshape(20, -1)
+        for mode, run in MODES.items():
+            np.testing.assert_array_equal(np.asarray(run(f, x)).reshape(20, -1), first, mode)
+        if name == "mlp":
+            np.testing.assert_array_equal(np.stack([f(row) for row in x[:5]]), first[:5])
+            np.testing.assert_array_equal(np.stack([in_numpy(layers, row) for row in x]), first)
+
+
+@pytest.mark.parametrize("name, activation", [("mlp", "gelu"), ("conv", "relu")])
+def test_no_sum_of_integers_can_leave_what_float32_holds(name: str, activation: str) -> None:
+    """Even of the worst inputs: all as large as they may be, with the signs of the weights."""
+    for layers, largest in zip(rounded_pair(name, activation)[:2], (255, 256), strict=True):
+        for layer in layers:
+            kernel = np.abs(np.float64(layer.kernel)).reshape(-1, layer.kernel.shape[-1])
+            assert (largest * kernel.sum(0) + np.abs(layer.bias)).max() < 2**24
+            assert (kernel == np.round(kernel)).all()
+            largest = 0 if layer.table is None else np.abs(layer.table).max()
+
+
+# Frequencies
+
+
+@pytest.mark.parametrize("name, family", [("gaussian", stats.norm), ("logistic", stats.logistic)])
+def test_frequencies_are_those_of_scipy(name: str, family: Any) -> None:
+    """Within a thousandth of a bit, for narrow and for wide scales; they sum to 2^24."""
+    mean, scale = np.array([0, 3, -77, 200]), np.array([-8, 0, 13, 40])
+    inner = frequencies.cumulative(TABLES, name, mean, scale, frequencies.edges(-300, 300))
+    found = frequencies.between(inner)
+    assert (found >= 0).all() and (found.sum(-1) == 2**24).all()
+    edges = np.arange(-300, 300) + 0.5
+    below = family.cdf((edges - mean[:, None] / 4) / 2.0 ** (scale[:, None] / 8))
+    p = np.diff(np.pad(below, ((0, 0), (1, 1)), constant_values=(0, 1)), axis=-1)
+    kl = np.sum(np.where(p > 1e-9, p * np.log2(np.maximum(p, 1e-30) / (found / 2**24 + 1e-9)), 0))
+    assert abs(kl) < 1e-3
+
+
+def test_frequencies_of_logits_are_a_softmax() -> None:
+    logits = np.random.default_rng(0).integers(-90, 90, (5, 7))
+    e = np.exp(logits / 16.0)
+    found = frequencies.categorical(TABLES, logits, 7)
+    np.testing.assert_allclose(
+        found / found.sum(-1, keepdims=True), e / e.sum(-1, keepdims=True), atol=1e-5
+    )
+
+
+def test_a_mixture_of_one_logistic_is_that_logistic() -> None:
+    raw = np.array([[5, 130, 12]])
+    one = frequencies.discretized_logistic(TABLES, raw[:, 1:], 60)
+    mixed = frequencies.discretized_logistic_mixture(TABLES, raw, 60)
+    np.testing.assert_array_equal(mixed, one * 2**24)
+
+
+# The stack
+
+
+def test_what_is_pushed_is_popped_and_costs_its_information() -> None:
+    rng = np.random.default_rng(0)
+    f, symbols = rng.integers(1, 2**20, (400, 9)), rng.integers(0, 9, 400)
+    stack = stacks.Stack(stacks.seed_words(3, 5))
+    before, words = stack.bits, stack.words
+    stack.push(symbols, f)
+    cost = -np.log2(f[np.arange(400), symbols] / f.sum(1)).sum()
+    assert stack.bits - before == pytest.approx(cost, abs=1.5)
+    np.testing.assert_array_equal(stack.pop(f), symbols)
+    np.testing.assert_array_equal(stack.words, words)
+
+
+def test_a_stack_that_is_too_low_says_so() -> None:
+    """The library itself goes on and gives symbols of the far tail."""
+    stack = stacks.Stack(stacks.seed_words(0, 3))
+    with pytest.raises(stacks.ShortageError):
+        stack.pop(np.ones(2**16), 10)
+
+
+def test_seed_words_are_those_of_shake_256() -> None:
+    import hashlib
+
+    words = stacks.seed_words(7, 4)
+    assert words[:3].astype("<u4").tobytes() == hashlib.shake_256(b"jaxvae 7").digest(12)
+    assert words[3] % 2 == 1
+
+
+# Codecs
+
+
+def data_of(shape: tuple[int, ...], levels: int, pixels: str) -> Data:
+    return Data("made", shape, "uint8", levels, pixels, 100)
+
+
+def made(likelihood: str, **named: Any) -> tuple[Any, Data, Any, Any]:
+    """A configuration, its data, what is built of them and parameters of which some are large."""
+    pixels = {"bernoulli": "dynamic", "categorical": "counts"}.get(likelihood, "scale")
+    config = families.preset("digits", likelihood=likelihood, latent=LATENT, **named)
+    data = data_of((4, 4, 1), 7, pixels)
+    built = families.FAMILIES["flat"].build(config, data)
+    params = built.model.init(jax.random.key(1), jnp.zeros((4, 4, 1)))
+    params = jax.tree.map(lambda a: 1.5 * a, params)
+    scales = params["encoder"]["output"]["bias"][LATENT:]
+    params["encoder"]["output"]["bias"] = jnp.concatenate([jnp.zeros(LATENT), scales - 1.5])
+    return config, data, built, params
+
+
+def images_of(likelihood: str, count: int, seed: int = 0) -> np.ndarray:
+    levels = 2 if likelihood == "bernoulli" else 7
+    return np.random.default_rng(seed).integers(0, levels, (count, 4, 4, 1)).astype(np.uint8)
+
+
+@functools.cache
+def codec_of(likelihood: str, network: str = "mlp") -> compression.Codec:
+    config, data, _, params = made(likelihood, network=network, hidden=(6,))
+    return flat.flat_codec(config, data, params, images_of(likelihood, 30))
+
+
+LOSSLESS = [
+    ("bernoulli", "mlp"),
+    ("discretized_logistic", "mlp"),
+    pytest.param("bernoulli", "conv", marks=pytest.mark.slow),
+    pytest.param("categorical", "mlp", marks=pytest.mark.slow),
+    pytest.param("discretized_logistic_mixture", "mlp", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("likelihood, network", LOSSLESS)
+def test_images_come_back_bit_for_bit_at_the_cost_of_the_elbo(
+    likelihood: str, network: str, tmp_path: Path
+) -> None:
+    """By a codec that was read from its file, one by one, though they were encoded in a batch."""
+    codec, images = codec_of(likelihood, network), images_of(likelihood, 200, 1)
+    compressed = codec.compress(images)
+    read = compression.read(codec.save(tmp_path))
+    assert read.checksum == codec.checksum
+    back = read.decompress(compressed.packed)
+    assert back.dtype == images.dtype
+    np.testing.assert_array_equal(back, images)
+    config, data, built, params = made(likelihood, network=network, hidden=(6,))
+    trained = jaxvae.Trained(built, data, params, 0)
+    bound = flat.negative_elbo(trained, config, images, num_samples=1)
+    spread = np.sqrt(2 / len(bound)) * bound.std()
+    assert abs(compressed.net_bits / 200 - bound.mean()) < 0.01 * bound.mean() + 4 * spread
+    assert 8 * len(compressed.packed) < compressed.net_bits + compressed.steps[0] + 1200
+
+
+@pytest.mark.parametrize("dtype, shape", [("bool", (4, 4)), ("int64", (4, 4, 1)), (">u2", (4, 4))])
+def test_types_and_shapes_come_back(dtype: str, shape: tuple[int, ...]) -> None:
+    codec = codec_of("bernoulli")
+    images = images_of("bernoulli", 3).astype(dtype).reshape(3, *shape)
+    back = codec.decompress(codec.compress(images, seed=5).packed)
+    np.testing.assert_array_equal(back, images)
+    assert back.shape == images.shape and back.dtype == images.dtype.newbyteorder("=")
+
+
+def test_first_words_are_doubled_until_they_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, images = codec_of("bernoulli"), images_of("bernoulli", 4)
+    monkeypatch.setattr(type(codec.scheme), "seeds", 1)
+    packed = codec.compress(images).packed
+    assert containers.unpack(packed).first > 1
+    np.testing.assert_array_equal(codec.decompress(packed), images)
+
+
+# Damage
+
+
+def test_a_hundred_flipped_bits_and_twenty_cuts_are_all_refused() -> None:
+    codec = codec_of("bernoulli")
+    packed = codec.compress(images_of("bernoulli", 40)).packed
+    rng = np.random.default_rng(0)
+    for bit in rng.choice(8 * len(packed), 100, replace=False):
+        damaged = bytearray(packed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DataError):
+            codec.decompress(bytes(damaged))
+    for length in rng.choice(len(packed), 20, replace=False):
+        with pytest.raises(DataError):
+            codec.decompress(packed[:length])
+    with pytest.raises(DataError, match="follow the header"):
+        codec.decompress(packed + b"\0")
+
+
+def test_words_that_have_the_right_checksum_but_are_others_are_refused() -> None:
+    """The images have a checksum too, and the stack must end as it began."""
+    codec = codec_of("bernoulli")
+    held = containers.unpack(codec.compress(images_of("bernoulli", 9)).packed)
+    held.words[0] ^= 4
+    with pytest.raises(DataError, match="not those that were compressed"):
+        codec.decompress(held.pack())
+
+
+def test_another_models_file_is_refused_by_name() -> None:
+    one = codec_of("bernoulli")
+    other = compression.Codec(one.layout | {"model": "another"}, one.arrays)
+    packed = one.compress(images_of("bernoulli", 2)).packed
+    with pytest.raises(DataError, match=f"by the codec {one.checksum[:16]}, and this is"):
+        other.decompress(packed)
+
+
+def test_another_version_of_the_coder_is_refused_by_name() -> None:
+    codec = codec_of("bernoulli")
+    held = containers.unpack(codec.compress(images_of("bernoulli", 2)).packed)
+    with pytest.raises(DataError, match=r"with constriction 0\.4, and 0\.5 is installed"):
+        codec.decompress(held._replace(coder="0.4").pack())
+
+
+def test_a_damaged_codec_is_refused(tmp_path: Path) -> None:
+    file = codec_of("bernoulli").save(tmp_path)
+    whole = file.read_bytes()
+    for cut in (10, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match="damaged"):
+            compression.read(file)
+    other = tmp_path / "0123456789abcdef.npz"
+    other.write_bytes(whole)
+    with pytest.raises(DataError, match="its content has the checksum"):
+        compression.read(other)
+
+
+# What cannot be coded
+
+IMAGES = {
+    "shape": (np.zeros((3, 5, 4, 1), np.uint8), r"have shape \(3, 5, 4, 1\); the model takes"),
+    "floats": (np.zeros((3, 4, 4, 1)), "without loss only integers are coded"),
+    "values": (np.full((3, 4, 4, 1), 2), "values from 2 to 2; the model codes integers from 0 to"),
+    "negative": (np.full((3, 4, 4, 1), -1), "values from -1 to -1"),
+    "none": (np.zeros((0, 4, 4, 1), np.uint8), "there is no image"),
+    "one number": (np.array(3), "have shape"),
+}
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_other_images_are_refused(case: str) -> None:
+    images, words = IMAGES[case]
+    with pytest.raises(DataError, match=words):
+        codec_of("bernoulli").compress(images)
+
+
+MODELS: list[tuple[str, dict[str, Any], str]] = [
+    ("ladder", {}, "neither. The networks of hierarchies divide"),
+    ("planar", {}, "posterior=planar cannot be compressed with"),
+    ("vampprior", {}, "prior=vampprior cannot be compressed with"),
+    ("digits", {"likelihood": "normal"}, "likelihood=normal cannot be compressed with"),
+    ("digits", {"network": "residual"}, "network=residual cannot be compressed with"),
+    ("digits", {"grid": 33}, "grid=33 must be a power of two"),
+]
+
+
+@pytest.mark.parametrize("preset, named, words", MODELS, ids=[f"{r[0]} {r[1]}" for r in MODELS])
+def test_other_models_are_refused(preset: str, named: dict[str, Any], words: str) -> None:
+    rest = {name: value for name, value in named.items() if name != "grid"}
+    with pytest.raises(ValueError, match=words):
+        flat.check(families.preset(preset, **rest), named.get("grid", 32))
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has just begun, and images beside it."""
+    folder = tmp_path_factory.mktemp("compression")
+    images = images_of("bernoulli", 40)
+    named = {"hidden": (6,), "latent": LATENT, "steps": 4, "batch_size": 10, "test_samples": 2}
+    config = families.preset("digits", **named)
+    data = {"train": images, "test": images[:10]}
+    prepared = prepare(config, Job(), data)
+    with folders.lock(folder / "run"), Checkpoints(folder / "run" / "checkpoints") as saved:
+        folders.save(folder / "run", prepared.record)
+        saved.save(0, prepared.init_state(), {})
+    arrays = {"images": images, "empty": images[:0], "wide": np.zeros((3, 9), np.uint8)}
+    arrays |= {"grey": images_of("categorical", 9)}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "nothing.npy").touch()
+    packed = codec_of("bernoulli").compress(images[:2]).packed
+    (folder / "other.jvae").write_bytes(packed)
+    (folder / "cut.jvae").write_bytes(packed[:60])
+    return folder
+
+
+def test_commands_give_back_the_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second time with the codec that is there
+        compress(run / "run", run / "images.npy", tmp_path / "x.jvae", verify=True)
+    said = capsys.readouterr().out
+    for word in ("net ", "-ELBO", "excess", "first image", "images/s", "PNG", "WebP", "xz", "same"):
+        assert word in said, word
+    assert len(list((run / "run" / "codecs").iterdir())) == 1
+    decompress(run / "run", tmp_path / "x.jvae")
+    assert (tmp_path / "x.npy").read_bytes() == (run / "images.npy").read_bytes()
+    with pytest.raises(DataError, match="is there already"):
+        decompress(run / "run", tmp_path / "x.jvae")
+
+
+MISTYPED: list[tuple[str, str, str]] = [
+    ("compress", "{run} nowhere.npy x.jvae", "nowhere.npy: No such file or directory"),
+    ("compress", "{run} {run}/config.json x.jvae", "is no .npy file of numbers"),
+    ("compress", "{run} {dir}/empty.npy x.jvae", "there is no image to compress"),
+    ("compress", "{run} {dir}/nothing.npy x.jvae", "is no .npy file of numbers"),
+    ("compress", "{run} {dir}/wide.npy x.jvae", "have shape (3, 9); the model takes [N, 4, 4, 1]"),
+    ("compress", "{run} {dir}/grey.npy x.jvae", "values from 0 to 6; the model codes integers"),
+    ("compress", "{run} {dir}/images.npy x.jvae --grid 3", "must be a power of two"),
+    ("compress", "{run} {dir}/images.npy x.jvae --checkpoint 9", "has no checkpoint '9'"),
+    ("compress", "{run} {dir}/images.npy nowhere/x.jvae", "the folder does not exist"),
+    ("decompress", "{run} nowhere.jvae", "nowhere.jvae: No such file or directory"),
+    ("decompress", "{run} {dir}/images.npy x.npy", "this is no file of jaxvae compress"),
+    ("decompress", "{run} {dir}/other.jvae x.npy", "give the run whose model wrote it"),
+    ("decompress", "{run} {dir}/cut.jvae x.npy", "the file is damaged or incomplete"),
+]
+
+
+@pytest.mark.parametrize("name, arguments, words", MISTYPED, ids=[r[2] for r in MISTYPED])
+def test_a_mistake_is_answered_in_a_sentence_and_nothing_is_written(
+    name: str,
+    arguments: str,
+    words: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = set(run.glob("**/*"))
+    typed = arguments.format(run=run / "run", dir=run).split()
+    command = lambda: command_line.main([name, *sys.argv[1:]])
+    refused(command, typed, words, monkeypatch, capsys)
+    assert not list(tmp_path.iterdir()) and set(run.glob("**/*")) == there
+
+
+@pytest.mark.slow
+def test_another_process_and_another_program_read_what_was_written(
+    run: Path, tmp_path: Path
+) -> None:
+    """Without XLA's optimizations, with other vector instructions, and on four devices."""
+    compress(run / "run", run / "images.npy", tmp_path / "x.jvae")
+    ways = {
+        "plain": {},
+        "sse": {"XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2"},
+        "devices": {"JAX_NUM_CPU_DEVICES": "4", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+    }
+    for name, variables in ways.items():
+        out = tmp_path / f"{name}.npy"
+        line = [sys.executable, "-m", "jaxvae", "decompress", run / "run", tmp_path / "x.jvae", out]
+        subprocess.run(list(map(str, line)), check=True, env=os.environ | variables, timeout=300)
+        assert out.read_bytes() == (run / "images.npy").read_bytes()
