@@ -18,6 +18,7 @@ from jaxvae.datasets.pixels import prepared
 from jaxvae.datasets.splits import DataError, Dataset, S, Split, is_array, shape_and_dtype
 from jaxvae.datasets.streams import Stream, of_objects, of_path, of_records, require_grain
 from jaxvae.datasets.subsets import with_test
+from jaxvae.datasets.tables import is_table_file
 
 KNOWN_LEVELS = {"digits": 17, "shapes": 2}
 RENDERED = {"shapes": shapes.splits}
@@ -144,6 +145,7 @@ def looks_like_path(source: str | os.PathLike) -> bool:
     if (
         not isinstance(source, str)
         or text.endswith((".npy", ".npz", ".txt", ".tsv"))
+        or is_table_file(text)
         or text.startswith((".", "/", "~"))
     ):
         return True
