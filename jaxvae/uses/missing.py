@@ -187,7 +187,7 @@ def importance(
     start = jnp.array(-jnp.inf), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zeros)
     (_, expectations), log_w = jax.lax.scan(add, start, keys)
     log_w, flat = jnp.ravel(log_w), jnp.ravel(keys)
-    count = max(num_draws, FOR_INTERVALS)
+    count = max(num_draws, FOR_INTERVALS)  # x is drawn at the chosen z alone
     chosen = flat[jax.random.categorical(key_which, log_w, shape=(count,))]
 
     def drawn(key_z: Array, key_x: Array) -> Array:
