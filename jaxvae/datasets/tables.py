@@ -224,10 +224,15 @@ def label(value: Any) -> str:
 
 
 def numbers_of(frame: Any, columns: Sequence[Column]) -> np.ndarray:
-    """The cells of a data frame as numbers [N, D], nan where one is missing.
+    """The cells of a data frame as float32 numbers [N, D], nan where one is missing.
 
     Raises DataError for a column that is not there, and for a cell that its column cannot hold.
     """
+    return _exact_numbers(frame, columns).astype(np.float32)
+
+
+def _exact_numbers(frame: Any, columns: Sequence[Column]) -> np.ndarray:
+    """The same in float64."""
     names = [column.name for column in columns]
     absent = [name for name in names if name not in frame.columns]
     if absent:
@@ -235,8 +240,7 @@ def numbers_of(frame: Any, columns: Sequence[Column]) -> np.ndarray:
             f"the table has no column {absent[0]!r}; the model has the columns {', '.join(names)}: "
             "add it, with empty cells if all are missing"
         )
-    cells = [_numbers(frame[column.name], column) for column in columns]
-    return np.stack(cells, 1).astype(np.float32)
+    return np.stack([_numbers(frame[column.name], column) for column in columns], 1)
 
 
 def _numbers(values: Any, column: Column) -> np.ndarray:
@@ -312,7 +316,7 @@ def normalized(columns: Sequence[Column], numbers: np.ndarray) -> list[Column]:
 
 
 def _with_statistics(column: Column, cells: np.ndarray) -> Column:
-    seen = cells[~np.isnan(cells)].astype(np.float64)
+    seen = cells[~np.isnan(cells)]
     if len(np.unique(seen)) < 2:
         raise DataError(
             f"column {column.name!r} has {len(np.unique(seen))} different values among the "
@@ -395,17 +399,17 @@ def load(
         frames = _with_test(read(source), test_rows)
     whole = pandas().concat(list(frames.values()), ignore_index=True)
     columns = list(known) if known else columns_of(whole, kinds or {}, drop)
-    parts = {part: numbers_of(frame, columns) for part, frame in frames.items()}
+    parts = {part: _exact_numbers(frame, columns) for part, frame in frames.items()}
     if held_out_cells:
         parts["validation"] = parts["train"]
         hidden = hidden_cells(parts["train"], held_out_cells, seed)
-        parts["train"] = np.where(hidden, np.nan, parts["train"]).astype(np.float32)
+        parts["train"] = np.where(hidden, np.nan, parts["train"])
     columns = columns if known else normalized(columns, parts["train"])
     told = parts.get("validation", parts["train"])
     named = isinstance(source, str | os.PathLike)
     name = Path(source).name.split(".")[0] if named else "table"
     notes = (f"columns of {name}:\n{describe(columns, told)}",)
-    splits = {part: Split(x) for part, x in parts.items()}
+    splits = {part: Split(x.astype(np.float32)) for part, x in parts.items()}
     return Dataset(name, splits, notes=notes, columns=tuple(column.json() for column in columns))
 
 

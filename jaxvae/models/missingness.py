@@ -58,7 +58,10 @@ def self_masking(
         slope = params["slope"] if sign is None else sign * softplus(params["slope"])
         return slope * (layout.standardized(x, layout.continuous) - params["centre"])
 
-    return Missingness(init, continuous, lambda layout, params: params["levels"])
+    def levelled(layout: Layout, params: Params) -> Array:
+        return params["levels"] if len(layout.levelled) else jnp.zeros(layout.possible.shape)
+
+    return Missingness(init, continuous, levelled)
 
 
 MISSINGNESS: dict[str, Callable[..., Missingness | None]] = {
@@ -99,7 +102,7 @@ class Masked:
         seen, drawn = ~jnp.isnan(x), self.cells.continuous(self.noise)
         log_p = self.cells.log_prob(x)
         if len(at.continuous):
-            whole = x.at[at.continuous].set(jnp.where(seen[at.continuous], x[at.continuous], drawn))
+            whole = jnp.where(seen, x, jnp.ones(at.size).at[at.continuous].set(drawn))
             log_odds = self.missingness.continuous(at, self.params, whole)
             signs = jnp.where(seen[at.continuous], -1.0, 1.0)
             log_p += log_sigmoid(signs * log_odds).sum()
