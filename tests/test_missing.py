@@ -364,8 +364,8 @@ def test_cells_that_depend_on_each_other_are_refused() -> None:
         *(networks.mlp((), 4), networks.mlp((), banded.outputs((4,))), posteriors.normal(2)),
         *(banded, priors.standard_normal(2)),
     )
+    params = vae.init(KEY, jnp.zeros(4))
     with pytest.raises(ValueError, match="independent cells; it is a BandedNormal"):
-        params = vae.init(KEY, jnp.zeros(4))
         jax.eval_shape(lambda: missing.observed(vae).decode(params, jnp.zeros(2)))
 
 

@@ -357,9 +357,10 @@ def impute(
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
-    one = _imputer(answers(model), method, num_samples, num_draws, interval)
+    one = _imputer(answers(model), method, num_samples, max(num_draws, 1), interval)
     x = np.asarray(x, np.float32)
-    return over_split(one, params, key, x, min(batch_size, len(x)), progress)
+    found = over_split(one, params, key, x, min(batch_size, len(x)), progress)
+    return found._replace(draws=found.draws[:, :num_draws])
 
 
 @functools.lru_cache(maxsize=32)
