@@ -14,6 +14,7 @@ import pytest
 from scipy import integrate, linalg, special, stats
 
 import jaxvae
+from experiments.papers import missing as papers
 from jaxvae import (
     bounds,
     distributions,
@@ -239,6 +240,7 @@ def test_densities_are_scipys_in_the_units_of_the_columns(family: str) -> None:
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 def test_draws_have_the_moments_of_the_densities() -> None:
     p, _, layout = decoded("normal")
     draws = np.asarray(jax.jit(lambda p: p.sample(KEY, (20_000,)))(p))
@@ -320,16 +322,13 @@ def conditional() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_importance_sampling_has_the_exact_conditional() -> None:
-    """Means, variances and intervals of missing cells; chunks change nothing."""
+    """Means, variances and intervals of missing cells, of several chunks of samples."""
     vae, params = linear_vae(spread=4.0)
     impute = jax.jit(missing.importance, static_argnums=(0, 4, 5, 6, 7))
-    one = impute(missing.observed(vae), params, KEY, X, 8000, 2000, 0.9, 500)
-    two = impute(missing.observed(vae), params, KEY, X, 8000, 2000, 0.9, 8000)
+    one = impute(missing.observed(vae), params, KEY, X, 8000, 2000, 0.9, 2000)
     mean, covariance = conditional()
     deviation = np.sqrt(np.diag(covariance))
-    for found in (one, two):
-        np.testing.assert_allclose(found.point[np.array(GONE)], mean, atol=0.05 * deviation.min())
-    np.testing.assert_allclose(one.point, two.point, atol=1e-4)
+    np.testing.assert_allclose(one.point[np.array(GONE)], mean, atol=0.05 * deviation.min())
     draws = np.asarray(one.draws)[:, GONE]
     np.testing.assert_allclose(draws.std(0), deviation, rtol=0.06)
     half = stats.norm.ppf(0.95) * deviation
@@ -402,6 +401,7 @@ def test_metropolis_within_gibbs_is_exact_where_pseudo_gibbs_is_not(metropolis: 
     assert accepted == 1 if not metropolis else 0.2 < accepted < 0.9
 
 
+@pytest.mark.slow
 def test_a_shifted_encoder_biases_pseudo_gibbs_alone() -> None:
     vae, params = linear_vae(spread=1.5, shift=0.3)
     model, steps = missing.observed(vae), 1500
@@ -475,6 +475,7 @@ def test_a_model_of_missingness_is_its_quadrature() -> None:
     assert mean - of_means > 0.05
 
 
+@pytest.mark.slow
 def test_missing_levels_are_summed_exactly() -> None:
     layout = cells.Layout([c for c in columns_of_all_kinds() if c.kind in tables.LEVELLED])
     why = missingness.self_masking()
@@ -515,6 +516,7 @@ def untrained(preset: str, table: pd.DataFrame, **named: Any) -> Trained:
     return Trained(run.built, run.record.data, params, 0)
 
 
+@pytest.mark.slow
 def test_the_command_imputes_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -631,3 +633,19 @@ def test_a_table_is_trained_stopped_early_and_imputed(method: str, tmp_path: Pat
     found = json.loads((tmp_path / "run" / "imputed" / "gaps.json").read_text())
     assert found["squared"]["mean"] < 0.5
     assert 0.75 < found["covered"]["mean"] < 0.99
+
+
+@pytest.mark.slow
+def test_the_table_of_methods_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At a size that proves nothing; without steps EM and a mean are what they are."""
+    file = tmp_path / "out.json"
+    rows = ("mean or mode", "PCA by EM, q=10", "MIWAE, stopped by held-out cells")
+    papers.main(
+        papers.Options(
+            tasks=("breast-cancer",), rows=rows, steps=2, samples=20, examples=60, json=file
+        )
+    )
+    cells = json.loads(file.read_text())["cells"]["breast-cancer"]
+    assert cells.keys() == set(rows)
+    said = capsys.readouterr().out
+    assert all(name in said and np.isfinite(cells[name][0]["error"]) for name in rows)

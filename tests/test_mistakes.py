@@ -21,6 +21,7 @@ from experiments.papers import (
     growing,
     labels,
     likelihoods,
+    missing,
     modalities,
     quadrants,
     rate_distortion,
@@ -41,7 +42,10 @@ def _command(name: str) -> None:
 COMMANDS: dict[str, Callable[[], Any]] = {
     **{
         name: partial(_command, name)
-        for name in ("train", "evaluate", "sample", "denoise", "separate", "import", "export")
+        for name in (
+            *("train", "evaluate", "sample", "denoise", "separate", "impute"),
+            *("import", "export"),
+        )
     },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
@@ -54,6 +58,7 @@ COMMANDS: dict[str, Callable[[], Any]] = {
     "labels": partial(run_function, labels.main),
     "growing": partial(run_function, growing.main),
     "likelihoods": partial(run_function, likelihoods.main),
+    "missing": partial(run_function, missing.main),
     "modalities": partial(run_function, modalities.main),
     "quadrants": partial(run_function, quadrants.main),
     "rate_distortion": partial(run_function, rate_distortion.main),
@@ -202,6 +207,21 @@ MISTAKES = [
     ("train", "zero-vae-gan --dataset digits --data-dir {data}", "whose classes have attributes"),
     ("train", "zero-vae-gan --likelihood bernoulli", "--likelihood: no 'bernoulli'"),
     ("stacked", "--rows nothing", "no row 'nothing'"),
+    ("missing", "--rows nothing", "no row 'nothing'"),
+    ("missing", "--tasks nothing", "no task 'nothing'"),
+    ("missing", "--tasks wine --data nowhere", "name the folder of wine_quality with --data"),
+    ("train", "tabular --dataset nothing.csv", "there is no nothing.csv"),
+    ("train", "tabular --dataset digits", "digits is no table: give a file that ends in .csv"),
+    ("train", "tabular --real width", "there is no column 'width'; there are mean_radius"),
+    ("train", "tabular --count mean_radius", "'mean_radius' is count, so its cells are whole"),
+    ("train", "tabular --positive mean_concavity", "so its cells are above 0; one is 0"),
+    ("train", "tabular --real diagnosis", "is no number: state another kind"),
+    ("train", "tabular --held-out-cells 1", "--held-out-cells must be at least 0 and below 1"),
+    ("train", "tabular --high-values missing", "--high-values belongs to --missingness"),
+    ("train", "tabular --missingness self_masking", "--held-out-cells 0.1 hides cells at random"),
+    ("impute", ". data.csv", "is no run folder"),
+    ("impute", "", "Missing from jaxvae impute"),
+    ("impute", ". data.csv --num-samples 0", "--num-samples"),
     ("rate_distortion", "--seeds 0", "--seeds must be at least 1"),
     (
         "quadrants",

@@ -14,11 +14,11 @@ from jaxvae.datasets.arrays import from_arrays, numbered
 from jaxvae.datasets.catalog import from_tfds, read_records
 from jaxvae.datasets.described import DESCRIBED, described_file
 from jaxvae.datasets.files import UNREADABLE, Size, load_path
+from jaxvae.datasets.frames import is_table_file
 from jaxvae.datasets.pixels import prepared
 from jaxvae.datasets.splits import DataError, Dataset, S, Split, is_array, shape_and_dtype
 from jaxvae.datasets.streams import Stream, of_objects, of_path, of_records, require_grain
 from jaxvae.datasets.subsets import with_test
-from jaxvae.datasets.tables import is_table_file
 
 KNOWN_LEVELS = {"digits": 17, "shapes": 2}
 RENDERED = {"shapes": shapes.splits}

@@ -3,8 +3,6 @@
 A row becomes D float32 numbers, in which nan is a missing cell. Cells of the kinds real, positive
 and count are the numbers themselves. Cells of the kinds ordinal and categorical are the place of
 their value among the column's levels: 0, 1, ... The kinds are inferred, and may be stated instead.
-
-pandas reads files. It is imported when a table is read.
 """
 
 from __future__ import annotations
@@ -16,17 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxvae.datasets.splits import DataError, Dataset, Split, reason
+from jaxvae.datasets.frames import is_number, pandas, read
+from jaxvae.datasets.splits import DataError, Dataset, Split
 
 REAL, POSITIVE, COUNT, ORDINAL, CATEGORICAL = KINDS = (
     *("real", "positive", "count"),
     *("ordinal", "categorical"),
 )
 LEVELLED = (ORDINAL, CATEGORICAL)
-FILES = (".csv", ".tsv", ".parquet", ".csv.gz", ".csv.xz", ".csv.bz2", ".csv.zip")
-BUILT_IN = "breast_cancer"  # scikit-learn's, which needs no file
 ORDINAL_LEVELS = 12  # a column of whole numbers with at most so many values is ordinal
-MISSING_WORDS = ["?", "NA", "nan", "NaN", "NULL", "null", "None", "N/A", "n/a", ""]
+    *("BUILT_IN", "KINDS", "Column", "columns_of", "describe", "frame_of", "hidden_cells"),
+    *("infer_kind", "label", "load", "normalized", "numbers_of", "read"),
+]
 COARSEST = 1e-2  # of a column's deviation; float32 must tell numbers apart that are so close
 
 
@@ -49,103 +48,6 @@ class Column(NamedTuple):
     def json(self) -> dict[str, Any]:
         """The column as config.json holds it."""
         return self._asdict() | {"levels": list(self.levels)}
-
-
-# Reading
-
-
-def pandas() -> Any:
-    """The module. Raises DataError if it is not installed."""
-    try:
-        import pandas
-    except ImportError:
-        raise DataError("tables need pandas: pip install 'jaxvae[tabular]'") from None
-    return pandas
-
-
-def is_table_file(source: Any) -> bool:
-    """Whether a source names a file of a table."""
-    return isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith(FILES)
-
-
-def read(source: Any) -> Any:
-    """A data frame from a file, a data frame, an array [N, D], or the set ``breast_cancer``.
-
-    The columns of an array, and of a file whose first line holds numbers only, are named column_1,
-    column_2 and so on. Raises DataError for what is no table, and for an empty one.
-    """
-    frame = _read(source)
-    where = source if isinstance(source, str | os.PathLike) else "the table"
-    if 0 in frame.shape:
-        raise DataError(
-            f"{where} has {len(frame)} rows and {frame.shape[1]} columns: none may be 0"
-        )
-    frame.columns = [str(name) for name in frame.columns]
-    twice = sorted({name for name in frame.columns if list(frame.columns).count(name) > 1})
-    if twice:
-        raise DataError(f"{where} has two columns {twice[0]!r}: rename one of them")
-    return frame
-
-
-def _read(source: Any) -> Any:
-    pd = pandas()
-    if isinstance(source, str) and source == BUILT_IN:
-        return _breast_cancer()
-    if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source).expanduser())
-    if isinstance(source, pd.DataFrame):
-        return source.reset_index(drop=True)
-    array = np.asarray(source)
-    if array.ndim != 2 or array.dtype.kind not in "biuf":
-        raise DataError(
-            f"a table is a file, a data frame or numbers [N, D]; this is {array.dtype} of shape "
-            f"{array.shape}"
-        )
-    return pd.DataFrame(array, columns=_numbered(array.shape[1]))
-
-
-def _numbered(count: int) -> list[str]:
-    return [f"column_{number}" for number in range(1, count + 1)]
-
-
-def _read_file(path: Path) -> Any:
-    pd = pandas()
-    if not is_table_file(path):
-        raise DataError(f"{path} is no table: give a file that ends in {', '.join(FILES)}")
-    if not path.exists():
-        raise DataError(f"there is no {path}: give a .csv or .parquet file, or {BUILT_IN}")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        kind = {"na_values": MISSING_WORDS, "keep_default_na": False}
-        kind |= {"sep": "\t"} if path.suffix == ".tsv" else {"skipinitialspace": True}
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, **kind)
-        if first.map(_is_number).all(axis=None):
-            names = _numbered(first.shape[1])
-            return pd.read_csv(path, header=None, names=names, **kind)
-        return pd.read_csv(path, **kind)
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as a table ({reason(error)})") from error
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _breast_cancer() -> Any:
-    """scikit-learn's 569 x 30 measurements, and the diagnosis."""
-    try:
-        from sklearn.datasets import load_breast_cancer
-    except ImportError:
-        raise DataError(f"{BUILT_IN} comes with scikit-learn: pip install scikit-learn") from None
-    found = load_breast_cancer()
-    names = [name.replace(" ", "_") for name in found.feature_names]
-    frame = pandas().DataFrame(found.data, columns=names)
-    return frame.assign(diagnosis=found.target_names[found.target])
 
 
 # Kinds
@@ -210,7 +112,7 @@ def _levels(values: Any) -> list[str]:
 
 
 def _order(value: Any) -> tuple[int, Any]:
-    return (0, float(value)) if _is_number(value) else (1, str(value))
+    return (0, float(value)) if is_number(value) else (1, str(value))
 
 
 def label(value: Any) -> str:
@@ -260,7 +162,7 @@ def _numbers(values: Any, column: Column) -> np.ndarray:
     try:
         numbers = values.to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError):
-        word = next(v for v in values.dropna().tolist() if not _is_number(v))
+        word = next(v for v in values.dropna().tolist() if not is_number(v))
         raise DataError(
             f"column {column.name!r} is {column.kind}, and {word!r} is no number: state another "
             f"kind, such as --categorical {column.name}"
@@ -293,7 +195,7 @@ def frame_of(numbers: np.ndarray, columns: Sequence[Column]) -> Any:
 def _cells(numbers: np.ndarray, column: Column) -> Any:
     missing = np.isnan(numbers)
     if column.kind in LEVELLED:
-        values: list[Any] = [float(v) if _is_number(v) else v for v in column.levels]
+        values: list[Any] = [float(v) if is_number(v) else v for v in column.levels]
         if all(isinstance(value, float) for value in values):
             return np.where(
                 missing, np.nan, np.array(values)[np.where(missing, 0, numbers).astype(int)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxvae import datasets, networks, posteriors
 from jaxvae.contracts import Array, Params
-from jaxvae.datasets import tables
+from jaxvae.datasets import frames, tables
 from jaxvae.datasets.tables import Column
 from jaxvae.families import assembly, contract
 from jaxvae.families.contract import Built, Data
@@ -50,7 +50,7 @@ Bound = bound_choice("continuous", "pathwise")
 class Config(contract.Config):
     """A VAE of table rows with missing cells."""
 
-    dataset: str = tables.BUILT_IN
+    dataset: str = frames.BUILT_IN
     """A .csv, .tsv or .parquet file, or breast_cancer, the table that comes with scikit-learn."""
     real: tuple[str, ...] = ()
     """Columns that are real numbers; the kinds of columns that are not named are inferred."""
