@@ -23,9 +23,6 @@ REAL, POSITIVE, COUNT, ORDINAL, CATEGORICAL = KINDS = (
 )
 LEVELLED = (ORDINAL, CATEGORICAL)
 ORDINAL_LEVELS = 12  # a column of whole numbers with at most so many values is ordinal
-    *("BUILT_IN", "KINDS", "Column", "columns_of", "describe", "frame_of", "hidden_cells"),
-    *("infer_kind", "label", "load", "normalized", "numbers_of", "read"),
-]
 COARSEST = 1e-2  # of a column's deviation; float32 must tell numbers apart that are so close
 
 

@@ -199,10 +199,12 @@ class Cells:
     def _whole(self, continuous: Array, key: Array, log_probs: Array) -> Array:
         """A row of continuous cells, with draws of the others."""
         key_count, key_levels = jax.random.split(key)
-        levels = jax.random.categorical(key_levels, log_probs).astype(jnp.float32)
-        return jnp.concatenate([continuous, self.count.sample(key_count), levels])[
-            self.layout.order
-        ]
+        parts = [continuous]
+        if len(self.layout.count):  # draws of gammas take seconds to compile, also of none
+            parts.append(self.count.sample(key_count))
+        if len(self.layout.levelled):
+            parts.append(jax.random.categorical(key_levels, log_probs).astype(jnp.float32))
+        return jnp.concatenate(parts)[self.layout.order]
 
     # What imputation asks for: expectations of cells, which can be averaged, and then a value.
 

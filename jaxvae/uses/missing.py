@@ -28,14 +28,6 @@ from jaxvae.evaluation.columns import batched, over_split, require
 from jaxvae.models import Model, answers
 from jaxvae.models.observed import observed as observed
 
-    "METHODS",
-    "Imputation",
-    "gibbs",
-    "held_out_log_prob",
-    "importance",
-    "impute",
-    "observed",
-]
 FOR_INTERVALS = 400  # draws that intervals are taken from, at least
 TO_START = 100  # importance samples of which a Markov chain takes one to begin with
 ON_CPU = 20_000  # latents that a CPU decodes at once
@@ -113,7 +105,7 @@ def importance(
     (_, expectations), log_w = jax.lax.scan(add, start, keys)
     log_w, flat = jnp.ravel(log_w), jnp.ravel(keys)
     count = max(num_draws, FOR_INTERVALS)  # x is drawn at the chosen z alone
-    chosen = flat[jax.random.categorical(key_which, log_w, shape=(count,))]
+    chosen = flat[_chosen(key_which, log_w, count)]
 
     def drawn(key_z: Array, key_x: Array) -> Array:
         return decode(weighed(key_z)[0]).drawn(key_x, x)
@@ -122,6 +114,13 @@ def importance(
     first = decode(weighed(flat[0])[0])
     effective = jnp.exp(2 * logsumexp(log_w) - logsumexp(2 * log_w))
     return _imputation(x, first.point(expectations), draws, num_draws, interval, effective)
+
+
+def _chosen(key: Array, log_w: Array, count: int) -> Array:
+    """The places of draws by their weights, [count], with replacement."""
+    below = jnp.cumsum(jax.nn.softmax(log_w))
+    places = jnp.searchsorted(below, jax.random.uniform(key, (count,)) * below[-1])
+    return jnp.minimum(places, len(log_w) - 1)
 
 
 def _added(sums: tuple[Array, Any], log_w: Array, values: Any) -> tuple[Array, Any]:
@@ -236,7 +235,7 @@ def _start(model: Model, params: Params, key: Array, x: Array) -> _Chain:
     q = model.encode(params, x)  # type: ignore[misc]
     z, log_q = sample_and_log_prob_of(q, sample_noise(q, key_noise, (TO_START,)))
     log_w = jax.vmap(lambda z: model.log_joint(params, x, z))(z) - log_q  # type: ignore[misc]
-    z = jax.tree.map(lambda leaf: leaf[jax.random.categorical(key_which, log_w)], z)
+    z = jax.tree.map(lambda leaf: leaf[_chosen(key_which, log_w, 1)[0]], z)
     p = model.decode(params, z, model.parts(x)[1])  # type: ignore[misc]
     return _Chain(p.drawn(key_x, x), z)
 
