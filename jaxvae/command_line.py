@@ -1,4 +1,5 @@
 """The command line ``jaxvae train|evaluate|sample|compress|denoise|import|export``.
+"""The command line ``jaxvae train|evaluate|sample|denoise|impute|import|export``.
 
 ``train`` has a flag for every setting of its configuration. ``--posterior planar`` chooses a
 member, and then the member's settings are flags too. A mistake ends in one sentence and with exit
@@ -344,6 +345,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "jaxvae.runs.compressing",
         "decompress",
         "Decompresses a file of jaxvae compress into a .npy file.",
+    ),
+    "impute": _in_room(
+        "jaxvae.runs.imputing",
+        "impute",
+        "Fills the missing cells of a table by a trained model, with intervals.",
     ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."

@@ -27,6 +27,7 @@ from jaxvae.distributions import (
     Point,
     PowerSpherical,
     SpikeAndSlab,
+    StudentT,
     Transformed,
     VonMisesFisher,
     stick_lengths,
@@ -59,6 +60,20 @@ def normal(latent: int) -> Posterior:
         return Normal(loc, jnp.exp(log_scale))
 
     return Posterior(2 * latent, make)
+
+
+def student_t(latent: int) -> Posterior:
+    """Independent Student's t, whose tails cover what a Gaussian misses.
+
+    Mattei & Frellsen 2019, arXiv:1812.02633. raw = [m, log s, r], and the degrees of freedom are
+    3 + softplus(r). KL is estimated from draws.
+    """
+
+    def make(params: Any, raw: Array) -> StudentT:
+        loc, log_scale, rest = jnp.split(raw, 3)
+        return StudentT(3 + jax.nn.softplus(rest), loc, jnp.exp(log_scale))
+
+    return Posterior(3 * latent, make)
 
 
 def point(latent: int) -> Posterior:
@@ -329,6 +344,7 @@ FLOWS: dict[str, Callable[..., Posterior]] = {
 CONTINUOUS: dict[str, Callable[..., Posterior]] = {
     "normal": normal,
     "multivariate_normal": multivariate_normal,
+    "student_t": student_t,
     "power_spherical": power_spherical,
     "von_mises_fisher": von_mises_fisher,
     "spike_and_slab": spike_and_slab,

@@ -69,6 +69,7 @@ OWN: dict[str, dict[str, Any]] = {
         name: {"states": 4, "parents": 2, "children": 2, "rounds": 2}
         for name in ("tvae", "tvae-patches")
     },
+    **{name: {"decoder_hidden": (8,), "num_samples": 3} for name in ("tabular", "not-miwae")},
     "infinite-vae": {"experts": 3, "first_experts": 2, "settling_steps": 1, "gate_samples": 2},
     "autoencoder-kl": {
         **{"norm_groups": 2, "critic_hidden": (4,), "critic_start": 2},

@@ -10,7 +10,7 @@ tensorflow-datasets is imported only when one of its sets is asked for, Grain on
 TensorFlow never.
 """
 
-from jaxvae.datasets import grammars, shapes, texts
+from jaxvae.datasets import grammars, shapes, tables, texts
 from jaxvae.datasets.batches import Stratum, batch_rows, num_examples, stratified_rows
 from jaxvae.datasets.choices import automatic, chosen_pixels
 from jaxvae.datasets.examples import Examples, examples_of, preprocessed, rows_of, with_preprocess
@@ -53,6 +53,7 @@ __all__ = [
     "shapes",
     "stratified_rows",
     "stream",
+    "tables",
     "texts",
     "with_preprocess",
 ]

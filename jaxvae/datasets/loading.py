@@ -14,6 +14,7 @@ from jaxvae.datasets.arrays import from_arrays, numbered
 from jaxvae.datasets.catalog import from_tfds, read_records
 from jaxvae.datasets.described import DESCRIBED, described_file
 from jaxvae.datasets.files import UNREADABLE, Size, load_path
+from jaxvae.datasets.frames import is_table_file
 from jaxvae.datasets.pixels import prepared
 from jaxvae.datasets.splits import DataError, Dataset, S, Split, is_array, shape_and_dtype
 from jaxvae.datasets.streams import Stream, of_objects, of_path, of_records, require_grain
@@ -144,6 +145,7 @@ def looks_like_path(source: str | os.PathLike) -> bool:
     if (
         not isinstance(source, str)
         or text.endswith((".npy", ".npz", ".txt", ".tsv"))
+        or is_table_file(text)
         or text.startswith((".", "/", "~"))
     ):
         return True

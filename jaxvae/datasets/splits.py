@@ -102,6 +102,7 @@ class Dataset(NamedTuple, Generic[S]):
     vocabulary: tuple[str, ...] = ()  # the tokens 0, 1, ... of a set of sentences
     notes: tuple[str, ...] = ()  # sentences on the set, which a training prints
     class_attributes: np.ndarray | None = None  # [C, A], where classes are described
+    columns: tuple[dict[str, Any], ...] = ()  # of a table, as ``tables.Column.json`` writes them
 
 
 def is_array(x: Any) -> bool:

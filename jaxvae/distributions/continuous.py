@@ -179,7 +179,7 @@ class Gamma(Factorized):
     """Gamma, p(x) = rate^a x^(a-1) e^(-rate x) / Gamma(a) with ``concentration`` a.
 
     Samples carry the implicit gradient -(dF/da) / p(x) (Figurnov et al. 2018, arXiv:1805.08498).
-    The samples of Beta, Dirichlet and Student's t are functions of gammas.
+    The samples of Beta and Dirichlet are functions of gammas.
     """
 
     concentration: Array
@@ -338,12 +338,19 @@ class StudentT(Factorized):
         """loc for v > 1, else nan."""
         return self._full(jnp.where(self.df > 1, self.loc, jnp.nan))
 
+    def noise(self, key: Array, shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+        """Two uniform numbers in (0, 1) for each coordinate."""
+        kind = jnp.result_type(self.loc)
+        u = jax.random.uniform(key, (2, *shape, *self.event_shape), kind, jnp.finfo(kind).tiny)
+        return u[0], u[1]
+
+    def from_noise(self, noise: tuple[Array, Array]) -> Array:
+        """sqrt(v (u^(-2/v) - 1)) cos(2 pi u'), Bailey 1994, Math. Comp. 62."""
+        radius = jnp.sqrt(self.df * jnp.expm1(-2 / self.df * jnp.log(noise[0])))
+        return self.loc + self.scale * radius * jnp.cos(2 * jnp.pi * noise[1])
+
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
-        """n sqrt(v / 2 / g) with n normal and g ~ Gamma(v / 2)."""
-        key_normal, key_gamma = jax.random.split(key)
-        half = jnp.broadcast_to(self.df / 2, shape + self.event_shape)
-        normal = jax.random.normal(key_normal, half.shape, half.dtype)
-        return self.loc + self.scale * normal * jnp.sqrt(half / jax.random.gamma(key_gamma, half))
+        return self.from_noise(self.noise(key, shape))
 
     def log_density(self, x: Array) -> Array:
         v = self.df

@@ -32,6 +32,7 @@ from jaxvae.families import (
     prior,
     spectra,
     speech,
+    tabular,
     text,
     text_labels,
     truncated,
@@ -77,6 +78,7 @@ FAMILIES: dict[str, Family] = {
     "zero-shot": zero_shot.FAMILY,
     "spectra": spectra.FAMILY,
     "speech": speech.FAMILY,
+    "tabular": tabular.FAMILY,
 }
 
 

@@ -49,6 +49,7 @@ class Data(NamedTuple):
     num_class_attributes: int = 0  # numbers that describe a class
     unseen: tuple[int, ...] = ()  # described classes that no label of a training example names
     class_attributes: Any = None  # [C, A]; None if the set is not there
+    columns: tuple[dict[str, Any], ...] = ()  # of a table, as ``tables.Column.json`` writes them
 
     @property
     def preprocess(self) -> Preprocess:
@@ -119,6 +120,8 @@ class Built(NamedTuple):
     dimensions: Callable[[Any], float] | None = None  # split -> values of an example, in the mean
     audible: Audible | None = None  # how x can be heard, if it is sound
     training_raw: Callable[[Any], Any] | None = None  # ``raw``, if training sees other examples
+    # (model, params, key, validation split) -> the score of a checkpoint, if it is not the ELBO
+    score: Callable[..., float] | None = None
     # (training split, batch size) -> groups of which every batch has a fixed number
     strata: Callable[[Any, int], tuple[datasets.Stratum, ...]] | None = None
 

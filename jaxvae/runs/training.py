@@ -245,10 +245,12 @@ class _Judge:
         return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def _score(self, now: training.HookState) -> float:
-        """The ELBO, or the reconstruction if the model has no ELBO."""
+        """The family's own score, or the ELBO, or the reconstruction if there is no ELBO."""
         built = self.run.built
         params = processes.local(built.parameters(now.state))
         model, key = built.model, self.run.key
+        if built.score is not None:
+            return built.score(model, params, key, self.run.validation)
         summary = evaluation.evaluate_elbo(model, params, key, self.run.validation)
         return summary.reconstruction if summary.elbo is None else summary.elbo
 
