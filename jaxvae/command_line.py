@@ -1,5 +1,4 @@
-"""The command line ``jaxvae train|evaluate|sample|compress|denoise|import|export``.
-"""The command line ``jaxvae train|evaluate|sample|denoise|impute|import|export``.
+"""The command line ``jaxvae COMMAND ...``, with one of ``COMMANDS``.
 
 ``train`` has a flag for every setting of its configuration. ``--posterior planar`` chooses a
 member, and then the member's settings are flags too. A mistake ends in one sentence and with exit
