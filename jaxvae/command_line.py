@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import inspect
 import io
 import logging
 import os
@@ -286,13 +287,21 @@ def _call(function: Callable, arguments: list[str], program: str) -> None:
 
     @functools.wraps(function)
     def remember(*args: Any, **named: Any) -> None:
-        held.append(lambda: function(*args, **named))
+        held.append(lambda: _checked(function, args, named))
 
     read = lambda: tyro.cli(remember, args=arguments, prog=program)
     if any(argument in ("--help", "-h") for argument in arguments):
         read()
     _quietly(read)
     held[0]()
+
+
+def _checked(function: Callable, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Calls a function after a check of the ranges that its annotations state."""
+    signature = inspect.signature(function, eval_str=True)
+    for name, value in signature.bind(*args, **named).arguments.items():
+        settings.check_range(flag(name), signature.parameters[name].annotation, value)
+    function(*args, **named)
 
 
 def _in_room(room: str, name: str, text: str) -> Callable[[Sequence[str], str], None]:

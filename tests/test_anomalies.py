@@ -270,7 +270,7 @@ def test_a_class_can_be_the_anomalous_one(run: Path, tmp_path: Path) -> None:
         ("--anomalous-class 3 --alter dimmed", "takes both sets from data"),
         ("--scores novelty", "invalid choice 'novelty'"),
         ("--split half", "no split 'half'"),
-        ("--num-examples 0", "needs at least one example"),
+        ("--num-examples 0", "--num-examples must be at least 1; it was 0"),
     ],
 )
 def test_mistakes(

@@ -13,6 +13,7 @@ import tyro
 from jaxvae import datasets, distributions, evaluation, figures
 from jaxvae.contracts import Array
 from jaxvae.families import FAMILIES, Built, Data
+from jaxvae.ranges import Count
 from jaxvae.runs import folders, inferring, reports
 from jaxvae.runs.loading import load, restore
 from jaxvae.runs.preparing import in_memory
@@ -87,13 +88,13 @@ def _loaded(record: folders.Record, source: str, data_dir: str | None) -> datase
 
 def evaluate(
     workdir: Annotated[Path, tyro.conf.Positional],
-    num_samples: int | None = None,
+    num_samples: Count | None = None,
     split: str | None = None,
-    num_examples: int | None = None,
+    num_examples: Count | None = None,
     checkpoint: str = "latest",
     dataset: str | None = None,
     data_dir: str | None = None,
-    batch_size: int = 50,
+    batch_size: Count = 50,
     decompose: bool = False,
     samples: bool = False,
     reconstructions: bool = False,
@@ -102,11 +103,11 @@ def evaluate(
     modalities: bool = False,
     augmentation: bool = False,
     gap: bool = False,
-    ais: int | None = None,
-    chains: int = 16,
+    ais: Count | None = None,
+    chains: Count = 16,
     start: annealing.Start = "encoder",
-    refinement_steps: int = 1000,
-    inference_examples: int = 100,
+    refinement_steps: Count = 1000,
+    inference_examples: Count = 100,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     per_example: bool = False,
 ) -> None:
@@ -214,15 +215,15 @@ def _draw_classes(run: Opened, split: Any, workdir: Path) -> list[str]:
 
 def sample(
     workdir: Annotated[Path, tyro.conf.Positional],
-    num: int = 64,
+    num: Count = 64,
     seed: int = 0,
     checkpoint: str = "latest",
     dataset: str | None = None,
     data_dir: str | None = None,
     prior: Literal[tuple(evaluation.SOURCES)] = "model",  # type: ignore[valid-type]
     temperature: float = 1.0,
-    encodings: int = 10_000,
-    components: int | None = None,
+    encodings: Count = 10_000,
+    components: Count | None = None,
     label: str | None = None,
 ) -> None:
     """Draws images or sentences from a trained model: figures/samples.png and samples.npz.
@@ -247,8 +248,6 @@ def sample(
       components: Gaussians of --prior gaussian_mixture; None is 10.
       label: number or name of the class to draw, for a model of labels; None is all in turn.
     """
-    if num < 1 or encodings < 1 or (components or 1) < 1:
-        raise ValueError("--num, --encodings and --components must be at least 1")
     if components and prior != "gaussian_mixture":
         raise ValueError(f"--components is of --prior gaussian_mixture; the prior is {prior}")
     settings, labels = {"components": components} if components else {}, None

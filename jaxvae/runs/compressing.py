@@ -14,7 +14,6 @@ from jaxvae.datasets import DataError
 from jaxvae.ranges import Count
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import Trained, load
-from jaxvae.settings import check_range
 from jaxvae.uses import compression
 from jaxvae.uses.compression import flat, formats
 
@@ -44,7 +43,6 @@ def compress(
       checkpoint: latest, best, or a step.
       seed: seed of the words that the first image draws its latents from.
     """
-    check_range("grid", Count, grid)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed} must be from 0 to 2^64 - 1")
     record, array = folders.read(workdir), _images(images)

@@ -16,7 +16,6 @@ from jaxvae.families import Data
 from jaxvae.ranges import Count
 from jaxvae.runs import folders, reports
 from jaxvae.runs.commands import Opened, opened
-from jaxvae.settings import check_range
 from jaxvae.uses import latents
 
 AT_ONCE = 16  # counterfactuals that are computed at once
@@ -64,8 +63,6 @@ def edit(
       dataset: data set, if it has moved since the training.
       data_dir: folder of prepared sets, if it has moved since the training.
     """
-    check_range("--num", Count, num)
-    check_range("--encodings", Count, encodings)
     if not amounts:
         raise ValueError("--amounts needs one number at least")
     run = opened(workdir, checkpoint, dataset, data_dir)

@@ -11,7 +11,6 @@ import tyro
 from jaxvae.ranges import Count
 from jaxvae.runs import folders, interchange, reports
 from jaxvae.runs.loading import load
-from jaxvae.settings import check_range
 from jaxvae.uses import artefacts, graphs, pretrained
 
 
@@ -64,7 +63,6 @@ def export(
             raise ValueError(f"--{name} is of --format diffusers; the format is {format}")
     if not platforms:
         raise ValueError(f"--platforms needs one of {', '.join(get_args(artefacts.Platform))}")
-    check_range("--batch-size", Count, batch_size)
     folders.read(workdir)
     pretrained.check_free(folder)
     if programs:
