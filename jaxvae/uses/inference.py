@@ -330,9 +330,11 @@ def _gap_columns(
         weighted = _with_posterior(model, x, best)
         estimate = evaluation.log_likelihood(weighted, params, keys[3], x, num_samples, 500)
         walk = annealing.annealed(model, params, keys[4], x, temperatures, chains, best)
+        pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, member)
+        of_pair = jax.vmap(bound)(pair)
         return _Column(
-            bound(first),
-            bound(member),
+            of_pair[0],
+            of_pair[1],
             of_full,
             estimate.log_likelihood,
             walk.log_likelihood,
