@@ -190,6 +190,16 @@ def test_latents_without_a_gradient_are_refused(name: str, words: str) -> None:
         inference.refined(vae, params, KEY, jnp.zeros(4))
 
 
+def test_latents_with_a_label_are_refused() -> None:
+    """M2's y is an integer beside z."""
+    each = distributions.Normal(jnp.zeros((2, 3)), jnp.ones((2, 3)))
+    q = models.LabelledMixture(jnp.zeros(2), each)
+    model = models.Model(lambda key, x: {}, encode=lambda params, x: q, log_joint=lambda *_: 0.0)
+    for use in (inference.refined, chains.hmc):
+        with pytest.raises(ValueError, match="are in part classes"):
+            use(model, {}, KEY, jnp.zeros(4))
+
+
 @pytest.mark.parametrize("name, words", [("bernoulli", "are bits"), ("power_spherical", "sphere")])
 def test_chains_refuse_latents_that_are_discrete_or_have_an_edge(name: str, words: str) -> None:
     vae, params = vae_of(name)

@@ -17,6 +17,7 @@ from experiments.papers import (
     exact,
     growing,
     hybrids,
+    inference,
     labels,
     likelihoods,
     modalities,
@@ -124,6 +125,17 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sticks": (sticks, DIGITS | {"examples": 60, "num_samples": 5}),
     "growing blobs": (growing, {"table": "blobs", "steps": 8, "num_samples": 5, "examples": 60}),
     "growing digits": (growing, SMALL | {"table": "digits", "num_samples": 5, "examples": 60}),
+    **{
+        f"inference {table}": (
+            inference,
+            SMALL
+            | {
+                **{"table": table, "dataset": "digits", "examples": 3, "num_samples": 5},
+                **{"refinement_steps": 3, "temperatures": (3,), "chains": 2},
+            },
+        )
+        for table in inference.TABLES
+    },
     "rate-distortion": (rate_distortion, SMALL | {"betas": (0.5, 4.0), "examples": 50}),
 }
 

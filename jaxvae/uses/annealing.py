@@ -29,7 +29,7 @@ from jaxvae.uses import targets
 from jaxvae.uses.estimates import Estimate, mean_of_column
 from jaxvae.uses.paths import PILOT_CHAINS, Path, both_ways, sigmoid_schedule, tuned, walked
 
-CHAINS_ON_CPU = 500  # that a CPU moves at once, over all examples
+CHUNK = 100  # importance samples of an example that are drawn at a time
 
 Start = Literal["encoder", "prior"]
 USE = "annealed importance sampling"
@@ -228,7 +228,7 @@ def compared(
     chains: int = 16,
     start: Start = "encoder",
     num_samples: int = 5000,
-    batch_size: int = 50,
+    batch_size: int = 25,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Comparison:
     """``annealed`` and the importance-weighted bound of every example of a split.
@@ -295,7 +295,7 @@ def sandwich(
     chains: int = 16,
     start: Start = "encoder",
     num_samples: int = 5000,
-    batch_size: int = 50,
+    batch_size: int = 25,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Sandwich:
     """Bidirectional Monte Carlo: both bounds on log p(x) of data that the model simulates.
@@ -349,7 +349,7 @@ def _columns(model: Model, num_steps: int, chains: int, start: Start) -> Batched
         example = preprocessed(key_x, raw)
         return annealed(model, params, key_z, example, num_steps, chains, start)
 
-    return batched(one, max(CHAINS_ON_CPU // chains, 1))
+    return batched(one)
 
 
 @functools.lru_cache(maxsize=32)
@@ -359,7 +359,7 @@ def _both_columns(
     def one(params: Params, key: Array, row: Any) -> tuple[Sides, Array]:
         key_sides, key_bound = jax.random.split(key)
         sides, x = both_sides(model, params, key_sides, num_steps, chains, start)
-        bound = evaluation.log_likelihood(model, params, key_bound, x, num_samples, 500)
+        bound = evaluation.log_likelihood(model, params, key_bound, x, num_samples, CHUNK)
         return sides, bound.log_likelihood
 
-    return batched(one, max(CHAINS_ON_CPU // chains, 1))
+    return batched(one)

@@ -29,7 +29,7 @@ from jaxvae.uses import annealing, targets
 from jaxvae.uses.estimates import Estimate, mean_of_column
 
 USE = "refinement"
-FRESH_DRAWS = 500  # of z on which bounds are compared, at a time
+FRESH_DRAWS = 100  # of z on which bounds are compared, at a time
 # Fields of distributions that must be positive, fields that all examples share, and families whose
 # ``loc`` has unit length.
 POSITIVE = frozenset({"scale", "concentration", "rate", "a", "b", "df"})
@@ -146,6 +146,7 @@ def refined(
     require(model, USE, "encode", "log_joint")
     q = model.encode(params, x) if start is None else start
     targets.refuse(q, USE, targets.DISCRETE | targets.NO_DENSITY)
+    targets.draw_of(q, USE)
     log_joint: Any = lambda z: model.log_joint(params, x, z)
     bound = bounds.stl if _has_density(q) else bounds.elbo
     numbers, back = unconstrained(q)
@@ -256,7 +257,7 @@ def gaps(
     num_samples: int = 5000,
     temperatures: int = 100,
     chains: int = 16,
-    batch_size: int = 50,
+    batch_size: int = 25,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Gaps:
     """The amortization gap and the approximation gap of a split, with their intervals.
@@ -328,18 +329,20 @@ def _gap_columns(
             best = refine(keys[1], full_covariance(member))
             of_full = bound(best)
         weighted = _with_posterior(model, x, best)
-        estimate = evaluation.log_likelihood(weighted, params, keys[3], x, num_samples, 500)
+        estimate = evaluation.log_likelihood(weighted, params, keys[3], x, num_samples, FRESH_DRAWS)
         walk = annealing.annealed(model, params, keys[4], x, temperatures, chains, best)
+        pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, member)
+        of_pair = jax.vmap(bound)(pair)
         return _Column(
-            bound(first),
-            bound(member),
+            of_pair[0],
+            of_pair[1],
             of_full,
             estimate.log_likelihood,
             walk.log_likelihood,
             estimate.effective_samples,
         )
 
-    return batched(one, max(annealing.CHAINS_ON_CPU // chains, 1))
+    return batched(one)
 
 
 def _with_posterior(model: Model, x: Any, q: Any) -> models.Model:

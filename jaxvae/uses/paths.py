@@ -97,7 +97,15 @@ def _transition(
 
 
 def moved(path: Path, places: Place, key: Array, beta: Any, step_size: Any) -> Any:
-    """A transition of every chain: where they are then, and the acceptance of each."""
+    """A transition of every chain: where they are then, and the acceptance of each.
+
+    Args:
+      path: the densities.
+      places: the chains, stacked.
+      key: the key of all transitions.
+      beta: the inverse temperature.
+      step_size: the tuned step.
+    """
     keys = jax.random.split(key, len(places.z))
     one = lambda place, key: _transition(path, place, key, beta, step_size)
     return jax.vmap(one)(places, keys)

@@ -65,15 +65,25 @@ def target(model: Model, params: Params, example: Any, use: str) -> Target:
             use,
             DISCRETE | BOUNDED,
         )
-    like = jax.eval_shape(lambda: q_sample(model, params, example))
+    like = draw_of(q, use)
     zeros, unravel = ravel_pytree(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like))
     log_joint: Any = model.log_joint
     return Target(lambda z: log_joint(params, example, unravel(z)), unravel, zeros.size)
 
 
-def q_sample(model: Model, params: Params, example: Any) -> Any:
-    """A draw of q(z|x), for its shape."""
-    return model.encode(params, example).sample(jax.random.key(0))  # type: ignore[misc]
+def draw_of(density: Any, use: str) -> Any:
+    """The shapes of a draw. Raises ValueError if a part of it is an integer, such as a label."""
+    draw = jax.eval_shape(lambda density: density.sample(jax.random.key(0)), density)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(draw)):
+        raise ValueError(_sentence(use, "in part classes", density))
+    return draw
+
+
+def _sentence(use: str, what: str, density: Any) -> str:
+    return (
+        f"{use} follows the gradient of log p(x, z) in z, and the latents of this model are {what} "
+        f"({type(density).__name__}): it takes latents that are any real numbers"
+    )
 
 
 def refuse(density: Any, use: str, families: dict[type, str]) -> None:
@@ -83,10 +93,7 @@ def refuse(density: Any, use: str, families: dict[type, str]) -> None:
     for node in nodes:
         if isinstance(node, kinds):
             what = next(text for kind, text in families.items() if isinstance(node, kind))
-            raise ValueError(
-                f"{use} follows the gradient of log p(x, z) in z, and the latents of this model "
-                f"are {what} ({type(node).__name__}): it takes latents that are any real numbers"
-            )
+            raise ValueError(_sentence(use, what, node))
 
 
 def density_of(target: Target, density: Any, use: str) -> Callable[[Array], Array]:
