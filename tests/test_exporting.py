@@ -342,6 +342,8 @@ def test_a_model_is_uploaded_and_fetched_again(
         server.server_close()
     check_same(dense, fetched)
     check_same(dense, pretrained.from_pretrained("user/vae", cache_dir=tmp_path / "cache"))
+    with pytest.raises(ValueError, match="the hub did not take user/vae: "):
+        pretrained.push_to_hub(saved, "user/vae", token="hf_none")
 
 
 def test_libraries_that_are_not_there_are_named(
