@@ -168,6 +168,12 @@ def test_what_cannot_be_edited_is_refused(row: int, folder: Path, data_dir: Path
         edit(folder, **named, data_dir=str(data_dir))
 
 
+def test_examples_without_a_label_are_left_out() -> None:
+    split = datasets.Split(np.arange(4), np.array([3, -1, 0, -1]))
+    np.testing.assert_array_equal(editing.labelled(split).x, [0, 2])
+    assert editing.labelled(datasets.Split(np.arange(4))).x.shape == (4,)
+
+
 def test_factors_are_attributes_of_the_set_that_is_rendered_from_them() -> None:
     """The upper half of a factor, whatever the others are."""
     factors = np.array([[0, s, 0, x, 0] for s in range(6) for x in range(4)])

@@ -12,6 +12,7 @@ import tyro
 
 from jaxvae import evaluation, figures
 from jaxvae.datasets import random_subset, shapes
+from jaxvae.datasets.splits import MISSING
 from jaxvae.families import Data
 from jaxvae.ranges import Count
 from jaxvae.runs import folders, reports
@@ -69,7 +70,7 @@ def edit(
     evaluation.columns.require(run.built.model, "jaxvae edit", "encode", "decode")
     if run.built.decodings:
         raise ValueError("jaxvae edit is for images and vectors, and this is a model of sentences")
-    train = run.split(run.record.config.train_split, encodings)
+    train = labelled(run.split(run.record.config.train_split, encodings))
     has = has_attribute(train, run.data, attribute)
     groups = None if balance is None else values_of(train, balance)
     z = evaluation.encode_split(run.built.model, run.params, run.key, train)
@@ -114,6 +115,14 @@ def _rows(numbers: dict[str, Any], workdir: Path) -> list[tuple[str, str]]:
 
 
 # Attributes
+
+
+def labelled(split: Any) -> Any:
+    """The examples whose label is not missing; all of them if there are no labels."""
+    y = np.asarray(split.y)
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        return split
+    return split.take(np.flatnonzero(y != MISSING))
 
 
 def values_of(split: Any, name: str) -> np.ndarray:
@@ -180,7 +189,7 @@ def _parts(run: Opened, examples: Any) -> tuple[Any, Any]:
 
 def _without(run: Opened, attribute: str) -> Edits:
     """Test examples without the attribute."""
-    test = run.split(run.record.config.test_split)
+    test = labelled(run.split(run.record.config.test_split))
     rows = np.flatnonzero(~has_attribute(test, run.data, attribute))
     test = random_subset(test.take(rows), EDITED)
     z = evaluation.encode_split(run.built.model, run.params, run.key, test)

@@ -6,8 +6,8 @@ any size. JAX alone runs it::
     decode = jax.export.deserialize(bytearray(open("decode.stablehlo", "rb").read()))
     images = decode.call(z)
 
-JAX promises to read artefacts for six months, so the version that wrote them is kept beside them
-(https://docs.jax.dev/en/latest/export/export.html, "compatibility guarantees").
+A later JAX reads them for a limited time (https://docs.jax.dev/en/latest/export/export.html), so
+config.json has the version and the date beside them.
 """
 
 from __future__ import annotations

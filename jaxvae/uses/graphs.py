@@ -362,7 +362,9 @@ def _functions(model: Trained) -> dict[str, tuple[Callable, dict[str, Any]]]:
     built, asked, params = model.built, model.model, model.params
     raw = built.raw(model.data.shapes())
     example = jax.eval_shape(built.preprocess, jax.random.key(0), raw)
-    condition = None if built.condition is None else asked.parts(example)[1]
+    condition = None
+    if built.condition is not None:
+        condition = jax.eval_shape(lambda example: asked.parts(example)[1], example)
     code = code_of(model)
 
     def encode(*leaves: Any) -> Any:

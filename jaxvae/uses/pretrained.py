@@ -32,10 +32,11 @@ def save_pretrained(
 ) -> Path:
     """Writes a trained model to a folder that ``from_pretrained`` opens.
 
-    It gets ``config.json`` with the SHA-256 of every file of weights, ``model.safetensors``, a
+    It gets ``config.json`` with the SHA-256 of weights and artefacts, ``model.safetensors``, a
     model card with the numbers and the pictures of the run, and the artefacts. The configuration
-    comes last, so a folder that has one is whole. Raises ValueError for a model of no run folder,
-    and for a folder that is not empty.
+    comes last, so a folder that has one is whole. Absolute paths of this machine become names.
+    ``license`` is what the card states. Raises ValueError for a model of no run folder, and for a
+    folder that is not empty.
 
     >>> import jaxvae
     >>> from jaxvae.uses import pretrained
@@ -74,7 +75,7 @@ def record_of(model: Any) -> folders.Record:
         raise ValueError(
             f"save_pretrained takes a trained model, such as jaxvae.load gives, and it was given a "
             f"{type(model).__name__}: a configuration cannot name functions of your own, so "
-            "write them as programs of jax.export (jaxvae.uses.programs)"
+            "write them as programs of jax.export (jaxvae.uses.artefacts)"
         )
     if model.workdir is None:
         raise ValueError("this model is of no run folder, whose configuration is needed")
@@ -158,7 +159,7 @@ def _fetched(name: str, **given: Any) -> Path:
     hub = _hub(f"there is no folder {name}, and the hub")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(NEEDED), **given))
-    except (OSError, ValueError) as error:  # such as no network, no such model, no such name
+    except Exception as error:  # of the hub's library, or of the one it speaks HTTP by
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"there is no folder {name}, and the hub says: {first}") from error
 
@@ -218,7 +219,7 @@ def push_to_hub(
             create_pr=create_pr,
             commit_message="Upload a model of jaxvae",
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the hub's library, or of the one it speaks HTTP by
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"the hub did not take {name}: {first}") from error
     return str(commit.pr_url or commit.commit_url)
