@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import picture
 from jaxvae import bounds, command_line, expectations, families, settings
-from jaxvae.runs import Job
+from jaxvae.runs import Job, editing, scoring
 from jaxvae.runs.commands import evaluate, sample
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,7 @@ def test_flags_that_the_readme_names_exist() -> None:
         known |= settings.all_names(family.Config())
     for kind in (Job, command_line.Folders):
         known |= {field.name for field in dataclasses.fields(kind)}
-    for function in (evaluate, sample):
+    for function in (evaluate, sample, scoring.score, editing.edit):
         known |= inspect.signature(function).parameters.keys()
     known |= {"help", "estimators", "mine"}  # of all, of gradient_variance.py, of the example
     named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]*)", README.read_text()))

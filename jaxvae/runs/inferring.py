@@ -62,7 +62,15 @@ def check(asked: Asked, model: Model, params: Any, split: Any) -> None:
 
 
 def measure(asked: Asked, model: Model, params: Any, key: Array, split: Any) -> Numbers:
-    """The numbers of what was asked for, by name."""
+    """The numbers of what was asked for, by name.
+
+    Args:
+      asked: what was asked for.
+      model: the model.
+      params: its parameters.
+      key: the key of all draws.
+      split: the examples, of which a fixed random subset is taken.
+    """
     numbers: Numbers = {}
     subset = datasets.random_subset(split, asked.num_examples)
     if asked.gap:
