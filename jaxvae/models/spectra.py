@@ -14,6 +14,7 @@ from jaxvae.networks import Network
 
 LEAST = -18.0  # log of a variance, where powers have mean one: about 1e-8
 QUIET = 1e-4  # added to a power before the encoder sees its logarithm
+LEVEL, SPREAD = -5.0, 3.0  # about the mean and the deviation of that logarithm for speech
 
 
 def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) -> CVAE:
@@ -29,7 +30,8 @@ def spectral_cvae(encoder: Network, decoder: Network, shape: tuple[int, int]) ->
     """
 
     def encode(params: Params, x: Array, y: Array) -> Normal:
-        raw = encoder.apply(params["encoder"], (jnp.log(x + QUIET), y))
+        seen = (jnp.log(x + QUIET) - LEVEL) / SPREAD
+        raw = encoder.apply(params["encoder"], (seen, y))
         mean, log_variance = (part.reshape(-1) for part in jnp.split(raw, 2, -1))
         return Normal(mean, jnp.exp(0.5 * log_variance))
 

@@ -14,6 +14,8 @@ from jaxvae.networks.contract import Network
 from jaxvae.networks.layers import Array, ConvTranspose, conv
 
 FIRST, OTHERS = 5, 4  # kernel sizes, of the layer at full rate and of those that halve it
+# Variances are decoded as logarithms: outputs of unit size would be e^10 times off at first.
+SMALL = linen.initializers.normal(1e-3)
 
 
 def _with_label(x: Array, y: Array) -> Array:
@@ -41,7 +43,8 @@ def temporal_encoder(hidden: Sequence[int], latent: int) -> Network:
             for i, width in enumerate(hidden):
                 stride, taps = (2, OTHERS) if i else (1, FIRST)
                 x = _gated(conv(2 * width, (taps,), (stride,))(_with_label(x, y)))
-            return conv(2 * latent, (OTHERS,), (2,))(_with_label(x, y))
+            last = conv(2 * latent, (OTHERS,), (2,), kernel_init=SMALL)
+            return last(_with_label(x, y))
 
     return from_linen(Encoder())
 
@@ -58,6 +61,6 @@ def temporal_decoder(hidden: Sequence[int], output: int) -> Network:
             x, y = both
             for width in hidden:
                 x = _gated(ConvTranspose(2 * width, (OTHERS,))(_with_label(x, y)))
-            return conv(output, (FIRST,))(_with_label(x, y))
+            return conv(output, (FIRST,), kernel_init=SMALL)(_with_label(x, y))
 
     return from_linen(Decoder())
