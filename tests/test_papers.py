@@ -12,6 +12,7 @@ import pytest
 from experiments.papers import (
     clusters,
     codes,
+    compressing,
     disentanglement,
     exact,
     growing,
@@ -86,6 +87,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
             **{"first_hidden": (8,), "first_steps": 5, "classifier_steps": 5},
         },
     ),
+    "compressing": (compressing, DIGITS | {"rows": ("binary",), "images": 20}),
     "zero shot": (zero_shot, SMALL | {"dataset": "segments", "held_out": 2}),
     "modalities": (modalities, DIGITS | {"examples": 40}),
     "speech": (

@@ -136,8 +136,8 @@ class BitsBack:
         """What the encoder of integers gives for each image."""
         for start in range(0, len(images), AT_ONCE):
             part = images[start : start + AT_ONCE]
-            missing = -len(part) % AT_ONCE if start else 0
-            whole = np.concatenate([part, np.zeros((missing, *self.shape), part.dtype)])
+            padding = np.zeros((AT_ONCE - len(part), *self.shape), part.dtype)
+            whole = np.concatenate([part, padding])  # one shape, so one program
             yield from self._encode(whole)[: len(part)]
 
     def _pixels(self, z: np.ndarray) -> np.ndarray:
