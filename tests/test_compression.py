@@ -553,10 +553,9 @@ def test_a_quantized_gaussian_has_its_exact_rate(
     f = frequencies.between(inner)[0]
     stack = stacks.Stack(stacks.seed_words(0, 2))
     stack.push(codes + 40, f)
-    places, which = np.unique(codes, return_inverse=True)
+    which = np.unique(codes, return_inverse=True)[1]
     means = np.bincount(which, x) / np.bincount(which)  # a code is decoded as the mean of its x
     rate, found = stack.bits / len(x), np.mean((x - means[which]) ** 2)
-    assert len(places) > 4
     assert rate == pytest.approx(bits, abs=0.025)
     assert mse is None or found == pytest.approx(mse, rel=0.02)
     assert rate - 0.5 * np.log2(1 / found) == pytest.approx(gap, abs=0.02)

@@ -9,6 +9,7 @@ but for a constant.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,11 +92,12 @@ class Parts:
 
     def __init__(self, config: Config, shape: Sequence[int]):
         """The networks for x of a shape."""
-        self.encoder, self.decoder, self.codes = config.network(latent=config.latent, output=shape)
+        encoder, decoder, self.codes = config.network(latent=config.latent, output=shape)
+        self.encoder, self.decoder = (
+            networks.with_precision(network, config.precision) for network in (encoder, decoder)
+        )
         self.channels, self.hyper = config.latent, config.hyper_latent
-        self.size = 1
-        for side in self.codes:
-            self.size *= side
+        self.size = math.prod(self.codes)
         self.pair = "conv" if len(self.codes) == 3 else "mlp"
         make = networks.convolutional_pair if self.pair == "conv" else networks.mlp_pair
         if self.hyper:
@@ -103,8 +105,6 @@ class Parts:
                 networks.with_precision(network, config.precision)
                 for network in make(self.hyper, self.codes, hidden=config.hyper_hidden)
             )
-        self.encoder = networks.with_precision(self.encoder, config.precision)
-        self.decoder = networks.with_precision(self.decoder, config.precision)
 
     def whole_encoder(self) -> Pure:
         """The encoder of hyper-codes and codes, in one vector; the first see magnitudes only."""

@@ -78,7 +78,7 @@ class BitsBack:
     """The scheme of a codec of a flat VAE."""
 
     def __init__(self, layout: dict[str, Any], arrays: dict[str, np.ndarray]):
-        """The scheme of what ``codecs.flat_codec`` has made."""
+        """The scheme of what ``flat.flat_codec`` has made."""
         self.tables, self.latent = arrays, layout["latent"]
         self.shape, self.levels = tuple(layout["shape"]), layout["levels"]
         self.numbers, self.reach = layout["numbers"], REACH * layout["grid"]

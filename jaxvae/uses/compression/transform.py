@@ -40,7 +40,8 @@ class Transform:
         self.shape, self.levels = tuple(layout["shape"]), layout["levels"]
         config: Any = from_json(compressive.Config(), layout["config"])
         parts = compressive.Parts(config, self.shape)
-        self.hyper, self.size, self.tables = parts.hyper, parts.size, arrays
+        self.hyper, self.size, self.sides = parts.hyper, parts.size, parts.codes
+        self.tables = arrays
         shapes = jax.eval_shape(lambda: _init(parts, self.shape))
         leaves = [arrays[f"params_{i}"] for i in range(len(jax.tree.leaves(shapes)))]
         params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
@@ -116,7 +117,7 @@ class Transform:
         """Frequencies of all codes given the hyper-codes."""
         raw = np.asarray(self._scales(w.astype(np.float32))).astype(np.int64)
         if raw.ndim == 3:
-            raw = raw[: self.tables["rows"], : self.tables["columns"]]
+            raw = raw[: self.sides[0], : self.sides[1]]
         scale = np.maximum(raw.reshape(-1), frequencies.SMALLEST)
         middle = np.full(scale.shape, QUARTERS * self.reach)
         every = frequencies.edges(0, 2 * self.reach)
@@ -176,8 +177,6 @@ def transform_codec(config: Any, data: Data, params: Params, images: np.ndarray)
         scales = integers.rounded(layers, jax.nn.relu, np.round(w), 0, layout["hyper_reach"])
         layout["scales"] = layout_of(scales)
         arrays |= arrays_of("scales", scales) | frequencies.tables("gaussian")
-        if parts.pair == "conv":
-            arrays |= {"rows": np.array(parts.codes[0]), "columns": np.array(parts.codes[1])}
     return Codec(layout, arrays)
 
 
