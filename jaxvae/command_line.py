@@ -347,7 +347,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "compress": _in_room(
         "jaxvae.runs.compressing",
         "compress",
-        "Compresses a .npy file of images without loss, with a flat VAE and bits-back coding.",
+        "Compresses a .npy file of images: by bits-back coding, or with loss by rounded codes.",
     ),
     "decompress": _in_room(
         "jaxvae.runs.compressing",

@@ -40,6 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
     "rq-vae": {"codebook_size": 8, "quantizers": 2, "blocks": 0},
     "fsq": {"latent": 2, "code_levels": (4, 3), "blocks": 0},
     "lfq": {"blocks": 0},
+    "hyperprior": {"hyper_hidden": (4,), "hyper_latent": 2},
     # The bias of attention's keys has no gradient but rounding errors, which Adam would scale up.
     "ladder": {"hidden": (8, 6)},
     "vdvae-small": {"blocks": (1, 1)},

@@ -13,6 +13,7 @@ from experiments.papers import (
     anomalies,
     clusters,
     codes,
+    compressing,
     disentanglement,
     exact,
     growing,
@@ -92,6 +93,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
             **{"first_hidden": (8,), "first_steps": 5, "classifier_steps": 5},
         },
     ),
+    "compressing": (compressing, DIGITS | {"rows": ("binary",), "images": 20}),
     "zero shot": (zero_shot, SMALL | {"dataset": "segments", "held_out": 2}),
     "modalities": (modalities, DIGITS | {"examples": 40}),
     "speech": (

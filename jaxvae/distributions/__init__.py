@@ -51,6 +51,7 @@ from jaxvae.distributions.discrete import (
     logistic,
     uniform,
 )
+from jaxvae.distributions.rounded import Box, NoisyCumulative, NoisyNormal, init_cumulative
 from jaxvae.distributions.sparse import SpikeAndSlab
 from jaxvae.distributions.spherical import PowerSpherical, SphericalUniform, VonMisesFisher
 from jaxvae.distributions.structured import BandedNormal
@@ -61,6 +62,7 @@ __all__ = [
     "BandedNormal",
     "Bernoulli",
     "Beta",
+    "Box",
     "Categorical",
     "ContinuousBernoulli",
     "Dirichlet",
@@ -76,6 +78,8 @@ __all__ = [
     "Mixture",
     "MultivariateNormal",
     "NegativeBinomial",
+    "NoisyCumulative",
+    "NoisyNormal",
     "Normal",
     "OneHotCategorical",
     "PixelLogisticMixture",
@@ -91,6 +95,7 @@ __all__ = [
     "bernoulli_log_prob",
     "check_scalar",
     "event_shapes",
+    "init_cumulative",
     "log1mexp",
     "log_prob_of",
     "logistic",

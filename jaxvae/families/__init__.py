@@ -18,6 +18,7 @@ from typing import Any
 from jaxvae.families import (
     autoencoder,
     codebook,
+    compressive,
     conditional,
     discrete,
     experts,
@@ -63,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "predictor": conditional.PREDICTOR,
     "latent": latent.FAMILY,
     "codebook": codebook.FAMILY,
+    "compressive": compressive.FAMILY,
     "hierarchy": hierarchy.FAMILY,
     "hybrid": hybrid.FAMILY,
     "conditional-hybrid": hybrid.CONDITIONAL,

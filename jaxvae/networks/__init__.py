@@ -31,6 +31,7 @@ from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, point
 from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
 from jaxvae.networks.layouts import LAYOUTS, Layout
+from jaxvae.networks.normalized import analysis, synthesis
 from jaxvae.networks.pairs import PAIRS, Pair, convolutional_pair, mlp_pair, residual_pair
 from jaxvae.networks.patches import patch_critic, patches, vgg_maps
 from jaxvae.networks.pixelcnn import gated_pixelcnn
@@ -68,6 +69,7 @@ __all__ = [
     "SequenceDecoder",
     "TopDown",
     "absolute",
+    "analysis",
     "bag_of_words",
     "causal_transformer",
     "convolutional_critic",
@@ -104,6 +106,7 @@ __all__ = [
     "residual_pair",
     "scaled_input",
     "summed",
+    "synthesis",
     "temporal_decoder",
     "temporal_encoder",
     "transformer_decoder",

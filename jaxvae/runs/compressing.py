@@ -29,13 +29,14 @@ def compress(
     checkpoint: str = "latest",
     seed: int = 0,
 ) -> None:
-    """Compresses a .npy file of images without loss, by bits-back coding.
+    """Compresses a .npy file of images: without loss by bits-back coding, or by rounded codes.
 
-    The codec of the model is made once, from the first images, and kept in WORKDIR/codecs.
-    Decompression needs it.
+    A flat VAE loses nothing, and the presets factorized-prior and hyperprior do. The codec of
+    the model is made once, from the first images, and kept in WORKDIR/codecs. Decompression needs
+    it.
 
     Args:
-      workdir: the run folder of a flat VAE.
+      workdir: the run folder of a flat VAE, or of a model of lossy compression.
       images: a .npy file of integers [N, ...], as the model takes them.
       out: the file to write.
       grid: places of a latent between 0 and 1, a power of two.
@@ -47,12 +48,12 @@ def compress(
         raise ValueError(f"seed={seed} must be from 0 to 2^64 - 1")
     record, array = folders.read(workdir), _images(images)
     config = record.config
-    flat.check(config, grid)
+    compression.check(config, grid)
     flat.check_images(config, record.data, array)
     if not out.resolve().parent.is_dir():
         raise DataError(f"{out}: the folder does not exist")
     trained = load(workdir, checkpoint)
-    codec, about = _codec(trained, workdir / CODECS, array, grid)
+    codec, about = _codec(trained, config, workdir / CODECS, array, grid)
     codec.compress(array[:1])  # compiles
     start = time.perf_counter()
     found = codec.compress(array, seed)
@@ -61,10 +62,12 @@ def compress(
     rows.append(("compressed", f"{speed:,.0f} images/s"))
     if verify:
         start = time.perf_counter()
-        if not np.array_equal(codec.decompress(found.packed), array):
+        back, lossy = codec.decompress(found.packed), compression.is_lossy(config)
+        if not lossy and not np.array_equal(back, array):
             raise DataError("decompression did not give the same images: nothing is written")
         speed = len(array) / (time.perf_counter() - start)
-        rows.append(("verified", f"the same images, {speed:,.0f} images/s"))
+        same = "the same codes" if lossy else "the same images"
+        rows.append(("verified", f"{same}, {speed:,.0f} images/s"))
     write_bytes(out, found.packed)
     reports.table([*rows, ("written", f"{out}, {len(found.packed):,} bytes")])
 
@@ -107,10 +110,11 @@ def _images(file: Path) -> np.ndarray:
 
 
 def _codec(
-    trained: Trained, folder: Path, array: np.ndarray, grid: int
+    trained: Trained, config: Any, folder: Path, array: np.ndarray, grid: int
 ) -> tuple[compression.Codec, str]:
     """The codec of a model in a folder, made if it is not there, and a line about it."""
-    codec = compression.writer_in(folder, flat.fingerprint(trained.params), grid=grid)
+    wanted = {} if compression.is_lossy(config) else {"grid": grid}
+    codec = compression.writer_in(folder, flat.fingerprint(trained.params), **wanted)
     said = "found"
     if codec is None:
         codec, said = compression.codec(trained, array, grid), "made"
@@ -122,22 +126,31 @@ def _codec(
 def _numbers(
     trained: Trained, config: Any, codec: Any, array: np.ndarray, found: compression.Compressed
 ) -> list[tuple[str, str]]:
-    """What the images cost, beside -ELBO and general formats."""
+    """What the images cost, beside what the model says and general formats."""
     count, values = len(array), array[0].size
+    net, in_file = found.net_bits / count, 8 * len(found.packed) / array.size
+    per_image = lambda bits: f"{bits:.2f} bits an image, {bits / values:.4f} a value"
+    rows = [("images", f"{count:,} of {values:,} values")]
+    if compression.is_lossy(config):
+        back = codec.scheme.images(codec.scheme.codes(array), array.dtype.str)
+        quality = formats.psnr(back.reshape(array.shape), array, codec.scheme.levels)
+        rows += [("net", per_image(net)), ("PSNR", f"{quality:.2f} dB")]
+        others = formats.lossy(array, in_file)
+        shown = {
+            name: f"{bits:.4f} bits a value, {db:.2f} dB" for name, (bits, db) in others.items()
+        }
+        return [*rows, ("file", f"{in_file:.4f} bits a value"), *shown.items()]
     bound = float(flat.negative_elbo(trained, config, array).mean())
-    net = found.net_bits / count
     popped, *pushed = found.steps
-    in_file = 8 * len(found.packed)
-    rows = [
-        ("images", f"{count:,} of {values:,} values"),
-        ("net", f"{net:.2f} bits an image, {net / values:.4f} a value"),
-        ("-ELBO", f"{bound:.2f} bits an image, {bound / values:.4f} a value"),
+    rows += [
+        ("net", per_image(net)),
+        ("-ELBO", per_image(bound)),
         ("excess", f"{net / bound - 1:+.2%}"),
         ("first image", f"{sum(pushed)} bits, of which {popped} buy latents of q(z|x)"),
-        ("file", f"{in_file / array.size:.4f} bits a value"),
+        ("file", f"{in_file:.4f} bits a value"),
     ]
-    others = formats.lossless(array, codec.scheme.levels)
-    return [*rows, *((name, f"{bits:.4f} bits a value") for name, bits in others.items())]
+    general = formats.lossless(array, codec.scheme.levels)
+    return [*rows, *((name, f"{bits:.4f} bits a value") for name, bits in general.items())]
 
 
 def write_bytes(path: Path, content: bytes) -> None:

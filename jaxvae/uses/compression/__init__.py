@@ -13,6 +13,17 @@ from jaxvae.uses.compression.codecs import (
     stored,
     writer_in,
 )
-from jaxvae.uses.compression.making import codec
+from jaxvae.uses.compression.making import check, codec, is_lossy
 
-__all__ = ["SHOWN", "Codec", "Compressed", "codec", "read", "reader_of", "stored", "writer_in"]
+__all__ = [
+    "SHOWN",
+    "Codec",
+    "Compressed",
+    "check",
+    "codec",
+    "is_lossy",
+    "read",
+    "reader_of",
+    "stored",
+    "writer_in",
+]

@@ -78,7 +78,7 @@ class BitsBack:
     """The scheme of a codec of a flat VAE."""
 
     def __init__(self, layout: dict[str, Any], arrays: dict[str, np.ndarray]):
-        """The scheme of what ``codecs.flat_codec`` has made."""
+        """The scheme of what ``flat.flat_codec`` has made."""
         self.tables, self.latent = arrays, layout["latent"]
         self.shape, self.levels = tuple(layout["shape"]), layout["levels"]
         self.numbers, self.reach = layout["numbers"], REACH * layout["grid"]
@@ -136,8 +136,8 @@ class BitsBack:
         """What the encoder of integers gives for each image."""
         for start in range(0, len(images), AT_ONCE):
             part = images[start : start + AT_ONCE]
-            missing = -len(part) % AT_ONCE if start else 0
-            whole = np.concatenate([part, np.zeros((missing, *self.shape), part.dtype)])
+            padding = np.zeros((AT_ONCE - len(part), *self.shape), part.dtype)
+            whole = np.concatenate([part, padding])  # one shape, so one program
             yield from self._encode(whole)[: len(part)]
 
     def _pixels(self, z: np.ndarray) -> np.ndarray:

@@ -76,8 +76,8 @@ def flat_codec(
     )
     arrays = frequencies.tables("gaussian", *NEEDED[config.likelihood.name])
     for name, layers in (("encoder", encoder), ("decoder", decoder)):
-        layout[name] = [{"kind": i.kind, "shape": i.shape, "shift": i.shift} for i in layers]
-        arrays |= _arrays(name, layers)
+        layout[name] = layout_of(layers)
+        arrays |= arrays_of(name, layers)
     return Codec(layout, arrays)
 
 
@@ -127,7 +127,8 @@ def levels_of(config: Any, data: Data) -> int:
     """Values that a pixel can take in what is compressed."""
     if config.likelihood.name == "bernoulli":
         return 2
-    assert data.levels is not None, "the likelihood needs levels"
+    if data.levels is None:
+        raise ValueError("images were real numbers in training, and only integers are coded")
     return data.levels
 
 
@@ -171,7 +172,13 @@ def fingerprint(params: Params) -> str:
     return whole.hexdigest()
 
 
-def _arrays(name: str, layers: Sequence[IntegerLayer]) -> dict[str, np.ndarray]:
+def layout_of(layers: Sequence[IntegerLayer]) -> list[dict[str, Any]]:
+    """What a codec keeps of a network of integers beside its arrays."""
+    return [{"kind": i.kind, "shape": i.shape, "shift": i.shift} for i in layers]
+
+
+def arrays_of(name: str, layers: Sequence[IntegerLayer]) -> dict[str, np.ndarray]:
+    """The arrays of a network of integers, as a codec keeps them."""
     arrays = {}
     for i, layer in enumerate(layers):
         for part in ("kernel", "bias", "table"):

@@ -6,9 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from jaxvae.families import compressive
 from jaxvae.runs import folders
+from jaxvae.uses.compression import flat
 from jaxvae.uses.compression.codecs import Codec
-from jaxvae.uses.compression.flat import flat_codec
+from jaxvae.uses.compression.transform import transform_codec
+
+
+def is_lossy(config: Any) -> bool:
+    """Whether the codec of a model loses something."""
+    return isinstance(config, compressive.Config)
+
+
+def check(config: Any, grid: int = 32) -> None:
+    """Raises ValueError for a model that has no codec."""
+    if not is_lossy(config):
+        flat.check(config, grid)
 
 
 def codec(trained: Any, images: np.ndarray, grid: int = 32) -> Codec:
@@ -23,4 +36,6 @@ def codec(trained: Any, images: np.ndarray, grid: int = 32) -> Codec:
     >>> (codec.decompress(codec.compress(images).packed) == images).all()  # doctest: +SKIP
     """
     config = folders.read(trained.workdir).config
-    return flat_codec(config, trained.data, trained.params, images, grid)
+    if is_lossy(config):
+        return transform_codec(config, trained.data, trained.params, images)
+    return flat.flat_codec(config, trained.data, trained.params, images, grid)
