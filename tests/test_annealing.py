@@ -144,13 +144,13 @@ def test_the_schedule_is_the_sigmoid_of_the_paper() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("optimized", [pytest.param(True, marks=pytest.mark.optimized), False])
 def test_increments_of_many_temperatures_are_not_lost(optimized: bool) -> None:
-    """A target that is 1234.567 above its base, in 20,000 steps of float32."""
+    """A target that is 512,345.6 above its base, in 5,000 steps of float32."""
     base = Normal(jnp.zeros(1), jnp.ones(1))
-    goal = lambda z: base.log_prob(z) + 1234.567
-    betas = paths.sigmoid_schedule(20_000)
+    goal = lambda z: base.log_prob(z) + 512_345.6
+    betas = paths.sigmoid_schedule(5000)
     path = paths.Path(base.log_prob, goal, betas, jnp.full_like(betas, 0.5), 1)
     log_w, _ = jax.jit(lambda: paths.walked(path, KEY, jnp.zeros((2, 1))))()
-    np.testing.assert_allclose(log_w, 1234.567, atol=5e-4)
+    np.testing.assert_allclose(log_w, 512_345.6, atol=0.1)
 
 
 def test_the_jackknife_leaves_one_out() -> None:
