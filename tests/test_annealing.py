@@ -168,6 +168,7 @@ def test_intervals_cover_the_mean() -> None:
     assert np.isnan(estimates.mean_of_column([1.0]).interval)
 
 
+@pytest.mark.slow
 def test_both_estimates_see_the_same_examples(linear: Linear) -> None:
     """Preprocessing draws anew each time, and the difference is paired all the same."""
     vae, params = linear.vae("normal", linear.w)
