@@ -141,6 +141,18 @@ def test_the_schedule_is_the_sigmoid_of_the_paper() -> None:
         paths.sigmoid_schedule(0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimized", [pytest.param(True, marks=pytest.mark.optimized), False])
+def test_increments_of_many_temperatures_are_not_lost(optimized: bool) -> None:
+    """A target that is 512,345.6 above its base, in 5,000 steps of float32."""
+    base = Normal(jnp.zeros(1), jnp.ones(1))
+    goal = lambda z: base.log_prob(z) + 512_345.6
+    betas = paths.sigmoid_schedule(5000)
+    path = paths.Path(base.log_prob, goal, betas, jnp.full_like(betas, 0.5), 1)
+    log_w, _ = jax.jit(lambda: paths.walked(path, KEY, jnp.zeros((2, 1))))()
+    np.testing.assert_allclose(log_w, 512_345.6, atol=0.1)
+
+
 def test_the_jackknife_leaves_one_out() -> None:
     log_w = np.array([0.3, -2.0, 1.1, 0.4, -0.7])
     without = np.array([logsumexp(np.delete(log_w, k)) - np.log(4) for k in range(5)])
@@ -156,6 +168,7 @@ def test_intervals_cover_the_mean() -> None:
     assert np.isnan(estimates.mean_of_column([1.0]).interval)
 
 
+@pytest.mark.slow
 def test_both_estimates_see_the_same_examples(linear: Linear) -> None:
     """Preprocessing draws anew each time, and the difference is paired all the same."""
     vae, params = linear.vae("normal", linear.w)

@@ -231,6 +231,7 @@ def test_chains_have_the_moments_of_the_posterior(sampler: Any, problem: Problem
         np.testing.assert_allclose(np.cov(draws.T), problem.covariance, atol=0.02)
 
 
+@pytest.mark.slow
 def test_chains_start_wider_than_the_encoder_and_some_at_the_prior(problem: Problem) -> None:
     """So that R-hat sees modes which the encoder does not know of."""
     model, x = models.answers(problem.vae), problem.x[0]

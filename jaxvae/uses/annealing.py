@@ -54,10 +54,9 @@ def log_mean_exp(log_w: Array) -> Array:
 
 
 def jackknife(log_w: Array) -> Array:
-    """The standard error of the log of a mean of K weights: K - 1 over K times the squared
-    deviations of the estimates that leave one out.
+    """The standard error of the log of a mean of K weights, from estimates that leave one out.
 
-    It is infinite for a single weight.
+    sqrt((K - 1) / K sum_k (L_-k - mean L_-k)^2); infinite for a single weight.
     """
     count = log_w.shape[0]
     if count < 2:

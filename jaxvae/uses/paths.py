@@ -115,22 +115,25 @@ def walked(path: Path, key: Array, z: Array) -> tuple[Array, Array]:
     """log w of chains from z [K, D] along a path, [K], and the mean acceptance.
 
     The weight comes first and then the move, so the last transition is left out. On a path from 1
-    down to 0 the result is -log w' of the reverse chain.
+    down to 0 the result is -log w' of the reverse chain. The sum of the increments is compensated
+    (Kahan 1965), because float32 would lose the small ones of many temperatures.
     """
 
-    def step(carry: tuple[Place, Array], inputs: tuple) -> tuple[tuple[Place, Array], Array]:
-        places, log_w = carry
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, Array]:
+        places, log_w, lost = carry
         key, before, beta, step_size = inputs
-        log_w = log_w + (beta - before) * (places.values[:, 1] - places.values[:, 0])
+        rise = (beta - before) * (places.values[:, 1] - places.values[:, 0]) - lost
+        total = log_w + rise
         places, acceptance = moved(path, places, key, beta, step_size)
-        return (places, log_w), acceptance.mean()
+        return (places, total, (total - log_w) - rise), acceptance.mean()
 
     places, betas = jax.vmap(functools.partial(placed, path))(z), path.betas
     keys = jax.random.split(key, len(betas))
     moves = keys[:-2], betas[:-2], betas[1:-1], path.step_sizes[1:-1]
-    (places, log_w), acceptance = lax.scan(step, (places, jnp.zeros(len(z))), moves)
+    zeros = jnp.zeros(len(z))
+    (places, log_w, lost), acceptance = lax.scan(step, (places, zeros, zeros), moves)
     last = (betas[-1] - betas[-2]) * (places.values[:, 1] - places.values[:, 0])
-    return log_w + last, acceptance.mean() if len(betas) > 2 else jnp.float32(jnp.nan)
+    return log_w + (last - lost), acceptance.mean() if len(betas) > 2 else jnp.float32(jnp.nan)
 
 
 def tuned(path: Path, key: Array, z: Array) -> Path:
