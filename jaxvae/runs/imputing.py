@@ -127,7 +127,7 @@ def _quality(found: missing.Imputation, x: np.ndarray, method: str) -> tuple[str
     if method != "importance":
         return "accepted proposals", f"{values.mean():.1%} in the mean, least {values.min():.1%}"
     few = (values < FEW).mean()
-    advice = "; for these --method metropolis is right" if few else ""
+    advice = "; more samples help, or --method metropolis" if few else ""
     text = f"{values.mean():.0f} in the mean, least {values.min():.1f}"
     return "effective samples", f"{text}, below {FEW:g} in {few:.1%} of the rows{advice}"
 
