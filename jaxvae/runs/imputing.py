@@ -12,13 +12,11 @@ import tyro
 from jaxvae.datasets import DataError, tables
 from jaxvae.datasets.tables import Column
 from jaxvae.families.tabular import columns_of
-from jaxvae.ranges import Count, Range, Whole
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import Trained, load
 from jaxvae.uses import missing
 
 FEW = 10.0  # effective samples of a row below which its importance samples are not to be trusted
-Interval = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 def impute(
@@ -26,9 +24,9 @@ def impute(
     data: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
     method: Literal[missing.METHODS] = "importance",  # type: ignore[valid-type]
-    num_samples: Count = 1000,
-    draws: Whole = 0,
-    interval: Interval = 0.9,
+    num_samples: int = 1000,
+    draws: int = 0,
+    interval: float = 0.9,
     truth: Path | None = None,
     seed: int = 0,
     checkpoint: str = "best",
@@ -52,6 +50,10 @@ def impute(
       seed: the seed of the draws.
       checkpoint: best, latest, or a step.
     """
+    if num_samples < 1 or draws < 0 or not 0 < interval < 1:
+        raise ValueError(
+            "--num-samples must be at least 1, --draws at least 0, and --interval between 0 and 1"
+        )
     trained = load(workdir, checkpoint)
     columns = columns_of_run(trained, workdir)
     frame = tables.read(data)
