@@ -40,7 +40,8 @@ class VAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A variational autoencoder of real columns, of whose cells some may be missing (nan).
 
     Codes are means of q(z|x). Columns are standardized inside, by their observed cells, and
-    log-densities are of X as it is given. A row's numbers do not depend on the other rows.
+    log-densities are of X as it is given. A row's numbers do not depend on the other rows, because
+    all rows share their draws, so the error of ``score`` falls with ``score_samples_draws`` alone.
 
     Args:
       n_components: dimensions of z.

@@ -25,6 +25,7 @@ def test_scikit_learns_checks(estimator, check) -> None:
     check(estimator)
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_a_scaler_and_a_classifier_works_in_a_grid_search() -> None:
     x, y = load_iris(return_X_y=True)
     vae = VAE(**SMALL | {"steps": 300, "hidden": (16,), "learning_rate": 1e-2})
@@ -41,11 +42,13 @@ def test_densities_are_of_x_as_it_is_given() -> None:
     root = np.array([[2.0, 0.0, 0.0], [1.5, 1.0, 0.0], [-1.0, 0.5, 3.0]])
     x = rng.normal(size=(1000, 3)) @ root.T + [10.0, -5.0, 0.0]
     vae = VAE(
-        **SMALL | {"hidden": (), "n_components": 2, "steps": 1500, "learning_rate": 1e-2},
+        **SMALL
+        | {"hidden": (), "n_components": 2, "steps": 1500, "learning_rate": 1e-2}
+        | {"score_samples_draws": 500},
         real_family="normal_shared",
     ).fit(x)
     exact = stats.multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(x).mean()
-    assert exact - 0.35 < vae.score(x) < exact + 0.02
+    assert exact - 0.35 < vae.score(x) < exact + 0.03
     gaps = x[:5].copy()
     gaps[:, 1] = np.nan
     one = stats.multivariate_normal(x.mean(0)[[0, 2]], np.cov(x.T)[np.ix_([0, 2], [0, 2])])

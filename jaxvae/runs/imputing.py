@@ -12,13 +12,11 @@ import tyro
 from jaxvae.datasets import DataError, tables
 from jaxvae.datasets.tables import Column
 from jaxvae.families.tabular import columns_of
-from jaxvae.ranges import Count, Range, Whole
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import Trained, load
 from jaxvae.uses import missing
 
 FEW = 10.0  # effective samples of a row below which its importance samples are not to be trusted
-Interval = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 def impute(
@@ -26,9 +24,9 @@ def impute(
     data: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
     method: Literal[missing.METHODS] = "importance",  # type: ignore[valid-type]
-    num_samples: Count = 1000,
-    draws: Whole = 0,
-    interval: Interval = 0.9,
+    num_samples: int = 1000,
+    draws: int = 0,
+    interval: float = 0.9,
     truth: Path | None = None,
     seed: int = 0,
     checkpoint: str = "best",
@@ -52,6 +50,10 @@ def impute(
       seed: the seed of the draws.
       checkpoint: best, latest, or a step.
     """
+    if num_samples < 1 or draws < 0 or not 0 < interval < 1:
+        raise ValueError(
+            "--num-samples must be at least 1, --draws at least 0, and --interval between 0 and 1"
+        )
     trained = load(workdir, checkpoint)
     columns = columns_of_run(trained, workdir)
     frame = tables.read(data)
@@ -127,7 +129,7 @@ def _quality(found: missing.Imputation, x: np.ndarray, method: str) -> tuple[str
     if method != "importance":
         return "accepted proposals", f"{values.mean():.1%} in the mean, least {values.min():.1%}"
     few = (values < FEW).mean()
-    advice = "; for these --method metropolis is right" if few else ""
+    advice = "; more samples help, or --method metropolis" if few else ""
     text = f"{values.mean():.0f} in the mean, least {values.min():.1f}"
     return "effective samples", f"{text}, below {FEW:g} in {few:.1%} of the rows{advice}"
 
