@@ -217,7 +217,7 @@ def exported(
         jax.tree.map(lambda one: jax.ShapeDtypeStruct((size, *one.shape), one.dtype), each)
         for each in function.inputs.values()
     ]
-    program = batched(function)
+    program, params = batched(function), jax.tree.map(jnp.asarray, params)
     if inside:
         jitted, given = jax.jit(lambda *inputs: program(params, *inputs)), []
     else:

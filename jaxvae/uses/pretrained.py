@@ -47,7 +47,6 @@ def save_pretrained(
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = portable(record.json()) | {
-        "place": portable(record.place) | {"data_dir": None},
         "library_name": "jaxvae",
         "jax": jax.__version__,
         "date": datetime.date.today().isoformat(),
@@ -91,9 +90,13 @@ def check_free(folder: Path) -> None:
 
 
 def portable(value: Any) -> Any:
-    """JSON in which the absolute paths of this machine are the names of what they lead to."""
+    """JSON in which the absolute paths of this machine are the names of what they lead to.
+
+    The folder of prepared sets is left out.
+    """
     if isinstance(value, dict):
-        return {n: each if n in WORDS else portable(each) for n, each in value.items()}
+        kept = {n: each if n in WORDS else portable(each) for n, each in value.items()}
+        return kept | ({"data_dir": None} if "data_dir" in value else {})
     if isinstance(value, list | tuple):
         return [portable(each) for each in value]
     is_path = isinstance(value, str) and Path(value).is_absolute()
