@@ -15,18 +15,27 @@ class KneserNey:
 
     p(w|h) = max(c(hw) - d, 0) / c(h) + d N(h) / c(h) p(w|h'), where N(h) counts the words that
     follow h, and h' is h without its first word. Shorter histories count in how many contexts w
-    occurs. With one word it is the relative frequency.
+    occurs. Without a word of history it is the relative frequency, or the same sum with a uniform
+    distribution over a vocabulary, some of whose words may never occur.
     """
 
-    def __init__(self, sentences: Sequence[Words], order: int, discount: float = 0.75):
+    def __init__(
+        self,
+        sentences: Sequence[Words],
+        order: int,
+        discount: float = 0.75,
+        vocabulary: int | None = None,
+    ):
         """Counts the words of sentences.
 
         Args:
           sentences: the training sentences.
           order: n, the words that a probability looks at.
           discount: d.
+          vocabulary: how many words there are; None says that all words occur.
         """
         self.order, self.discount = order, discount
+        self.uniform = None if vocabulary is None else 1 / vocabulary
         grams: Counter[tuple[int, ...]] = Counter()
         for words in sentences:
             padded = (BEGIN,) * (order - 1) + tuple(words)
@@ -43,9 +52,12 @@ class KneserNey:
     def probability(self, word: int, history: tuple[int, ...], level: int = 0) -> float:
         """p(word | history), of the last n - 1 words."""
         counts, total = self.tables[level].get(history), self.totals[level].get(history, 0)
-        if level == self.order - 1:
+        if level < self.order - 1:
+            shorter = self.probability(word, history[1:], level + 1)
+        elif self.uniform is not None:
+            shorter = self.uniform
+        else:
             return counts[word] / total if counts else 0.0
-        shorter = self.probability(word, history[1:], level + 1)
         if not counts:
             return shorter
         kept = max(counts[word] - self.discount, 0) / total

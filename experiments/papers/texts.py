@@ -193,7 +193,8 @@ def of_ngrams(order: int, options: Options, data: Parts, seed: int) -> dict[str,
     dataset = texts.load(data, max_length=options.max_length, min_count=2)
     train, test = dataset.splits["train"], dataset.splits["test"]
     test = datasets.random_subset(test, options.examples)
-    value = ngrams.KneserNey(sentences(train), order).perplexity(sentences(test))
+    model = ngrams.KneserNey(sentences(train), order, vocabulary=len(dataset.vocabulary))
+    value = model.perplexity(sentences(test))
     none = float("nan")
     return {"perplexity": value, "of ELBO": none, "KL": none, "mutual information": none} | {
         "active units": none
