@@ -33,7 +33,7 @@ def networks_of(
     """
     pair = config.network(size=posterior.size, output=likelihood.outputs(shape))
     encoder, decoder = (networks.with_precision(each, config.precision) for each in pair)
-    return networks.scaled_input(encoder, data.input_scale), decoder
+    return networks.scaled_input(encoder, config.input_scale * data.input_scale), decoder
 
 
 def estimator_in(bound: Chosen) -> Any:

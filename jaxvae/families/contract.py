@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -226,6 +226,8 @@ Optimizer = Choice(OPTIMIZERS)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The settings of data and training, which every family has."""
+
+    input_scale: ClassVar[float] = 1.0  # brings x of real numbers to about unit size for encoders
 
     dataset: str = "digits"
     """Name of a tensorflow-datasets set, or a .npy or .npz file, or a folder of images."""

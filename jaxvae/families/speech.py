@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.signal import lfilter
@@ -25,6 +25,8 @@ from jaxvae.sounds.spectra import FLOOR, PRE_EMPHASIS
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(flat.Config, of_sounds.Config):
     """A flat VAE of the log-mel features of recordings."""
+
+    input_scale: ClassVar[float] = -1 / FLOOR
 
     dataset: str = "voices"
     """A folder of wav files, free_spoken_digit, or voices, which are synthesized."""
