@@ -325,6 +325,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "separate",
         "Separates the speakers of a wav file of several channels, with a model of spectra.",
     ),
+    "annotate": _in_room(
+        "jaxvae.runs.annotating",
+        "annotate",
+        "Writes codes, normalized expression and differences of groups for single cells.",
+    ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
     ),

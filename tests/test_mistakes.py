@@ -41,7 +41,9 @@ def _command(name: str) -> None:
 COMMANDS: dict[str, Callable[[], Any]] = {
     **{
         name: partial(_command, name)
-        for name in ("train", "evaluate", "sample", "denoise", "separate", "import", "export")
+        for name in (
+            *("train", "evaluate", "sample", "denoise", "separate", "annotate", "import", "export"),
+        )
     },
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
@@ -136,6 +138,15 @@ MISTAKES = [
     ("train", "mvae --hop-length 300", "--hop-length 300 must be at most half of"),
     ("train", "mvae --stream", "--stream True is for images"),
     ("separate", ". x.wav", "is no run folder"),
+    ("train", "single-cell --dataset digits", "digits holds no counts of cells: give an .h5ad"),
+    ("train", "single-cell --dataset nothing.h5ad", "there is no nothing.h5ad"),
+    ("train", "single-cell --batch-key lane", "no column 'lane' of cells; it has n_counts"),
+    ("train", "single-cell --size-factor-key type", "--size-factor-key type holds words"),
+    ("train", "single-cell --dispersion gene_batch", "name their column with --batch-key"),
+    ("train", "single-cell --likelihood bernoulli", "--likelihood: no 'bernoulli'"),
+    ("train", "single-cell --stream", "--stream True is for images"),
+    ("annotate", ". cells", "is no run folder"),
+    ("annotate", "", "Missing from jaxvae annotate"),
     ("separation", "--rows nothing", "no row 'nothing'"),
     ("train", "speech-vae --dataset {data}/wav", "holds no wav files"),
     ("train", "speech-vae --likelihood bernoulli", "needs uint8 pixels or values in [0, 1]"),

@@ -102,6 +102,8 @@ class Dataset(NamedTuple, Generic[S]):
     vocabulary: tuple[str, ...] = ()  # the tokens 0, 1, ... of a set of sentences
     notes: tuple[str, ...] = ()  # sentences on the set, which a training prints
     class_attributes: np.ndarray | None = None  # [C, A], where classes are described
+    genes: tuple[str, ...] = ()  # names of the counts of single cells
+    batches: tuple[str, ...] = ()  # names of the laboratory's batches of single cells
 
 
 def is_array(x: Any) -> bool:

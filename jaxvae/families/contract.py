@@ -49,6 +49,8 @@ class Data(NamedTuple):
     num_class_attributes: int = 0  # numbers that describe a class
     unseen: tuple[int, ...] = ()  # described classes that no label of a training example names
     class_attributes: Any = None  # [C, A]; None if the set is not there
+    genes: tuple[str, ...] = ()  # names of the counts of single cells
+    batches: tuple[str, ...] = ()  # names of the laboratory's batches of single cells
 
     @property
     def preprocess(self) -> Preprocess:
@@ -118,6 +120,7 @@ class Built(NamedTuple):
     measures: Callable[..., dict[str, float]] | None = None
     dimensions: Callable[[Any], float] | None = None  # split -> values of an example, in the mean
     audible: Audible | None = None  # how x can be heard, if it is sound
+    cells: Callable[[Any], Any] | None = None  # source of single cells -> a split of them
     training_raw: Callable[[Any], Any] | None = None  # ``raw``, if training sees other examples
     # (training split, batch size) -> groups of which every batch has a fixed number
     strata: Callable[[Any, int], tuple[datasets.Stratum, ...]] | None = None

@@ -287,6 +287,8 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         labelled=_labelled(train) if known else None,
         missing_labels=int((labels < 0).sum()) if known else 0,
         vocabulary=dataset.vocabulary,
+        genes=dataset.genes,
+        batches=dataset.batches,
         **_described(dataset.class_attributes, labels),
     )
 
