@@ -13,6 +13,7 @@ from harness import refused
 
 from experiments import gradient_variance, scaling, throughput
 from experiments.papers import (
+    cells,
     clusters,
     codes,
     disentanglement,
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[[], Any]] = {
     "gradient_variance": partial(run_function, gradient_variance.main),
     "scaling": partial(run_function, scaling.scale),
     "throughput": partial(run_function, throughput.main),
+    "cells": partial(run_function, cells.main),
     "clusters": partial(run_function, clusters.main),
     "codes": partial(run_function, codes.main),
     "disentanglement": partial(run_function, disentanglement.main),
@@ -188,6 +190,7 @@ MISTAKES = [
     ("throughput", "--rounds 0", "must be above 0"),
     ("throughput", "--together 0", "must be above 0"),
     ("throughput", "--precisions float16", "--precisions"),
+    ("cells", "--rows nothing", "no row 'nothing'"),
     ("clusters", "--rows nothing", "no row 'nothing'"),
     ("codes", "penalties --rows nothing", "no row 'nothing'"),
     ("disentanglement", "--rows nothing", "no row 'nothing'"),
