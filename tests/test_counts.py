@@ -360,7 +360,7 @@ def test_cells_of_a_file_are_annotated(
     main(["annotate", *turned, *groups, "--batches", "first", "--num-samples", "2"])
     assert "P(different)" in capsys.readouterr().out
     trained = jaxvae.load(run_folder / "run")
-    cells = expression.cells_of(trained, str(run_folder / "cells.npz"))
+    _, cells = expression.cells_of(trained, str(run_folder / "cells.npz"))
     with np.load(out) as written:
         codes = trained.encode(cells.x.x, cells.x.y)
         np.testing.assert_allclose(written["X_vae"], codes, rtol=1e-5, atol=1e-6)
@@ -436,8 +436,8 @@ def test_markers_of_generated_cells_are_found(tmp_path: Path) -> None:
     """Genes 0, 6, 12, ... are of type A: all five come first, though batches differ."""
     config = families.preset("single-cell", steps=800, hidden=(32,), latent=3, **KEYS)
     trained = jaxvae.train(config, tmp_path / "run", progress=False, test_samples=20)
-    cells = single_cells.generated()
-    examples, kinds = expression.cells_of(trained, "cells"), cells.columns["type"]
+    cells, examples = expression.cells_of(trained, "cells")
+    kinds = cells.columns["type"]
     found = expression.differential(
         trained.model,
         trained.params,

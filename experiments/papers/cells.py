@@ -97,8 +97,8 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
                 cell = of_codes(options, source, cells, components(options, cells))
             else:
                 run, params = trained(options, cells, settings, seed)
-                split: Any = run.built.cells
-                codes = evaluation.encode_split(run.built.model, params, run.key, split(source))
+                split = expression.cells_of(run, source)[1]
+                codes = evaluation.encode_split(run.built.model, params, run.key, split)
                 cell = of_codes(options, source, cells, codes)
                 if options.table == "likelihoods":
                     cell = held_out(options, run, params, per_cell, seed) | cell
@@ -171,9 +171,9 @@ def ranks(
     if options.group_key is None:
         return {}
     of_group = cells.column(options.group_key).astype(str) == options.group
-    split: Any = run.built.cells
+    split = expression.cells_of(run, source)[1]
     found = expression.differential(
-        run.built.model, params, run.key, split(source), run.record.data.genes, of_group, ~of_group
+        run.built.model, params, run.key, split, run.record.data.genes, of_group, ~of_group
     ).sorted()
     higher = [g for g, change in zip(found.gene, found.lfc_mean, strict=True) if change > 0]
     print(f"higher in {options.group}: {', '.join(higher[:10])}")

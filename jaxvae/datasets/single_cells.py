@@ -159,9 +159,7 @@ def _of_npz(path: Path, layer: str | None) -> Cells:
         with path.open("rb") as opened, np.load(opened) as file:
             arrays = {key: file[key] for key in file.files}
     except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as an archive of arrays ({reason(error)})"
-        ) from error
+        raise DataError(f"{path} cannot be read as an archive ({reason(error)})") from error
     key = layer or "counts"
     if key not in arrays or "genes" not in arrays:
         raise DataError(
@@ -170,6 +168,8 @@ def _of_npz(path: Path, layer: str | None) -> Cells:
     genes = tuple(map(str, arrays["genes"].tolist()))
     if arrays[key].ndim != 2:
         raise DataError(f"{path}: {key} has shape {arrays[key].shape}; it must be [N, G]")
+    if len(genes) != arrays[key].shape[1]:
+        raise DataError(f"{path} names {len(genes)} genes, and has {key} of {arrays[key].shape[1]}")
     layers = [k for k, a in arrays.items() if a.shape == arrays[key].shape and k != key]
     instead = f" ({', '.join(layers)})" if layers else ""
     counts = _integers(arrays[key], genes, f"{key} of {path.name}", instead)
@@ -181,12 +181,10 @@ READERS = {".h5ad": _of_h5ad, ".npz": _of_npz}
 
 
 def _checked(cells: Cells) -> Cells:
-    """Raises DataError for no cells, and for genes that are too few, too many or not unique."""
-    shape, genes = cells.counts.shape, cells.genes
-    if 0 in shape:
-        raise DataError(f"{cells.name} holds {shape[0]} cells and {shape[1]} genes: it is empty")
-    if len(genes) != shape[1]:
-        raise DataError(f"{cells.name} names {len(genes)} genes, and has counts of {shape[1]}")
+    """Raises DataError for no cells, and for genes that are not unique."""
+    (rows, columns), genes = cells.counts.shape, cells.genes
+    if not rows or not columns:
+        raise DataError(f"{cells.name} holds {rows} cells and {columns} genes: it is empty")
     if len(set(genes)) != len(genes):
         twice = next(gene for gene in genes if genes.count(gene) > 1)
         raise DataError(f"{cells.name} has the gene {twice} more than once: make names unique")
@@ -222,9 +220,9 @@ def _integers(matrix: Any, genes: tuple[str, ...], what: str, instead: str) -> n
 
 def _gene(matrix: Any, place: int) -> int:
     """The column of the value at a place of a matrix, dense or sparse."""
-    return (
-        int(matrix.tocsr().indices[place]) if hasattr(matrix, "tocsr") else place % matrix.shape[1]
-    )
+    if hasattr(matrix, "tocsr"):
+        return int(matrix.tocsr().indices[place])
+    return place % matrix.shape[1]
 
 
 def _numbers(column: np.ndarray, key: str, name: str) -> np.ndarray:

@@ -120,7 +120,8 @@ class Built(NamedTuple):
     measures: Callable[..., dict[str, float]] | None = None
     dimensions: Callable[[Any], float] | None = None  # split -> values of an example, in the mean
     audible: Audible | None = None  # how x can be heard, if it is sound
-    cells: Callable[[Any], Any] | None = None  # source of single cells -> a split of them
+    # source of single cells -> them as they are, and as a split that the model takes
+    cells: Callable[[Any], tuple[Any, datasets.Split]] | None = None
     training_raw: Callable[[Any], Any] | None = None  # ``raw``, if training sees other examples
     # (training split, batch size) -> groups of which every batch has a fixed number
     strata: Callable[[Any, int], tuple[datasets.Stratum, ...]] | None = None

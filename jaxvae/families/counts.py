@@ -162,10 +162,12 @@ def _raw(split: datasets.Split) -> models.Conditioned:
     return models.Conditioned(split.x, datasets.attributes(split))
 
 
-def _cells(config: Config, data: Data, source: Any) -> datasets.Split:
-    """All cells of a source, as the model takes them."""
-    cells, attributes, _ = read_as(config, single_cells.read(source, config.layer), data)
-    return datasets.Split(models.Conditioned(cells.counts, attributes), preprocess=_pairs(data))
+def _cells(config: Config, data: Data, source: Any) -> tuple[single_cells.Cells, datasets.Split]:
+    """The cells of a source as they are, and as the model takes them."""
+    read = single_cells.read(source, config.layer)
+    cells, attributes, _ = read_as(config, read, data)
+    raw = models.Conditioned(cells.counts, attributes)
+    return read, datasets.Split(raw, preprocess=_pairs(data))
 
 
 def _both(a: Any, b: Any) -> tuple[Any, Any]:

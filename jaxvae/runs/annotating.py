@@ -11,7 +11,9 @@ import numpy as np
 import tyro
 
 from jaxvae import evaluation
-from jaxvae.datasets import DataError, single_cells
+from jaxvae.contracts import Array
+from jaxvae.datasets import DataError, Split, single_cells
+from jaxvae.datasets.single_cells import Cells
 from jaxvae.ranges import Amount, Count, Positive
 from jaxvae.runs import reports
 from jaxvae.runs.loading import Trained, load
@@ -59,39 +61,20 @@ def annotate(
     """
     trained, source = load(workdir, checkpoint), _source(data)
     _check_out(data, out)
-    split = expression.cells_of(trained, source)
+    cells, split = expression.cells_of(trained, source)
     numbers = batch_numbers(trained, batches)
-    groups = _groups(source, group_key, first, second)
-    key = jax.random.key(seed)
-    rows = [("cells", f"{len(split)}, step {trained.step}")]
+    groups = groups_of(cells, group_key, first, second)
+    key, rows = jax.random.key(seed), [("cells", f"{len(split)}, step {trained.step}")]
     if out is not None:
-        shares = expression.normalized(
-            trained.model,
-            trained.params,
-            key,
-            split,
-            library=library,
-            batches=numbers,
-            num_samples=num_samples,
-        )
-        codes = evaluation.encode_split(trained.model, trained.params, key, split)
-        _write(out, source, codes, shares, trained.data.genes)
-        rows += [("codes", f"X_vae {codes.shape}"), ("written", str(out))]
+        settings: Any = {"library": library, "batches": numbers, "num_samples": num_samples}
+        _write(out, trained, source, key, settings)
+        rows.append(("written", str(out)))
     if groups is not None:
-        differences = expression.differential(
-            trained.model,
-            trained.params,
-            key,
-            split,
-            trained.data.genes,
-            *groups,
-            delta=delta,
-            num_samples=pairs,
-        ).sorted()
+        found = _differences(trained, split, key, groups, delta, pairs)
         file = table or workdir / "differences.csv"
-        write_table(file, differences)
-        rows += [("different genes", f"{differences.different.sum()}"), ("table", str(file))]
-        _show(differences)
+        write_table(file, found)
+        _show(found)
+        rows += [("different genes", f"{found.different.sum()}"), ("table", str(file))]
     reports.table(rows)
 
 
@@ -102,6 +85,7 @@ def _source(data: str) -> Any:
 
 
 def _check_out(data: str, out: Path | None) -> None:
+    """Raises DataError for a file that cannot be written, before anything is computed."""
     suffix = ".h5ad" if Path(data).suffix == ".h5ad" else ".npz"
     if out is not None and out.suffix != suffix:
         raise DataError(f"out={out} must end in {suffix}, as cells of {data} are written")
@@ -110,7 +94,10 @@ def _check_out(data: str, out: Path | None) -> None:
 
 
 def batch_numbers(trained: Trained, names: tuple[str, ...]) -> list[int] | None:
-    """The numbers of named batches. Raises DataError for a name that the model does not know."""
+    """The numbers of named batches, or None if none is named.
+
+    Raises DataError for a name that the model does not know.
+    """
     known = list(trained.data.batches)
     if unknown := sorted(set(names) - set(known)):
         there = ", ".join(known) or "none: it was trained without batch_key"
@@ -118,47 +105,64 @@ def batch_numbers(trained: Trained, names: tuple[str, ...]) -> list[int] | None:
     return [known.index(name) for name in names] or None
 
 
-def _groups(
-    source: Any, key: str | None, first: str | None, second: str | None
+def groups_of(
+    cells: Cells, key: str | None, first: str | None, second: str | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The cells of both groups, [N] bool each; None if none is asked for."""
+    """The cells of both groups, [N] bool each; None if none is asked for.
+
+    Raises DataError for a group that has no cells.
+    """
     if key is None and first is None and second is None:
         return None
     if key is None or first is None:
         raise DataError("a table of differences needs group_key, a column, and first, a group")
-    names = _column(source, key).astype(str)
+    names = cells.column(key).astype(str)
     for name in (first, second):
         if name is not None and name not in names:
             there = ", ".join(np.unique(names).tolist())
             raise DataError(f"no cell has {key} {name!r}; there are {there}")
-    if first == second:
-        raise DataError(f"first={first} and second={second} must be two groups")
+    if first == second or (second is None and (names == first).all()):
+        raise DataError(f"first={first} and second={second or 'all others'} must be two groups")
     return names == first, names != first if second is None else names == second
 
 
-def _column(source: Any, key: str) -> np.ndarray:
-    if not hasattr(source, "obs"):
-        return single_cells.read(source).column(key)
-    if key not in source.obs:
-        raise DataError(f"no column {key!r} of cells; there are {', '.join(source.obs)}")
-    return np.asarray(source.obs[key])
-
-
-def _write(
-    out: Path, source: Any, codes: np.ndarray, shares: np.ndarray, genes: tuple[str, ...]
-) -> None:
+def _write(out: Path, trained: Trained, source: Any, key: Array, settings: Any) -> None:
     """Writes codes and expression beside all that the source holds."""
     if hasattr(source, "obsm"):
-        source.obsm["X_vae"] = codes
-        source.layers["normalized_expression"] = expression.in_order(
-            shares, genes, source.var_names
-        )
+        expression.annotate(trained, source, key, **settings)
         source.write_h5ad(out)
         return
-    cells = single_cells.read(source)
-    named = {"X_vae": codes, "genes": np.array(cells.genes), "counts": cells.counts}
-    ordered = expression.in_order(shares, genes, cells.genes)
-    np.savez(out, **named, **cells.columns, normalized_expression=ordered)
+    cells, split = expression.cells_of(trained, source)
+    table = expression.normalized(trained.model, trained.params, key, split, **settings)
+    arrays: dict[str, Any] = {
+        **cells.columns,
+        "genes": np.array(cells.genes),
+        "counts": cells.counts,
+        "X_vae": evaluation.encode_split(trained.model, trained.params, key, split),
+        "normalized_expression": expression.in_order(table, trained.data.genes, cells.genes),
+    }
+    np.savez(out, **arrays)
+
+
+def _differences(
+    trained: Trained,
+    split: Split,
+    key: Array,
+    groups: tuple[np.ndarray, np.ndarray],
+    delta: float,
+    pairs: int,
+) -> expression.Differences:
+    """The table of differences, the likeliest first."""
+    return expression.differential(
+        trained.model,
+        trained.params,
+        key,
+        split,
+        trained.data.genes,
+        *groups,
+        delta=delta,
+        num_samples=pairs,
+    ).sorted()
 
 
 def write_table(file: Path, differences: expression.Differences) -> None:
@@ -172,7 +176,6 @@ def write_table(file: Path, differences: expression.Differences) -> None:
 def _show(differences: expression.Differences) -> None:
     """Prints the likeliest differences."""
     print(f"{'gene':<16} {'P(different)':>12} {'log2 fold change':>17}")
-    for gene, probability, change in zip(
-        differences.gene[:SHOWN], differences.probability, differences.lfc_mean, strict=False
-    ):
+    columns = differences.gene[:SHOWN], differences.probability, differences.lfc_mean
+    for gene, probability, change in zip(*columns, strict=False):
         print(f"{gene:<16} {probability:>12.3f} {change:>17.2f}")

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxvae.contracts import Array, Params
 from jaxvae.datasets import Split, examples_of, preprocessed, rows_of
+from jaxvae.datasets.single_cells import Cells
 from jaxvae.evaluation import encode_split
 from jaxvae.evaluation.columns import Batched, batched, over_split, require
 from jaxvae.models import Model, Sequencing, answers
@@ -85,22 +86,24 @@ def annotate(
       batches: numbers of the batches to read the cells in; None is the batch of each cell.
       num_samples: draws of z for each cell.
     """
-    cells = cells_of(trained, adata)
+    cells, split = cells_of(trained, adata)
     key = jax.random.key(0) if key is None else key
-    model, params, settings = trained.model, trained.params, {"num_samples": num_samples}
-    table = normalized(model, params, key, cells, library=library, batches=batches, **settings)
-    adata.obsm["X_vae"] = encode_split(model, params, key, cells)
-    adata.layers["normalized_expression"] = in_order(table, trained.data.genes, adata.var_names)
+    model, params = trained.model, trained.params
+    settings: Any = {"library": library, "batches": batches, "num_samples": num_samples}
+    table = normalized(model, params, key, split, **settings)
+    adata.obsm["X_vae"] = encode_split(model, params, key, split)
+    adata.layers["normalized_expression"] = in_order(table, trained.data.genes, cells.genes)
 
 
-def cells_of(trained: Any, source: Any) -> Split:
-    """Cells as a trained model takes them, from what ``single_cells.read`` takes.
+def cells_of(trained: Any, source: Any) -> tuple[Cells, Split]:
+    """Cells as they are read, and the split that a trained model takes.
 
-    Raises ValueError for a model that is not of single cells.
+    ``source`` is what ``single_cells.read`` takes. Raises ValueError for a model that is not of
+    single cells, and DataError for genes that it does not know.
     """
     if trained.built.cells is None:
         raise ValueError(
-            "cells need a model of single cells, and this one is of another family: train "
+            "cells need a model of their counts, and this one is of another family: train "
             "single-cell"
         )
     return trained.built.cells(source)
@@ -172,29 +175,36 @@ def differential(
 
     Raises ValueError for a group without cells, and for groups that share a cell.
     """
-    members = [np.asarray(group, bool) for group in (first, second)]
-    _check(members)
-    of_cells, cells = _shares(answers(model)), examples_of(examples)
-    raw = getattr(cells, "raw", cells)
+    one, other = np.asarray(first, bool), np.asarray(second, bool)
+    _check(one, other)
+    cells = examples_of(examples)
+    raw: Any = getattr(cells, "raw", cells)
     key_rows, *keys = jax.random.split(key, 3)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key_rows)))
-    rows = paired_rows(generator, *members, _batches(raw), num_samples)
-    shares = [
-        over_split(of_cells, params, key, rows_of(cells, row), batch_size)
-        for key, row in zip(keys, rows, strict=True)
-    ]
-    counts = [np.asarray(raw.x[group], np.float64) for group in members]
-    offset = max(
-        _offset(share, count.max(0) == 0) for share, count in zip(shares, counts, strict=True)
+    of_cells = _shares(answers(model))
+    a, b = (
+        over_split(of_cells, params, key, rows_of(cells, rows), batch_size)
+        for key, rows in zip(
+            keys, paired_rows(generator, one, other, _batches(raw), num_samples), strict=True
+        )
     )
-    means = [share.mean(0) for share in shares] + [count.mean(0) for count in counts]
-    higher = (shares[0] > shares[1]).mean(0)
-    change = fold_changes(*shares, offset)
-    probability = (np.abs(change) >= delta).mean(0)
-    change = fold_changes(*shares, SHOWN * offset)
-    moments = change.mean(0), np.median(change, 0), change.std(0)
-    different = discoveries(probability)
-    return Differences(tuple(genes), probability, different, *moments, higher, *means)
+    counts = [np.asarray(raw.x)[group] for group in (one, other)]
+    offset = max(_offset(a, counts[0]), _offset(b, counts[1]))
+    probability = (np.abs(fold_changes(a, b, offset)) >= delta).mean(0)
+    change = fold_changes(a, b, SHOWN * offset)
+    return Differences(
+        tuple(genes),
+        probability,
+        discoveries(probability),
+        change.mean(0),
+        np.median(change, 0),
+        change.std(0),
+        (a > b).mean(0),
+        a.mean(0),
+        b.mean(0),
+        counts[0].mean(0, dtype=float),
+        counts[1].mean(0, dtype=float),
+    )
 
 
 def fold_changes(first: np.ndarray, second: np.ndarray, offset: float) -> np.ndarray:
@@ -245,11 +255,11 @@ def paired_rows(
     return np.concatenate([a for a, _ in drawn]), np.concatenate([b for _, b in drawn])
 
 
-def _check(groups: list[np.ndarray]) -> None:
-    for name, group in zip(("first", "second"), groups, strict=True):
+def _check(first: np.ndarray, second: np.ndarray) -> None:
+    for name, group in (("first", first), ("second", second)):
         if not group.any():
             raise ValueError(f"the {name} group has no cells")
-    if (both := groups[0] & groups[1]).any():
+    if (both := first & second).any():
         raise ValueError(f"{both.sum()} cells are in both groups: make them disjoint")
 
 
@@ -258,8 +268,9 @@ def _batches(raw: Any) -> np.ndarray:
     return np.asarray(raw.y)[:, 1]
 
 
-def _offset(shares: np.ndarray, never: np.ndarray) -> float:
+def _offset(shares: np.ndarray, counts: np.ndarray) -> float:
     """The 0.9-quantile of the largest shares of genes that a group never counts."""
+    never = counts.max(0) == 0
     return float(np.quantile(shares.max(0)[never], 0.9)) if never.any() else LEAST
 
 
