@@ -56,7 +56,7 @@ def normalized(
       batch_size: cells computed at a time.
     """
     at = None if batches is None else tuple(int(number) for number in batches)
-    of_cells = _normalized(answers(model), num_samples, at)
+    of_cells = _mean_shares(answers(model), num_samples, at)
     shares = over_split(of_cells, params, key, examples_of(examples), batch_size)
     return library * shares
 
@@ -181,12 +181,11 @@ def differential(
     raw: Any = getattr(cells, "raw", cells)
     key_rows, *keys = jax.random.split(key, 3)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key_rows)))
-    of_cells = _shares(answers(model))
+    of_cells = _mean_shares(answers(model), 1, None)
+    pairs = paired_rows(generator, one, other, _batches(raw), num_samples)
     a, b = (
         over_split(of_cells, params, key, rows_of(cells, rows), batch_size)
-        for key, rows in zip(
-            keys, paired_rows(generator, one, other, _batches(raw), num_samples), strict=True
-        )
+        for key, rows in zip(keys, pairs, strict=True)
     )
     counts = [np.asarray(raw.x)[group] for group in (one, other)]
     offset = max(_offset(a, counts[0]), _offset(b, counts[1]))
@@ -275,23 +274,7 @@ def _offset(shares: np.ndarray, counts: np.ndarray) -> float:
 
 
 @functools.lru_cache(maxsize=32)
-def _shares(model: Model) -> Batched:
-    """rho of one draw of z, for each cell."""
-    require(model, "the expression of genes", "expression", "encode")
-    encode: Any = model.encode
-    expression: Any = model.expression
-
-    def one(params: Params, key: Array, raw: Any) -> Array:
-        key_x, key_z = jax.random.split(key)
-        example = preprocessed(key_x, raw)
-        z = encode(params, example).sample(key_z)
-        return expression(params, z, model.parts(example)[1])
-
-    return batched(one)
-
-
-@functools.lru_cache(maxsize=32)
-def _normalized(model: Model, num_samples: int, at: tuple[int, ...] | None) -> Batched:
+def _mean_shares(model: Model, num_samples: int, at: tuple[int, ...] | None) -> Batched:
     """The mean of rho over draws of z and over batches, for each cell."""
     require(model, "the expression of genes", "expression", "encode")
     encode: Any = model.encode
