@@ -326,6 +326,14 @@ def test_a_model_without_expression_is_refused(small_vae: models.VAE) -> None:
         expression.normalized(small_vae, {}, jax.random.key(0), np.ones((2, 8, 8, 1)))
 
 
+def test_another_family_and_another_condition_are_refused() -> None:
+    trained = SimpleNamespace(built=families.Built(LOGNORMAL, None, None))
+    with pytest.raises(ValueError, match="this one is of another family: train single-cell"):
+        expression.cells_of(trained, "cells")
+    with pytest.raises(ValueError, match=r"the library size and the number of the batch; .*\(3,\)"):
+        built_of(**KEYS)[0].condition(jnp.ones(3))
+
+
 # The commands
 
 

@@ -64,6 +64,8 @@ class Options(tables.Options):
     """Genes that are known to be of this type."""
     proteins: str | None = None
     """Array in obsm with the proteins of each cell; None leaves them out."""
+    genes: int | None = None
+    """Genes that are kept, those whose log(1 + 10^4 x / l) varies most; None keeps all."""
     held_out: int = 100
     """Cells that are held out."""
     num_samples: int = 500
@@ -86,7 +88,7 @@ ROWS = {"likelihoods": LIKELIHOODS, "batches": BATCHES}
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Counts of single cells: likelihoods, markers, types and batches."""
     rows = options.chosen(ROWS[options.table])
-    source = _source(options)
+    source = kept(options, _source(options))
     cells = single_cells.read(source)
     results: tables.Results = {}
     per_cell: dict[int, np.ndarray] = {}
@@ -113,6 +115,21 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 def _source(options: Options) -> Any:
     path = Path(options.dataset)
     return single_cells.open_anndata(path) if path.suffix == ".h5ad" else options.dataset
+
+
+def kept(options: Options, source: Any) -> Any:
+    """AnnData of the genes that vary most; they need size factors, the totals over all genes."""
+    if options.genes is None:
+        return source
+    if not hasattr(source, "var_names") or options.size_factor_key is None:
+        raise ValueError("--genes needs an .h5ad file and --size-factor-key")
+    spread = logs_of(options, single_cells.read(source)).std(0)
+    return source[:, np.sort(np.argsort(-spread)[: options.genes])].copy()
+
+
+def logs_of(options: Options, cells: single_cells.Cells) -> np.ndarray:
+    """log(1 + 10^4 x / l), [N, G]."""
+    return np.log1p(1e4 * cells.counts / cells.library(options.size_factor_key)[:, None])
 
 
 def trained(
@@ -185,8 +202,7 @@ def components(options: Options, cells: single_cells.Cells) -> np.ndarray:
     """Principal components of log(1 + 10^4 x / l), [N, 10]."""
     from sklearn.decomposition import PCA
 
-    library = cells.library(options.size_factor_key)
-    logs = np.log1p(1e4 * cells.counts / library[:, None])
+    logs = logs_of(options, cells)
     return PCA(min(COMPONENTS, logs.shape[1]), random_state=0).fit_transform(logs)
 
 
