@@ -410,6 +410,7 @@ def test_what_cannot_be_annotated_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")  # anndata asks for it
 def test_anndata_goes_in_and_out(run_folder: Path, tmp_path: Path) -> None:
     anndata = pytest.importorskip("anndata")
     pandas = pytest.importorskip("pandas")

@@ -11,8 +11,8 @@ of a marker gene among the genes that ``--group`` expresses more than all other 
 
 Table ``batches``: *mixing* is the share of the 15 nearest neighbours that are of another batch,
 over the share that it would be without any order: 1 is perfect. Codes that say nothing would be
-mixed best, so *proteins* is how much of the variance of log protein counts the neighbours explain,
-over five folds. Principal components are of log(1 + 10^4 x / l).
+mixed best, so *proteins* is how much of the variance of log protein counts, less their means in each
+batch, the neighbours explain over five folds. Principal components are of log(1 + 10^4 x / l).
 """
 
 from __future__ import annotations
@@ -216,10 +216,17 @@ def of_codes(
         numbers["accuracy"] = accuracy(codes, types)
         numbers["accuracy of PCA"] = accuracy(components(options, cells), types)
     if options.batch_key is not None:
-        numbers["mixing"] = mixing(codes, cells.column(options.batch_key).astype(str))
-    if options.proteins is not None:
-        numbers["proteins"] = explained(codes, np.log1p(np.asarray(source.obsm[options.proteins])))
+        batches = cells.column(options.batch_key).astype(str)
+        numbers["mixing"] = mixing(codes, batches)
+        if options.proteins is not None:
+            proteins = np.log1p(np.asarray(source.obsm[options.proteins], np.float64))
+            numbers["proteins"] = explained(codes, centred(proteins, batches))
     return numbers
+
+
+def centred(values: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    """Values [N, P] less their means in each batch."""
+    return values - np.stack([values[batches == batch].mean(0) for batch in batches])
 
 
 def accuracy(codes: np.ndarray, types: np.ndarray) -> float:
