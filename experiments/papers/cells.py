@@ -11,8 +11,8 @@ of a marker gene among the genes that ``--group`` expresses more than all other 
 
 Table ``batches``: *mixing* is the share of the 15 nearest neighbours that are of another batch,
 over the share that it would be without any order: 1 is perfect. Codes that say nothing would be
-mixed best, so *proteins* is how much of the variance of log protein counts, less their means in each
-batch, the neighbours explain over five folds. Principal components are of log(1 + 10^4 x / l).
+mixed best, so *proteins* is how much of the variance of log protein counts the neighbours explain,
+over five folds; means of each batch are taken off. Principal components are of log(1 + 10^4 x / l).
 """
 
 from __future__ import annotations
