@@ -430,7 +430,7 @@ def test_anndata_goes_in_and_out(run_folder: Path, tmp_path: Path) -> None:
     expression.annotate(trained, adata, num_samples=2)
     assert adata.obsm["X_vae"].shape == (60, 2)
     assert np.isfinite(adata.layers["normalized_expression"]).all()
-    adata.write_h5ad(tmp_path / "cells.h5ad")
+    single_cells.write_anndata(adata, tmp_path / "cells.h5ad")
     out = tmp_path / "out.h5ad"
     main(["annotate", str(tmp_path / "run"), str(tmp_path / "cells.h5ad"), "--out", str(out)])
     written = anndata.read_h5ad(out)

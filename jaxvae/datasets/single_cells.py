@@ -150,6 +150,14 @@ def open_anndata(path: Path) -> Any:
         raise DataError(f"{path} cannot be read as AnnData ({reason(error)})") from error
 
 
+def write_anndata(adata: Any, path: Path) -> None:
+    """Writes an ``.h5ad`` file. Strings of pandas 3 are written as anndata 0.11 and later read."""
+    import anndata
+
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(path)
+
+
 def _of_h5ad(path: Path, layer: str | None) -> Cells:
     return of_anndata(open_anndata(path), layer, path.name)
 

@@ -130,7 +130,7 @@ def _write(out: Path, trained: Trained, source: Any, key: Array, settings: Any) 
     """Writes codes and expression beside all that the source holds."""
     if hasattr(source, "obsm"):
         expression.annotate(trained, source, key, **settings)
-        source.write_h5ad(out)
+        single_cells.write_anndata(source, out)
         return
     cells, split = expression.cells_of(trained, source)
     table = expression.normalized(trained.model, trained.params, key, split, **settings)
