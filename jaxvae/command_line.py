@@ -359,6 +359,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "impute",
         "Fills the missing cells of a table by a trained model, with intervals.",
     ),
+    "annotate": _in_room(
+        "jaxvae.runs.annotating",
+        "annotate",
+        "Writes codes, normalized expression and differences of groups for single cells.",
+    ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."
     ),

@@ -28,6 +28,7 @@ from jaxvae.distributions import (
     NegativeBinomial,
     Normal,
     PixelLogisticMixture,
+    Poisson,
     ZeroInflatedNegativeBinomial,
 )
 from jaxvae.ranges import Count, Positive, Range
@@ -233,6 +234,11 @@ def categorical(levels: int) -> Likelihood:
     return Likelihood(levels, lambda params, raw: Categorical(raw), ("counts",), True)
 
 
+def poisson() -> Likelihood:
+    """Poisson for counts, with decoded log of the mean."""
+    return _elementwise(1, Poisson, ("counts",), True)
+
+
 def negative_binomial() -> Likelihood:
     """Negative binomial for counts, with decoded log total count and log-odds."""
 
@@ -267,6 +273,7 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
     "discretized_logistic_mixture": discretized_logistic_mixture,
     "pixel_logistic_mixture": pixel_logistic_mixture,
     "categorical": categorical,
+    "poisson": poisson,
     "negative_binomial": negative_binomial,
     "zero_inflated_negative_binomial": zero_inflated_negative_binomial,
 }

@@ -34,6 +34,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # but for tests marke
 # table, ``pytest -m slow`` the others. Refusals compile nothing, so all of them always run.
 COMPILING = {
     *("test_bounds.py", "test_checkpoints.py", "test_code_priors.py", "test_convolutions.py"),
+    *("test_counts.py",),
     *("test_distributions.py", "test_divergences.py", "test_evaluation.py", "test_expectations.py"),
     *("test_families.py", "test_figures.py", "test_flows.py", "test_gradient_variance.py"),
     *("test_hierarchy.py", "test_hybrids.py", "test_lowering.py", "test_measurements.py"),

@@ -39,6 +39,7 @@ from jaxvae.distributions import (
     NegativeBinomial,
     Normal,
     OneHotCategorical,
+    Poisson,
     StudentT,
     ZeroInflatedNegativeBinomial,
     logistic,
@@ -268,6 +269,13 @@ MEMBERS = {
         lambda x: discretized_logistic_logpmf(x, [0.4, 0.5, 0.6], [[0.03], [0.02]], 64).sum(),
         lambda: DiscretizedLogistic(A(0.5), A(0.05), 16),
         np.arange(16) / 15,
+        discrete=True,
+    ),
+    "poisson": Member(
+        lambda: Poisson(A([[0.7], [-1.0]]) + A([0.5, -1.0, 1.2])),
+        lambda x: stats.poisson.logpmf(x, np.exp(np.add([[0.7], [-1.0]], [0.5, -1.0, 1.2]))).sum(),
+        lambda: Poisson(A(1.3)),
+        np.arange(60),
         discrete=True,
     ),
     "negative_binomial": Member(

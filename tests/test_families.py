@@ -58,6 +58,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "speech-vae": {"frames": 8, "mels": 6, "window_length": 64, "hop_length": 32},
     "multimodal": {"hidden_views": 0.3},
+    "single-cell": {"batch_key": "batch", "size_factor_key": "n_counts"},
     "m2": {"labelled": 20, "batch_size": 16},
     "m1-m2": {"labelled": 20, "codes": 2},
     "text-vae": {"decoder_units": 8, "units": 8, "embedding": 4, "max_length": 8},
@@ -156,7 +157,8 @@ def test_presets(preset: str, tmp_path: Path, data_dir: Path) -> None:
 def check_methods(model: jaxvae.Trained, run: Run) -> None:
     """Every method of a trained model on a batch, with the condition where there is one."""
     split = run.dataset.splits["test"].take(slice(3))
-    given = {"condition": split.y} if model.built.pairs else {}
+    condition = split.attributes if split.y is None else split.y
+    given = {"condition": condition} if model.built.pairs else {}
     x, key = np.asarray(split.x), jax.random.key(0)
     z = model.encode(x, **given)
     assert jax.tree.leaves(z)[0].shape[0] == 3

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.papers import (
     anomalies,
+    cells,
     clusters,
     codes,
     compressing,
@@ -100,6 +101,17 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
         speech,
         SMALL | {"dataset": "voices", "rows": ("mlp", "linear noise")},
     ),
+    **{
+        f"cells {table}": (
+            cells,
+            SMALL
+            | {
+                **{"table": table, "group_key": "type", "group": "A", "markers": ("gene_0",)},
+                **{"batch_key": "batch", "held_out": 20, "num_samples": 3},
+            },
+        )
+        for table in cells.ROWS
+    },
     "disentanglement": (disentanglement, SMALL | {"rows": ("vae", "factor-vae"), "examples": 600}),
     "stacked": (
         stacked,
@@ -155,11 +167,11 @@ def test_tables(
     script.main(script.Options(**given, **seeds, **place, json=tmp_path / "out.json"))
     found = json.loads((tmp_path / "out.json").read_text())["cells"]
     out = capsys.readouterr().out
-    for name, cells in found.items():
+    for name, measured in found.items():
         assert (
             name in out
-            and len(cells) == seeds["seeds"]
-            and np.isfinite(list(cells[0].values())).any()
+            and len(measured) == seeds["seeds"]
+            and np.isfinite(list(measured[0].values())).any()
         )
 
 

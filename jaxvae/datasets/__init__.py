@@ -10,7 +10,7 @@ tensorflow-datasets is imported only when one of its sets is asked for, Grain on
 TensorFlow never.
 """
 
-from jaxvae.datasets import grammars, shapes, tables, texts
+from jaxvae.datasets import grammars, shapes, single_cells, tables, texts
 from jaxvae.datasets.batches import Stratum, batch_rows, num_examples, stratified_rows
 from jaxvae.datasets.choices import automatic, chosen_pixels
 from jaxvae.datasets.examples import Examples, examples_of, preprocessed, rows_of, with_preprocess
@@ -51,6 +51,7 @@ __all__ = [
     "rows_of",
     "select",
     "shapes",
+    "single_cells",
     "stratified_rows",
     "stream",
     "tables",

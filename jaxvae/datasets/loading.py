@@ -144,7 +144,7 @@ def looks_like_path(source: str | os.PathLike) -> bool:
     text = os.fspath(source)
     if (
         not isinstance(source, str)
-        or text.endswith((".npy", ".npz", ".txt", ".tsv"))
+        or text.endswith((".npy", ".npz", ".txt", ".tsv", ".h5ad"))
         or is_table_file(text)
         or text.startswith((".", "/", "~"))
     ):

@@ -103,6 +103,8 @@ class Dataset(NamedTuple, Generic[S]):
     notes: tuple[str, ...] = ()  # sentences on the set, which a training prints
     class_attributes: np.ndarray | None = None  # [C, A], where classes are described
     columns: tuple[dict[str, Any], ...] = ()  # of a table, as ``tables.Column.json`` writes them
+    genes: tuple[str, ...] = ()  # names of the counts of single cells
+    batches: tuple[str, ...] = ()  # names of the laboratory's batches of single cells
 
 
 def is_array(x: Any) -> bool:

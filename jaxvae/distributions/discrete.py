@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
-from jax.scipy.special import betaln, logsumexp
+from jax.scipy.special import betaln, gammaln, logsumexp
 
 from jaxvae.contracts import Array, pytree, static
 from jaxvae.distributions.contract import Factorized, check_event, many
@@ -273,6 +273,25 @@ class PixelLogisticMixture:
             logistics = self._logistic(c, known[..., :c, :])
             each = each + logistics.log_density(x[..., c, None])
         return logsumexp(each, -1).sum(tuple(range(len(lead), jnp.ndim(x) - 1)))
+
+
+@pytree
+class Poisson(Factorized):
+    """Counts x = 0, 1, ... with mean e^``log_rate``, p(x) = e^(x log_rate - e^log_rate) / x!."""
+
+    log_rate: Array
+
+    @property
+    def mean(self) -> Array:
+        return jnp.exp(self.log_rate)
+
+    def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
+        draws = jax.random.poisson(key, self.mean, shape + self.event_shape)
+        return draws.astype(jnp.result_type(self.log_rate))
+
+    def log_density(self, x: Array) -> Array:
+        x = jnp.asarray(x, jnp.result_type(self.log_rate))
+        return x * self.log_rate - self.mean - gammaln(x + 1)
 
 
 @pytree

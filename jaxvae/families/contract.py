@@ -50,6 +50,8 @@ class Data(NamedTuple):
     unseen: tuple[int, ...] = ()  # described classes that no label of a training example names
     class_attributes: Any = None  # [C, A]; None if the set is not there
     columns: tuple[dict[str, Any], ...] = ()  # of a table, as ``tables.Column.json`` writes them
+    genes: tuple[str, ...] = ()  # names of the counts of single cells
+    batches: tuple[str, ...] = ()  # names of the laboratory's batches of single cells
 
     @property
     def preprocess(self) -> Preprocess:
@@ -119,6 +121,8 @@ class Built(NamedTuple):
     measures: Callable[..., dict[str, float]] | None = None
     dimensions: Callable[[Any], float] | None = None  # split -> values of an example, in the mean
     audible: Audible | None = None  # how x can be heard, if it is sound
+    # source of single cells -> them as they are, and as a split that the model takes
+    cells: Callable[[Any], tuple[Any, datasets.Split]] | None = None
     training_raw: Callable[[Any], Any] | None = None  # ``raw``, if training sees other examples
     # (model, params, key, validation split) -> the score of a checkpoint, if it is not the ELBO
     score: Callable[..., float] | None = None

@@ -11,6 +11,7 @@ from jaxvae.models.conditional import (
     cvae,
     gaussian_stochastic,
 )
+from jaxvae.models.counts import Sequencing
 from jaxvae.models.experts import ExpertMixture, Gated, expert_answers
 from jaxvae.models.hierarchy import (
     Bound,
@@ -114,6 +115,7 @@ __all__ = [
     "Search",
     "Sentence",
     "Sentences",
+    "Sequencing",
     "Shares",
     "Terms",
     "TruncatedVAE",

@@ -55,6 +55,8 @@ class Model(NamedTuple):
     # names and sizes of the views, which x holds one after the other.
     seen: Callable[[Any, Any], Any] | None = None
     views: tuple[tuple[str, int], ...] = ()
+    # (params, z, condition) -> the shares of the genes in all counts of a cell, [G]
+    expression: Callable[[Params, Any, Any], Array] | None = None
     atoms: Callable[[Params], Any] | None = None  # params -> z [A, D] that a dictionary shows
 
 

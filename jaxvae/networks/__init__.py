@@ -26,7 +26,7 @@ from jaxvae.networks.critics import (
     leaky_relu,
     mlp_critic,
 )
-from jaxvae.networks.dense import mlp, mlp_of_parts
+from jaxvae.networks.dense import mlp, mlp_beside, mlp_of_parts, mlp_with_dropout
 from jaxvae.networks.feature_maps import feature_decoder, feature_encoder, pointwise
 from jaxvae.networks.ladder import halved, ladder
 from jaxvae.networks.layers import ACTIVATIONS, Activation, ActivationName
@@ -88,9 +88,11 @@ __all__ = [
     "log_probs_of_grids",
     "merged",
     "mlp",
+    "mlp_beside",
     "mlp_critic",
     "mlp_of_parts",
     "mlp_pair",
+    "mlp_with_dropout",
     "of_input",
     "on_slice",
     "patch_critic",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import linen
 
 from jaxvae.networks.adapters import from_linen
@@ -60,3 +61,39 @@ def mlp_of_parts(
             return x.reshape(shape)
 
     return from_linen(MLPOfParts())
+
+
+def mlp_with_dropout(
+    hidden: Sequence[int], output: int, rate: float, activation: Activation = jax.nn.relu
+) -> Network:
+    """The network ``mlp`` whose training drops a share ``rate`` of the units of hidden layers."""
+
+    class MLPWithDropout(linen.Module):
+        @linen.compact
+        def __call__(self, x: Array, deterministic: bool = True) -> Array:
+            for i, width in enumerate(hidden):
+                x = activation(dense(width, name=f"hidden_{i}")(x))
+                x = linen.Dropout(rate)(x, deterministic=deterministic)
+            return dense(output, name="output")(x)
+
+    return from_linen(MLPWithDropout())
+
+
+def mlp_beside(
+    hidden: Sequence[int], output: Sequence[int], activation: Activation = jax.nn.relu
+) -> Network:
+    """A fully connected network of (x [D], y [B]), in which every layer takes y beside its input.
+
+    ``output`` is the shape of the output. y may have no numbers.
+    """
+
+    class MLPBeside(linen.Module):
+        @linen.compact
+        def __call__(self, both: tuple[Array, Array]) -> Array:
+            x, y = both
+            for i, width in enumerate(hidden):
+                x = activation(dense(width, name=f"hidden_{i}")(jnp.concatenate([x, y])))
+            last = dense(math.prod(output), name="output")
+            return last(jnp.concatenate([x, y])).reshape(output)
+
+    return from_linen(MLPBeside())

@@ -288,6 +288,8 @@ def describe(dataset: datasets.Dataset, train: Any, test: datasets.Split, pixels
         missing_labels=int((labels < 0).sum()) if known else 0,
         vocabulary=dataset.vocabulary,
         columns=dataset.columns,
+        genes=dataset.genes,
+        batches=dataset.batches,
         **_described(dataset.class_attributes, labels),
     )
 
