@@ -50,7 +50,7 @@ Classifier = Choice(CLASSIFIERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(labels.FewLabels, text.Text):
+class Config(text.Text, labels.FewLabels):
     """A VAE of sentences whose labels may be missing."""
 
     label_weight: Amount = 10.0
