@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.interpreters import mlir
 
 from jaxvae import networks
-from jaxvae.kernels import convolutions, winograd
+from jaxvae.kernels import convolutions, lowering, winograd
 
 LAYERS = {  # kernel, strides, padding, further settings
     "4x4, stride 2": ((4, 4), (2, 2), "SAME", {}),
@@ -123,8 +122,8 @@ TRANSPOSED = [
 @pytest.fixture
 def lowered_as_elsewhere() -> Iterator[None]:
     """What accelerators run, on the CPU."""
-    register = lambda function: mlir.register_lowering(
-        convolutions.convolution_p, mlir.lower_fun(function, multiple_results=False), platform="cpu"
+    register = lambda program: lowering.compile_as(
+        convolutions.convolution_p, program, convolutions.XLA, "cpu"
     )
     register(convolutions._elsewhere)
     yield

@@ -157,7 +157,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"attribute": "3", "balance": "size"}, "no 'size' to balance; there is label"),
     ({"attribute": "3", "balance": "label"}, "without it in one group at least"),
     ({"attribute": "3", "amounts": ()}, "--amounts needs one number at least"),
-    ({"attribute": "3", "num": 0}, "--num must be at least 1; it was 0"),
 ]
 
 

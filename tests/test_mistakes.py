@@ -237,6 +237,7 @@ MISTAKES = [
     ),
     ("train", "multimodal --view-sizes 3", "--view-sizes belongs to --views columns"),
     ("samples", "--rows nothing", "no row 'nothing'"),
+    ("edit", ". --attribute 3 --num 0", "--num must be at least 1; it was 0"),
     ("score", "nowhere", "is no run folder"),
     ("score", ". --alter blurred", "invalid choice 'blurred'"),
     ("score", ". --anomalous-class 3 --alter dimmed", "--anomalous-class takes both sets"),

@@ -72,9 +72,16 @@ def like(original: Primitive, default: Program, **platforms: Program) -> tuple[P
     ad.defbilinear(primitive, lhs_transposed, rhs_transposed)
     batching.primitive_batchers[primitive] = batched
     for platform, program in ((None, default), *platforms.items()):
-        rule = mlir.lower_fun(_of_numbers(program, original), multiple_results=False)
-        mlir.register_lowering(primitive, rule, platform=platform)
+        compile_as(primitive, program, original, platform)
     return primitive, through
+
+
+def compile_as(
+    primitive: Primitive, program: Program, original: Primitive, platform: str | None
+) -> None:
+    """Makes a program what a primitive of ``like`` is compiled as on a platform, or elsewhere."""
+    rule = mlir.lower_fun(_of_numbers(program, original), multiple_results=False)
+    mlir.register_lowering(primitive, rule, platform=platform)
 
 
 def _of_numbers(program: Program, original: Primitive) -> Program:
