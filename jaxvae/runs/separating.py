@@ -23,7 +23,7 @@ def separate(
     out: Path | None = None,
     sweeps: Count = 20,
     code_steps: Count = 100,
-    begin: Literal["identity", "gauss", "laplace", "low_rank"] = "identity",
+    begin: Literal["identity", "gauss", "laplace", "low_rank"] = "low_rank",
     begin_sweeps: Count = 30,
     speakers: tuple[str, ...] = (),
     references: tuple[Path, ...] = (),
