@@ -228,7 +228,7 @@ def test_evaluate_prints_the_gap_and_both_directions(
 ) -> None:
     from jaxvae.command_line import main
 
-    short = "--hidden 8 --latent 2 --steps 4 --test-examples 5 --test-samples 5 --no-progress"
+    short = "--hidden 8 --latent 2 --steps 4 --test-examples 5 --test-samples 5"
     place = ["--data-dir", str(data_dir), "--workdir", str(tmp_path)]
     main(["train", "digits", *place, *short.split()])
     asked = "--num-samples 20 --num-examples 6 --gap --ais 4 --chains 3 --refinement-steps 5"
