@@ -605,7 +605,10 @@ def test_checkpoints_are_judged_by_held_out_cells() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", missing.METHODS)
 def test_a_table_is_trained_stopped_early_and_imputed(method: str, tmp_path: Path) -> None:
-    """From a file to files, as a user would; the mean of a column is beaten."""
+    """From a file to files, as a user would; the mean of a column, with error 1, is beaten.
+
+    Pseudo-Gibbs draws from a distribution that is too wide, so its bound is larger.
+    """
     rng = np.random.default_rng(0)
     z = rng.normal(size=(300, 2))
     whole = pd.DataFrame(z @ W.T + 0.2 * rng.normal(size=(300, 4)), columns=list("abcd"))
@@ -626,7 +629,7 @@ def test_a_table_is_trained_stopped_early_and_imputed(method: str, tmp_path: Pat
         num_samples=200,
     )
     found = json.loads((tmp_path / "run" / "imputed" / "gaps.json").read_text())
-    assert found["squared"]["mean"] < 0.5
+    assert found["squared"]["mean"] < (0.6 if method == "gibbs" else 0.5)
     assert 0.75 < found["covered"]["mean"] < 0.99
 
 

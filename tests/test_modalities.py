@@ -370,9 +370,16 @@ def test_what_does_not_fit_is_refused(named: dict, words: str, data_dir: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experts", ["product", "mixture", "both"])
-def test_views_are_judged_by_command(experts: str, tmp_path: Path, data_dir: Path) -> None:
-    """One view says more of the others than nothing does, and the class of what is decoded."""
+@pytest.mark.parametrize(
+    ("experts", "coherence"), [("product", 0.35), ("mixture", 0.5), ("both", 0.5)]
+)
+def test_views_are_judged_by_command(
+    experts: str, coherence: float, tmp_path: Path, data_dir: Path
+) -> None:
+    """One view says more of the others than nothing does, and the class of what is decoded.
+
+    Chance is .1. The product is behind in coherence, as Sutter et al. 2021 report.
+    """
     import json
 
     import jaxvae
@@ -387,6 +394,6 @@ def test_views_are_judged_by_command(experts: str, tmp_path: Path, data_dir: Pat
     evaluate(tmp_path, num_samples=20, modalities=True)
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["accuracy_of_codes_of_all"] > 0.85
-    assert found["coherence_left_to_label"] > 0.5
+    assert found["coherence_left_to_label"] > coherence
     assert found["log_likelihood_given_left"] > found["log_likelihood_of_right"] - np.log(10)
     assert (tmp_path / "figures" / "completions.png").exists()

@@ -27,6 +27,9 @@ from jaxvae.ranges import Count, Whole, Widths
 from jaxvae.settings import Choice, Chosen, changed
 
 SMALLEST_SCALE = 0.125  # of a code's density
+# The rounding step, in scales of p(x|y), where the derivatives of rate and distortion cancel:
+# d/ds [-log s + s^2 / (24 scale^2)] = 0. It is exact at high rates and for orthonormal transforms.
+BEST_STEP = math.sqrt(12)
 
 
 def normalized(
@@ -93,9 +96,13 @@ class Parts:
     def __init__(self, config: Config, shape: Sequence[int]):
         """The networks for x of a shape."""
         encoder, decoder, self.codes = config.network(latent=config.latent, output=shape)
-        self.encoder, self.decoder = (
+        encoder, decoder = (
             networks.with_precision(network, config.precision) for network in (encoder, decoder)
         )
+        step = BEST_STEP * config.likelihood.settings["scale"]
+        in_steps = lambda apply: lambda params, x: apply(params, x) / step
+        self.encoder = networks.wrapped(encoder, in_steps)
+        self.decoder = networks.scaled_input(decoder, step)
         self.channels, self.hyper = config.latent, config.hyper_latent
         self.size = math.prod(self.codes)
         self.pair = "conv" if len(self.codes) == 3 else "mlp"
