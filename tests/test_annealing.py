@@ -231,10 +231,17 @@ def test_evaluate_prints_the_gap_and_both_directions(
     short = "--hidden 8 --latent 2 --steps 4 --test-examples 5 --test-samples 5"
     place = ["--data-dir", str(data_dir), "--workdir", str(tmp_path)]
     main(["train", "digits", *place, *short.split()])
-    asked = "--num-samples 20 --num-examples 6 --gap --ais 4 --chains 3 --refinement-steps 5"
+    asked = "--num-samples 20 --num-examples 6 --gap --ais 4 --nuts 8 --chains 3"
+    asked += " --refinement-steps 5"
     main(["evaluate", str(tmp_path), "--inference-examples", "4", *asked.split()])
     out = capsys.readouterr().out
-    for words in ("amortization", "log-likelihood by AIS", "paired", "gap on simulated data"):
+    for words in (
+        "amortization",
+        "log-likelihood by AIS",
+        "paired",
+        "gap on simulated data",
+        "R-hat",
+    ):
         assert words in out
     assert "upper" not in out
     written = json.loads((tmp_path / "evaluation.json").read_text())

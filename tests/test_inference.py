@@ -232,6 +232,21 @@ def test_chains_have_the_moments_of_the_posterior(sampler: Any, problem: Problem
 
 
 @pytest.mark.slow
+def test_the_encoder_is_compared_with_chains(problem: Problem) -> None:
+    """Its shift and its spread are those of the exact posterior."""
+    found = chains.agreement(problem.vae, problem.params, KEY, problem.x[:4], num_samples=800)
+    q = jax.vmap(problem.vae.encode, (None, 0))(problem.params, problem.x[:4])
+    deviations = np.sqrt(np.diag(problem.covariance))
+    assert found.shift == pytest.approx(
+        (np.abs(q.mean - problem.means[:4]) / deviations).mean(), abs=0.05
+    )
+    spread = np.exp(np.log(np.asarray(q.scale) / deviations).mean())
+    assert found.spread == pytest.approx(spread, rel=0.05)
+    assert found.largest_rhat < 1.02 and not found.divergences
+    assert (found.num_samples, found.num_examples) == (3200, 4)
+
+
+@pytest.mark.slow
 def test_chains_start_wider_than_the_encoder_and_some_at_the_prior(problem: Problem) -> None:
     """So that R-hat sees modes which the encoder does not know of."""
     model, x = models.answers(problem.vae), problem.x[0]

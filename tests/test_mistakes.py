@@ -173,6 +173,7 @@ MISTAKES = [
     ("speech", "--rows nothing", "no row 'nothing'"),
     ("evaluate", ".", "is no run folder"),
     ("evaluate", ". --ais 0", "--ais must be at least 1; it was 0"),
+    ("evaluate", ". --nuts 3", "--nuts must be at least 4; it was 3"),
     ("evaluate", ". --ais 9 --chains 1", "--chains must be at least 2; it was 1"),
     ("evaluate", ". --gap --refinement-steps 0", "--refinement-steps must be at least 1"),
     ("evaluate", ". --gap --inference-examples 1", "--inference-examples must be at least 2"),

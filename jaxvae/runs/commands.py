@@ -104,6 +104,7 @@ def evaluate(
     augmentation: bool = False,
     gap: bool = False,
     ais: Count | None = None,
+    nuts: Count | None = None,
     chains: Count = 16,
     start: annealing.Start = "encoder",
     refinement_steps: Count = 1000,
@@ -139,14 +140,16 @@ def evaluate(
         family (amortization), and what that loses to log p(x) (approximation).
       ais: write log p(x) by annealed importance sampling with so many temperatures, beside the
         importance-weighted bound, and the gap of both directions on simulated data.
-      chains: chains of --ais, and of --gap, for each example.
+      nuts: write how far mean and spread of q(z|x) are from those of chains of the No-U-Turn
+        sampler, with so many draws of each chain, and whether the chains agree.
+      chains: chains of --ais, --gap and --nuts for each example.
       start: what chains of --ais start from: the encoder's posterior, or the prior.
       refinement_steps: steps of gradient from the encoder's q(z|x), of --gap.
-      inference_examples: examples of --gap and --ais, a fixed random subset.
+      inference_examples: examples of --gap, --ais and --nuts, a fixed random subset.
       prior: what z of the samples is drawn from, as in jaxvae sample.
       per_example: write log p(x) of every example to log_likelihoods.npy.
     """
-    inferred = (gap, ais, chains, start, refinement_steps, inference_examples)
+    inferred = (gap, ais, nuts, chains, start, refinement_steps, inference_examples)
     asked_inference = inferring.Asked(*inferred, num_samples=num_samples or 5000)
     run = opened(workdir, checkpoint, dataset, data_dir)
     for note in run.dataset.notes:

@@ -1,4 +1,4 @@
-"""What ``evaluate --gap`` and ``evaluate --ais`` measure and print of a trained model."""
+"""What ``evaluate --gap``, ``--ais`` and ``--nuts`` measure and print of a trained model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxvae.contracts import Array
 from jaxvae.evaluation.columns import rows_in_memory
 from jaxvae.models import Model
 from jaxvae.runs import reports
-from jaxvae.uses import annealing, inference, targets
+from jaxvae.uses import annealing, chains, inference, targets
 from jaxvae.uses.estimates import Estimate
 
 Numbers = dict[str, Any]
@@ -26,14 +26,15 @@ class Asked:
 
     gap: bool = False
     ais: int | None = None  # temperatures
+    nuts: int | None = None  # draws of each chain
     chains: int = 16
     start: annealing.Start = "encoder"
     refinement_steps: int = 1000
-    num_examples: int = 100  # of both
+    num_examples: int = 100  # of all three
     num_samples: int = 5000  # importance samples
 
     def __post_init__(self) -> None:
-        least = {"ais": 1, "chains": 2, "refinement_steps": 1, "num_examples": 2}
+        least = {"ais": 1, "nuts": 4, "chains": 2, "refinement_steps": 1, "num_examples": 2}
         spelled = {"num_examples": "inference-examples"}
         for name, low in least.items():
             value = getattr(self, name)
@@ -44,9 +45,10 @@ class Asked:
 
 def check(asked: Asked, model: Model, params: Any, split: Any) -> None:
     """Raises ValueError if the latents of a model do not allow what was asked for."""
-    if not (asked.gap or asked.ais):
+    wanted = {"--gap": asked.gap, "--ais": asked.ais, "--nuts": asked.nuts}
+    use = next((flag for flag, value in wanted.items() if value), None)
+    if use is None:
         return
-    use = "--gap" if asked.gap else "--ais"
 
     def path(key: Array) -> Any:
         example = datasets.preprocessed(key, first)
@@ -87,6 +89,17 @@ def measure(asked: Asked, model: Model, params: Any, key: Array, split: Any) -> 
             )
     if asked.ais:
         numbers |= _annealed(asked, model, params, key, subset)
+    if asked.nuts:
+        with reports.counter(asked.num_examples, "chains of NUTS") as done:
+            numbers["nuts"] = chains.agreement(
+                model,
+                params,
+                key,
+                subset,
+                chains=asked.chains,
+                num_samples=asked.nuts,
+                progress=done,
+            )
     return numbers
 
 
@@ -128,6 +141,8 @@ def rows(numbers: Numbers) -> list[tuple[str, str]]:
         shown += _annealed_rows(numbers["ais"])
     if "ais_simulated" in numbers:
         shown += _simulated_rows(numbers["ais_simulated"])
+    if "nuts" in numbers:
+        shown += _chain_rows(numbers["nuts"])
     return shown
 
 
@@ -172,4 +187,15 @@ def _simulated_rows(simulated: annealing.Sandwich) -> list[tuple[str, str]]:
         ("  reverse", _nats(simulated.upper)),
         ("  importance-weighted", f"{_nats(simulated.importance)} (K = {simulated.num_samples})"),
         ("  error of the chains", f"{simulated.chain_error:.3f} nats"),
+    ]
+
+
+def _chain_rows(found: chains.Agreement) -> list[tuple[str, str]]:
+    about = f"{found.num_examples} images, {found.num_samples} draws each"
+    return [
+        ("encoder's mean from NUTS's", f"{found.shift:.3f} standard deviations ({about})"),
+        ("encoder's spread over NUTS's", f"{found.spread:.3f}"),
+        ("  largest R-hat", f"{found.largest_rhat:.3f}, {found.agreeing:.0%} at most 1.01"),
+        ("  effective samples", f"{found.effective_samples:.0f} of the worst latent"),
+        ("  divergences", f"{found.divergences}"),
     ]

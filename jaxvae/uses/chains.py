@@ -7,19 +7,26 @@ size says how many independent draws they are worth (Vehtari et al. 2021, arXiv:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from jaxvae.contracts import Array, Params
+from jaxvae.datasets import examples_of, preprocessed
+from jaxvae.evaluation.columns import Batched, batched, over_split
 from jaxvae.models import Model, answers
 from jaxvae.uses import targets
 
 FROM_PRIOR = 4  # one chain in so many starts at a draw of the prior
 SHORTEST = 0.5  # of a step of HMC, as a share of the tuned one
+AGREE = 1.01  # the largest R-hat of chains that agree (Vehtari et al. 2021)
+ENCODER_DRAWS = 1000  # of which the moments of the encoder's posterior are taken
 
 
 class Draws(NamedTuple):
@@ -182,3 +189,78 @@ def _chain(
     keys = jax.random.split(key_draws, num_samples)
     _, (positions, acceptance, divergent) = jax.lax.scan(step, state, keys)
     return positions, acceptance.mean(), divergent.sum()
+
+
+class Agreement(NamedTuple):
+    """How far the encoder's posteriors of a split are from those of Markov chains."""
+
+    shift: float  # mean distance of the means, in standard deviations of the chains
+    spread: float  # geometric mean of the encoder's standard deviations over those of the chains
+    largest_rhat: float  # over all examples and latents
+    agreeing: float  # share of examples whose chains agree, R-hat <= 1.01
+    effective_samples: float  # mean over examples, of the latent with the fewest
+    divergences: int
+    num_samples: int  # of each example, over all chains
+    num_examples: int
+
+
+def agreement(
+    model: Any,
+    params: Params,
+    key: Array,
+    examples: Any,
+    *,
+    chains: int = 4,
+    num_samples: int = 500,
+    batch_size: int = 10,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Agreement:
+    """Compares mean and spread of the encoder's posterior with chains of NUTS on p(z|x).
+
+    Args:
+      model: as ``nuts`` takes it.
+      params: its parameters.
+      key: the key of all draws, and of the preprocessing.
+      examples: a ``Split``, ``Examples``, a stream or a pytree of arrays [N, ...].
+      chains: chains of each example.
+      num_samples: draws of each chain after its warm-up.
+      batch_size: examples at a time.
+      progress: is called with the number of examples done.
+    """
+    batch = _agreement_columns(answers(model), chains, num_samples)
+    shift, spread, rhat, effective, divergences = over_split(
+        batch, params, key, examples_of(examples), batch_size, progress
+    )
+    return Agreement(
+        float(shift.mean()),
+        float(np.exp(spread.mean())),
+        float(rhat.max()),
+        float((rhat <= AGREE).mean()),
+        float(effective.mean()),
+        int(divergences.sum()),
+        chains * num_samples,
+        len(shift),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _agreement_columns(model: Model, chains: int, num_samples: int) -> Batched:
+    """Shift, log-spread, R-hat, effective samples and divergences of each example."""
+
+    def one(params: Params, key: Array, raw: Any) -> tuple[Array, ...]:
+        key_x, key_q, key_z = jax.random.split(key, 3)
+        x = preprocessed(key_x, raw)
+        draws = nuts(model, params, key_z, x, chains, num_samples)
+        z = jax.vmap(targets.raveled)(draws.positions).reshape(chains * num_samples, -1)
+        q: Any = model.encode(params, x)  # type: ignore[misc]
+        of_q = targets.raveled(q.sample(key_q, (ENCODER_DRAWS,)))
+        scale = z.std(0)
+        return (
+            (jnp.abs(of_q.mean(0) - z.mean(0)) / scale).mean(),
+            jnp.log(of_q.std(0) / scale).mean(),
+            ravel_pytree(draws.rhat)[0].max(),
+            ravel_pytree(draws.effective_samples)[0].min(),
+            draws.divergences,
+        )
+
+    return batched(one)
