@@ -316,6 +316,7 @@ def _in_room(room: str, name: str, text: str) -> Callable[[Sequence[str], str], 
 
 EVALUATING, EXCHANGING = "jaxvae.runs.commands", "jaxvae.runs.interchange"
 DENOISING, EXPORTING = "jaxvae.runs.denoising", "jaxvae.runs.exporting"
+COMPARING = "jaxvae.runs.comparing"
 COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "train": train,
     "evaluate": _in_room(
@@ -363,6 +364,12 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "jaxvae.runs.annotating",
         "annotate",
         "Writes codes, normalized expression and differences of groups for single cells.",
+    ),
+    "list": _in_room(COMPARING, "list_runs", "Lists the runs of a folder, and what they reached."),
+    "compare": _in_room(
+        COMPARING,
+        "compare",
+        "Compares runs: the settings in which they differ, results with intervals, pictures.",
     ),
     "import": _in_room(
         EXCHANGING, "import_folder", "Makes a run of an autoencoder that diffusers has saved."

@@ -263,6 +263,12 @@ MISTAKES = [
     ("impute", ". data.csv", "is no run folder"),
     ("impute", "", "Missing from jaxvae impute"),
     ("impute", ". data.csv --num-samples 0", "--num-samples"),
+    ("list", "nowhere", "nowhere: the folder does not exist"),
+    ("list", ".", "holds no run: jaxvae train writes one"),
+    ("compare", "one", "compare needs two runs at least; there was 1"),
+    ("compare", "one two", "one is no run folder"),
+    ("compare", "one two --sheet nowhere/out.png", "the folder does not exist"),
+    ("train", "digits --trackers nothing", "no tracker 'nothing'; there are wandb, mlflow, aim"),
     ("rate_distortion", "--seeds 0", "--seeds must be at least 1"),
     (
         "quadrants",

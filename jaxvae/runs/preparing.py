@@ -51,6 +51,8 @@ class Job:
     """Seconds after which a process that is not heard of ends the whole job."""
     profile: bool = False
     """Write a trace of ten steps to WORKDIR/profile, for Perfetto or TensorBoard."""
+    trackers: tuple[str, ...] = ()
+    """Services that get the metrics too: wandb, mlflow, aim."""
 
     def join(self) -> None:
         """Joins the job of several processes, if there is one."""

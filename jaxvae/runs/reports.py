@@ -15,6 +15,7 @@ import numpy as np
 from jaxvae import evaluation, processes, sounds
 from jaxvae.contracts import Array, Params
 from jaxvae.families import Built, Data
+from jaxvae.runs.trackers import Tracker
 
 SPEEDS: dict[str, Callable[[float], str]] = {  # name in metrics.jsonl -> how it is printed
     "images_per_second": lambda value: f"{value:,.0f} images/s",
@@ -30,13 +31,21 @@ def say(sentence: str) -> None:
 
 
 class Metrics:
-    """The lines of ``metrics.jsonl`` and ``validation.jsonl``, TensorBoard, and a progress bar.
+    """The lines of ``metrics.jsonl`` and ``validation.jsonl``, TensorBoard, trackers, and a bar.
 
     Lines of steps after ``start`` are dropped. A run that was killed has left them, and their steps
     are run again. In a job of several processes only the first one writes.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, progress: bool, cost: Callable):
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        progress: bool,
+        cost: Callable,
+        trackers: Sequence[Tracker] = (),
+    ):
         """Opens the files.
 
         Args:
@@ -45,10 +54,12 @@ class Metrics:
           steps: the step at which training ends.
           progress: whether to show a bar.
           cost: images per second -> further figures.
+          trackers: where the same numbers go.
         """
         self.workdir, self.cost, self.writes = workdir, cost, processes.is_first()
         self.bar = _bar(steps, start, progress and self.writes)
         self.board = self._open(start) if self.writes else None
+        self.trackers = trackers
 
     def _open(self, start: int) -> Any:
         for name in ("metrics.jsonl", "validation.jsonl"):
@@ -85,10 +96,12 @@ class Metrics:
         for term, value in values.items():
             if self.board is not None and value is not None:
                 self.board.add_scalar(term, value, step)
+        for tracker in self.trackers:
+            tracker.report(step, {n: v for n, v in values.items() if v is not None})
 
     def close(self) -> None:
-        """Ends the bar and flushes TensorBoard."""
-        for part in (self.bar, self.board):
+        """Ends the bar, and flushes TensorBoard and the trackers."""
+        for part in (self.bar, self.board, *self.trackers):
             if part is not None:
                 part.close()
 

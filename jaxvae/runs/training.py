@@ -13,7 +13,7 @@ import jax
 
 from jaxvae import checkpoints, costs, datasets, evaluation, families, figures, processes, training
 from jaxvae.families import Config, family_of
-from jaxvae.runs import folders, reports
+from jaxvae.runs import folders, reports, trackers
 from jaxvae.runs.loading import Trained, of_run
 from jaxvae.runs.preparing import Job, Run, batch_shapes, load_data, prepare
 from jaxvae.stopping import Stop
@@ -28,6 +28,7 @@ def train(
     data: Any = None,
     start_from: str | Path | None = None,
     progress: bool = True,
+    report: trackers.Report | None = None,
     **settings: Any,
 ) -> Trained:
     """Trains a model in a run folder, or goes on where the folder's run stopped.
@@ -42,6 +43,7 @@ def train(
       data: a data set in place of ``config.dataset``, as ``datasets.load`` takes it.
       start_from: run folder whose parameters a new run starts from.
       progress: whether to show a progress bar.
+      report: is called with (step, values by name) whenever a line of metrics is written.
       settings: other values for settings of the configuration, and fields of ``Job``.
 
     Returns the trained model. Raises ValueError if settings do not go together.
@@ -58,7 +60,7 @@ def train(
     job = Job(**{n: value for n, value in settings.items() if n in for_job})
     rest = {n: value for n, value in settings.items() if n not in for_job}
     chosen = families.changed(chosen, **rest)
-    return train_in(name, chosen, job, workdir, data, start_from, progress)
+    return train_in(name, chosen, job, workdir, data, start_from, progress, report=report)
 
 
 def train_in(
@@ -70,6 +72,7 @@ def train_in(
     start_from: str | Path | None = None,
     progress: bool = True,
     stop: Stop | None = None,
+    report: trackers.Report | None = None,
 ) -> Trained:
     """What ``train`` does, once preset, configuration and job are told apart.
 
@@ -82,9 +85,11 @@ def train_in(
       start_from: run folder whose parameters a new run starts from, or None.
       progress: whether to show a progress bar.
       stop: hears the signals that ask to stop; without one they end the call as Python does.
+      report: as in ``train``.
     """
     stop = Stop() if stop is None else stop
     with contextlib.ExitStack() as locked:
+        trackers.check(job.trackers)
         job.join()
         job.placement()
         if families.FAMILIES[family_of(config)].first is not None and not getattr(config, "of", ""):
@@ -101,7 +106,7 @@ def train_in(
         pixels = datasets.describe(run.record.data.pixels, run.record.data.levels)
         for note in (pixels, *run.dataset.notes, *run.built.notes):
             reports.say(note)
-        state, early = fit_in(run, folder, stop, start_from, progress)
+        state, early = fit_in(run, folder, stop, start_from, progress, report)
         params = processes.local(run.built.parameters(state))
         step = int(processes.local(state.step))
         result = None
@@ -162,7 +167,12 @@ def _folder(name: str, run: Run) -> Path:
 
 
 def fit_in(
-    run: Run, workdir: Path, stop: Stop, start_from: str | Path | None, progress: bool
+    run: Run,
+    workdir: Path,
+    stop: Stop,
+    start_from: str | Path | None,
+    progress: bool,
+    report: trackers.Report | None = None,
 ) -> tuple[Any, bool]:
     """Trains a run to its last step, or until it is stopped.
 
@@ -175,6 +185,7 @@ def fit_in(
       stop: hears the signals that ask to stop.
       start_from: run folder whose parameters a new run starts from, or None.
       progress: whether to show a progress bar.
+      report: is called with the metrics too.
     """
     config, layout, totals = run.config, run.job.placement(), None
     fresh = run.built.algorithm.init, *run.init_arguments()
@@ -191,7 +202,12 @@ def fit_in(
             reports.say(f"starting from the parameters of {start_from}")
         if run.job.profile:
             _profile(run, layout.devices, workdir)
-        metrics = reports.Metrics(workdir, step, config.steps, progress, _cost(run, layout.devices))
+        listeners = [] if report is None else [trackers.Tracker(report)]
+        if processes.is_first():
+            settings = folders.flattened(run.record.json()["config"])
+            listeners += trackers.opened(run.job.trackers, workdir, settings)
+        cost = _cost(run, layout.devices)
+        metrics = reports.Metrics(workdir, step, config.steps, progress, cost, listeners)
         judge = _Judge(run, workdir, saved, metrics)
         try:
             if judge.early:  # before this call
