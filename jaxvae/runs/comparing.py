@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import sys
@@ -239,13 +240,14 @@ def draw(file: Path, groups: Sequence[Sequence[Found]]) -> None:
     rows = [files for files in held if any(file.exists() for file in files)]
     if not rows:
         raise DataError("none of the runs has a figure: they are drawn at the end of jaxvae train")
-    figure = Figure(figsize=(4 * len(groups), 4 * len(rows)))
-    axes: Any = figure.subplots(len(rows), len(groups), squeeze=False)
-    for line, files in zip(axes, rows, strict=True):
-        for axis, picture in zip(line, files, strict=True):
-            axis.axis("off")
-            if picture.exists():
-                axis.imshow(image.imread(picture))
+    pictures = [[image.imread(f) if f.exists() else None for f in files] for files in rows]
+    heights = [max(p.shape[0] / p.shape[1] for p in line if p is not None) for line in pictures]
+    figure = Figure(figsize=(4 * len(groups), 4 * sum(heights) + 1))
+    axes: Any = figure.subplots(len(rows), len(groups), squeeze=False, height_ratios=heights)
+    for axis, picture in zip(axes.flat, itertools.chain(*pictures), strict=True):
+        axis.axis("off")
+        if picture is not None:
+            axis.imshow(picture)
     for axis, group in zip(axes[0], groups, strict=True):
         axis.set_title(group[0].folder.name)
     figure.tight_layout()
