@@ -113,6 +113,8 @@ def test_statistics_are_of_observed_training_cells_alone() -> None:
     assert height["scale"] == pytest.approx(train["height"].std(ddof=0), rel=1e-5)
     price = one.columns[1]
     assert price["loc"] == pytest.approx(np.log(train["price"]).mean(), rel=1e-5)
+    height, other, *_ = tables.load(train, standardize=False).columns
+    assert (height["loc"], height["scale"]) == (0.0, 1.0) and other["scale"] != 1.0
 
 
 def test_a_file_of_numbers_has_numbered_columns(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ EPOCH = math.ceil(ROWS_OF_CANCER / 32)
 LINEAR: dict[str, Any] = {"activation": "tanh", "decoder_hidden": (), "latent": 10}
 LINEAR |= {"real_family": "normal_shared", "hidden": (128, 128)}
 LINEAR |= {"batch_size": 16, "learned_fill": False, "steps": 10_000, "learning_rate": 3e-3}
-LINEAR |= {"schedule": "cosine"}
+LINEAR |= {"schedule": "cosine", "standardize": False}
 MIXED: dict[str, Any] = {
     "hidden": (256, 256),
     "decoder_hidden": (256, 256),

@@ -205,13 +205,20 @@ def _cells(numbers: np.ndarray, column: Column) -> Any:
 # Statistics
 
 
-def normalized(columns: Sequence[Column], numbers: np.ndarray) -> list[Column]:
+def normalized(
+    columns: Sequence[Column], numbers: np.ndarray, standardize: bool = True
+) -> list[Column]:
     """The columns with statistics of observed cells [N, D], which no other rows change.
 
+    If ``standardize`` is false, real columns keep mean 0 and deviation 1, as they are scaled
+    already.
     Raises DataError for a column without two observed values, and for one whose numbers float32
     does not tell apart.
     """
-    return [_with_statistics(column, numbers[:, i]) for i, column in enumerate(columns)]
+    every = [_with_statistics(column, numbers[:, i]) for i, column in enumerate(columns)]
+    if standardize:
+        return every
+    return [c._replace(loc=0.0, scale=1.0) if c.kind == REAL else c for c in every]
 
 
 def _with_statistics(column: Column, cells: np.ndarray) -> Column:
@@ -276,6 +283,7 @@ def load(
     *,
     test_rows: float = 0.1,
     held_out_cells: float = 0.0,
+    standardize: bool = True,
     seed: int = 0,
 ) -> Dataset[Split]:
     """The data set of a table, with its columns.
@@ -290,6 +298,7 @@ def load(
       known: the columns of a trained model, with their statistics; None infers them.
       test_rows: the share of the rows that becomes ``test``; with 0 it is the training rows.
       held_out_cells: the share of observed training cells that is held out.
+      standardize: as ``normalized`` takes it.
       seed: chooses the held-out cells.
     """
     if isinstance(source, Mapping) and "train" in source:
@@ -303,7 +312,7 @@ def load(
         parts["validation"] = parts["train"]
         hidden = hidden_cells(parts["train"], held_out_cells, seed)
         parts["train"] = np.where(hidden, np.nan, parts["train"])
-    columns = columns if known else normalized(columns, parts["train"])
+    columns = columns if known else normalized(columns, parts["train"], standardize)
     told = parts.get("validation", parts["train"])
     named = isinstance(source, str | os.PathLike)
     name = Path(source).name.split(".")[0] if named else "table"

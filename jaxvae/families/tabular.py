@@ -64,6 +64,9 @@ class Config(contract.Config):
     """Columns of values without an order."""
     drop: tuple[str, ...] = ()
     """Columns that are left out."""
+    standardize: bool = True
+    """Let the model see real columns in deviations of their observed cells; without it as they are,
+    which suits a table that was scaled before cells went missing."""
     test_rows: Fraction = 0.1
     """Share of the rows that the result is reported on, which training does not see; 0 reports on
     the training rows."""
@@ -109,6 +112,7 @@ def load(
         None if data is None else columns_of(data),
         test_rows=config.test_rows,
         held_out_cells=config.held_out_cells,
+        standardize=config.standardize,
         seed=config.seed,
     )
 
