@@ -171,18 +171,17 @@ def means(task: Task, options: Options, seed: int) -> tuple[missing.Imputation, 
 def chained(task: Task, options: Options, seed: int) -> tuple[missing.Imputation, dict[str, float]]:
     """Chained Bayesian ridge regressions (MICE), of log(1 + x) if kinds are mixed.
 
-    Imputations are clipped to the range of their column, because exp makes some of them huge.
+    Then imputations are clipped to the range of their column, because exp makes some of them huge.
     """
     x, columns = numbers(task)
     numeric = [not column.levels for column in columns]
-    logs = np.array(numeric) & (task.number == "hi_vae")
+    mixed = task.number == "hi_vae"
+    logs = np.array(numeric) & mixed
     shown = np.where(logs, np.log1p(np.where(logs, x, 0)), x)
     filled = IterativeImputer(max_iter=100, random_state=seed, tol=0).fit_transform(shown)
-    filled = np.clip(
-        np.where(logs, np.expm1(np.where(logs, filled, 0)), filled),
-        np.nanmin(x, 0),
-        np.nanmax(x, 0),
-    )
+    filled = np.where(logs, np.expm1(np.where(logs, filled, 0)), filled)
+    if mixed:
+        filled = np.clip(filled, np.nanmin(x, 0), np.nanmax(x, 0))
     whole = [round_to if column.levels else same for column in columns]
     point = np.stack([f(cells) for f, cells in zip(whole, filled.T, strict=True)], 1)
     return _found(np.where(np.isnan(x), point, x)), {}
