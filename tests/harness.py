@@ -21,6 +21,9 @@ from typing import Any
 import jax
 import pytest
 
+from jaxvae.checkpoints import Checkpoints
+from jaxvae.runs import Job, folders, prepare
+
 SCRIPTS = Path(__file__).parent.parent / "experiments"
 TIMINGS = {"images_per_second", "flops_per_second", "share_of_peak"}
 UNOPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # programs compile in half the time
@@ -156,6 +159,15 @@ class Running:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
         return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def begun(workdir: Path, config: Any, data: Any = None, data_dir: Path | None = None) -> Path:
+    """The folder of a run that has just begun; a command opens it as one that was trained."""
+    run = prepare(config, Job(data_dir=data_dir and str(data_dir)), data)
+    with folders.lock(workdir), Checkpoints(workdir / "checkpoints") as saved:
+        folders.save(workdir, run.record)
+        saved.save(0, run.init_state(), {})
+    return workdir
 
 
 def child(process: Running) -> int | None:

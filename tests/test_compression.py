@@ -17,16 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import refused
+from harness import begun, refused
 from scipy import stats
 
 import jaxvae
 from jaxvae import command_line, families, networks
-from jaxvae.checkpoints import Checkpoints
 from jaxvae.datasets import DataError
 from jaxvae.distributions import Box, NoisyCumulative, NoisyNormal, init_cumulative
 from jaxvae.families import Data
-from jaxvae.runs import Job, folders, prepare
 from jaxvae.runs.compressing import compress, decompress
 from jaxvae.settings import Choice
 from jaxvae.uses import compression
@@ -394,10 +392,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     named = {"hidden": (6,), "latent": LATENT, "steps": 4, "batch_size": 10, "test_samples": 2}
     config = families.preset("digits", **named)
     data = {"train": images, "test": images[:10]}
-    prepared = prepare(config, Job(), data)
-    with folders.lock(folder / "run"), Checkpoints(folder / "run" / "checkpoints") as saved:
-        folders.save(folder / "run", prepared.record)
-        saved.save(0, prepared.init_state(), {})
+    begun(folder / "run", config, data)
     arrays = {"images": images, "empty": images[:0], "wide": np.zeros((3, 9), np.uint8)}
     arrays |= {"grey": images_of("categorical", 9)}
     for name, array in arrays.items():
