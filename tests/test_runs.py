@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from harness import lines, result
+from harness import UNOPTIMIZED, lines, result
 from PIL import Image
 
 import jaxvae
@@ -86,7 +86,7 @@ def test_a_run_opens_in_a_new_process_without_its_data(finished: Path, tmp_path:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=environment | UNOPTIMIZED | {"PYTHONPATH": str(Path(__file__).parent.parent)},
     )
     assert done.stdout.split("\n")[:2] == ["(4, 8, 8, 1)", "False False"], done.stderr
 
