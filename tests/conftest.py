@@ -17,9 +17,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxvae-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-# XLA's older code generator for the CPU has the same results, and compiles in two thirds of the
-# time. ``XLA_FLAGS= pytest`` tests the newer one.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +44,15 @@ COMPILING = {
     *("test_sample_divergences.py", "test_spherical.py", "test_text.py"),
     *("test_training.py", "test_truncated.py"),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The default run takes XLA's older code generator, which compiles in two thirds of the time.
+
+    ``pytest -m slow`` and ``XLA_FLAGS= pytest`` take the newer one, as users do.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -201,7 +201,8 @@ def job(
 
     def start(i: int) -> Running:
         flags: list[Any] = ["--distributed", "--heartbeat", 10]
-        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        simulated = f"--xla_force_host_platform_device_count={devices}"
+        environment = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {simulated}"}
         if launch == "flags":
             flags += ["--coordinator", address, "--num-processes", processes, "--process-id", i]
         elif launch == "kubernetes":
