@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from jaxvae import evaluation, runs, settings, training
+from jaxvae import evaluation, runs, settings, sounds, training
 
 R = TypeVar("R")
 SETTINGS = ("dataset", "hidden", "latent", "steps", "batch_size", "learning_rate")
@@ -70,6 +70,21 @@ class Options:
             if name not in table:
                 raise ValueError(f"no row {name!r}; there are {', '.join(table)}")
         return {name: table[name] for name in self.rows or table}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoundOptions(Options):
+    """The options of a table of sounds."""
+
+    dataset: str = "free_spoken_digit"
+    """Folder of wav files, free_spoken_digit, or voices."""
+    file_names: str = "{label}_{speaker}_{take}"
+    """What the names of wav files say."""
+    sample_rate: int = 8000
+
+    def recordings(self) -> sounds.Recordings:
+        """The set's recordings."""
+        return sounds.recordings(self.dataset, self.data_dir, self.file_names, self.sample_rate)
 
 
 class Trained(NamedTuple):

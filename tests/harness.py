@@ -21,6 +21,9 @@ from typing import Any
 import jax
 import pytest
 
+from jaxvae.checkpoints import Checkpoints
+from jaxvae.runs import Job, folders, prepare
+
 SCRIPTS = Path(__file__).parent.parent / "experiments"
 TIMINGS = {"images_per_second", "flops_per_second", "share_of_peak"}
 UNOPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # programs compile in half the time
@@ -158,6 +161,15 @@ class Running:
         return bool(int(caught, 16) >> (number - 1) & 1)
 
 
+def begun(workdir: Path, config: Any, data: Any = None, data_dir: Path | None = None) -> Path:
+    """The folder of a run that has just begun; a command opens it as one that was trained."""
+    run = prepare(config, Job(data_dir=data_dir and str(data_dir)), data)
+    with folders.lock(workdir), Checkpoints(workdir / "checkpoints") as saved:
+        folders.save(workdir, run.record)
+        saved.save(0, run.init_state(), {})
+    return workdir
+
+
 def child(process: Running) -> int | None:
     """The process that a shell is waiting for."""
     pid = process.process.pid
@@ -189,7 +201,8 @@ def job(
 
     def start(i: int) -> Running:
         flags: list[Any] = ["--distributed", "--heartbeat", 10]
-        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        simulated = f"--xla_force_host_platform_device_count={devices}"
+        environment = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {simulated}"}
         if launch == "flags":
             flags += ["--coordinator", address, "--num-processes", processes, "--process-id", i]
         elif launch == "kubernetes":

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harness import begun
 from PIL import Image
 from scipy import stats
 
-import jaxvae
 from jaxvae import command_line, datasets, likelihoods, models, networks, posteriors, priors
 from jaxvae.datasets import alterations
 from jaxvae.families import preset
@@ -236,9 +236,7 @@ def test_images_of_another_size_are_box_means() -> None:
 @pytest.fixture(scope="module")
 def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("run") / "digits"
-    config = preset("digits", hidden=(8,), latent=2, steps=4, test_samples=2, test_examples=8)
-    jaxvae.train(config, workdir, data_dir=str(data_dir), progress=False)
-    return workdir
+    return begun(workdir, preset("digits", hidden=(8,), latent=2), data_dir=data_dir)
 
 
 def test_the_command_scores_and_draws(run: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,7 +1,4 @@
-"""Compression: exact networks of integers, frequencies, containers, and codecs of every likelihood.
-
-Oracles: networks of real numbers, NumPy in float64, SciPy's distributions, the ELBO.
-"""
+"""Compression: containers, and codecs of every likelihood, beside the ELBO."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,201 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import refused
-from scipy import stats
+from harness import begun, refused
 
 import jaxvae
-from jaxvae import command_line, families, networks
-from jaxvae.checkpoints import Checkpoints
+from jaxvae import command_line, families
 from jaxvae.datasets import DataError
-from jaxvae.distributions import Box, NoisyCumulative, NoisyNormal, init_cumulative
 from jaxvae.families import Data
-from jaxvae.runs import Job, folders, prepare
 from jaxvae.runs.compressing import compress, decompress
-from jaxvae.settings import Choice
 from jaxvae.uses import compression
-from jaxvae.uses.compression import (
-    containers,
-    flat,
-    frequencies,
-    integers,
-    readouts,
-    stacks,
-    transform,
-)
+from jaxvae.uses.compression import containers, flat
 from jaxvae.uses.compression.transform import transform_codec
 
-SHAPE, LATENT = (6, 5, 2), 3
-PAIRS = Choice(networks.PAIRS)
-PIXELS = readouts.Readout(np.array([16.0]), np.array([0.0]))
-TABLES = frequencies.tables("gaussian", "logistic", "exponential")
-
-
-# Networks of integers
-
-
-def pair_of(name: str, **settings: Any) -> tuple[Any, Any, Any]:
-    """A chosen pair, and parameters of its encoder and decoder, which are larger than at first."""
-    chosen = PAIRS(name, hidden=(6, 4), **settings)
-    encoder, decoder = chosen(size=2 * LATENT, output=SHAPE)
-    key = jax.random.key(0)
-    grown = lambda tree: jax.tree.map(lambda a: 1.5 * a + 0.1, tree)
-    params = encoder.init(key, jnp.zeros(SHAPE)), decoder.init(key, jnp.zeros(LATENT))
-    return chosen, (encoder, grown(params[0])), (decoder, grown(params[1]))
-
-
-@functools.cache
-def rounded_pair(name: str, activation: str) -> tuple[Any, Any, np.ndarray, np.ndarray]:
-    """An encoder and a decoder of integers, and inputs of them."""
-    chosen, (_, encoder), (_, decoder) = pair_of(name, activation=activation)
-    rng = np.random.default_rng(0)
-    x, z = rng.integers(0, 256, (20, *SHAPE)), rng.integers(-64, 65, (20, LATENT))
-    unit = readouts.posterior(LATENT, 32)
-    function = networks.ACTIVATIONS[activation]
-    down = readouts.encoder_layers(encoder, chosen, SHAPE, 1 / 255, unit)
-    up = readouts.decoder_layers(decoder, chosen, SHAPE, PIXELS)
-    return (
-        integers.rounded(down, function, x, 0, 255),
-        integers.rounded(up, function, z, 5, 256),
-        x.astype(np.float32),
-        z.astype(np.float32),
-    )
-
-
-QUICK = ("tanh",)  # the others are marked slow
-ROUNDED = [
-    pytest.param("mlp", name, marks=[] if name in QUICK else pytest.mark.slow)
-    for name in networks.ACTIVATIONS
-] + [pytest.param("conv", "relu", marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("name, activation", ROUNDED)
-def test_integers_are_the_real_outputs_rounded(name: str, activation: str) -> None:
-    """To one or two units of the last place: quarters of 1/32, eighths of octaves, sixteenths."""
-    _, (encode, encoder), (decode, decoder) = pair_of(name, activation=activation)
-    down, up, x, z = rounded_pair(name, activation)
-    mapped = lambda function, rows: np.asarray(jax.jit(jax.vmap(function))(rows))
-    raw = mapped(lambda x: encode.apply(encoder, x / 255), x)
-    loc, log_scale = np.split(raw, 2, -1)
-    real = np.concatenate([128 * loc, 8 * (np.log2(np.exp(log_scale)) + 5)], -1)
-    found = mapped(lambda x: integers.apply(down, x), x)
-    np.testing.assert_allclose(found, real, rtol=4e-3, atol=2)
-    logits = mapped(lambda z: decode.apply(decoder, z / 32), z)
-    found = mapped(lambda z: integers.apply(up, z), z)
-    found = found[:, : SHAPE[0], : SHAPE[1]] if name == "conv" else found
-    np.testing.assert_allclose(found.reshape(logits.shape), 16 * logits, rtol=4e-3, atol=2)
-
-
-def in_numpy(layers: list[integers.IntegerLayer], x: np.ndarray) -> np.ndarray:
-    """A fully connected network of integers, in float64."""
-    for layer in layers:
-        total = x.reshape(-1) @ np.float64(layer.kernel) + np.float64(layer.bias)
-        x = np.round(total * 2.0**layer.shift)
-        if layer.table is not None:
-            x = np.float64(layer.table)[np.clip(x, -(2**14), 2**14).astype(int) + 2**14]
-    return x
-
-
-MODES: dict[str, Callable] = {
-    "one by one": lambda f, x: np.stack([*map(jax.jit(f), x)]),
-    "a batch of 5": lambda f, x: np.concatenate([*map(jax.jit(jax.vmap(f)), np.split(x, 4))]),
-    "four devices": lambda f, x: jax.pmap(jax.vmap(f))(x.reshape(4, 5, *x.shape[1:])),
-    "bfloat16 by default": lambda f, x: in_bfloat16(f, x),
-}
-
-
-def in_bfloat16(f: Callable, x: np.ndarray) -> Any:
-    with jax.default_matmul_precision("bfloat16"):
-        return jax.jit(jax.vmap(f))(x)
-
-
-@pytest.mark.parametrize("name", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
-def test_integers_are_the_same_in_every_mode_of_execution(name: str) -> None:
-    down, up, images, latents = rounded_pair(name, "tanh" if name == "mlp" else "relu")
-    for layers, x in ((down, images), (up, latents)):
-        f = functools.partial(integers.apply, layers)
-        first = np.asarray(jax.jit(jax.vmap(f))(x)).reshape(20, -1)
-        for mode, run in MODES.items():
-            np.testing.assert_array_equal(np.asarray(run(f, x)).reshape(20, -1), first, mode)
-        if name == "mlp":
-            np.testing.assert_array_equal(np.stack([f(row) for row in x[:5]]), first[:5])
-            np.testing.assert_array_equal(np.stack([in_numpy(layers, row) for row in x]), first)
-
-
-@pytest.mark.parametrize(
-    "name, activation", [("mlp", "tanh"), pytest.param("conv", "relu", marks=pytest.mark.slow)]
-)
-def test_no_sum_of_integers_can_leave_what_float32_holds(name: str, activation: str) -> None:
-    """Even of the worst inputs: all as large as they may be, with the signs of the weights."""
-    for layers, largest in zip(rounded_pair(name, activation)[:2], (255, 256), strict=True):
-        for layer in layers:
-            kernel = np.abs(np.float64(layer.kernel)).reshape(-1, layer.kernel.shape[-1])
-            assert (largest * kernel.sum(0) + np.abs(layer.bias)).max() < 2**24
-            assert (kernel == np.round(kernel)).all()
-            largest = 0 if layer.table is None else np.abs(layer.table).max()
-
-
-# Frequencies
-
-
-@pytest.mark.parametrize("name, family", [("gaussian", stats.norm), ("logistic", stats.logistic)])
-def test_frequencies_are_those_of_scipy(name: str, family: Any) -> None:
-    """Within a thousandth of a bit, for narrow and for wide scales; they sum to 2^24."""
-    mean, scale = np.array([0, 3, -77, 200]), np.array([-8, 0, 13, 40])
-    inner = frequencies.cumulative(TABLES, name, mean, scale, frequencies.edges(-300, 300))
-    found = frequencies.between(inner)
-    assert (found >= 0).all() and (found.sum(-1) == 2**24).all()
-    edges = np.arange(-300, 300) + 0.5
-    below = family.cdf((edges - mean[:, None] / 4) / 2.0 ** (scale[:, None] / 8))
-    p = np.diff(np.pad(below, ((0, 0), (1, 1)), constant_values=(0, 1)), axis=-1)
-    kl = np.sum(np.where(p > 1e-9, p * np.log2(np.maximum(p, 1e-30) / (found / 2**24 + 1e-9)), 0))
-    assert abs(kl) < 1e-3
-
-
-def test_frequencies_of_logits_are_a_softmax() -> None:
-    logits = np.random.default_rng(0).integers(-90, 90, (5, 7))
-    e = np.exp(logits / 16.0)
-    found = frequencies.categorical(TABLES, logits, 7)
-    np.testing.assert_allclose(
-        found / found.sum(-1, keepdims=True), e / e.sum(-1, keepdims=True), atol=1e-5
-    )
-
-
-def test_a_mixture_of_one_logistic_is_that_logistic() -> None:
-    raw = np.array([[5, 130, 12]])
-    one = frequencies.discretized_logistic(TABLES, raw[:, 1:], 60)
-    mixed = frequencies.discretized_logistic_mixture(TABLES, raw, 60)
-    np.testing.assert_array_equal(mixed, one * 2**24)
-
-
-# The stack
-
-
-def test_what_is_pushed_is_popped_and_costs_its_information() -> None:
-    rng = np.random.default_rng(0)
-    f, symbols = rng.integers(1, 2**20, (400, 9)), rng.integers(0, 9, 400)
-    stack = stacks.Stack(stacks.seed_words(3, 5))
-    before, words = stack.bits, stack.words
-    stack.push(symbols, f)
-    cost = -np.log2(f[np.arange(400), symbols] / f.sum(1)).sum()
-    assert stack.bits - before == pytest.approx(cost, abs=1.5)
-    np.testing.assert_array_equal(stack.pop(f), symbols)
-    np.testing.assert_array_equal(stack.words, words)
-
-
-def test_a_stack_that_is_too_low_says_so() -> None:
-    """The library itself goes on and gives symbols of the far tail."""
-    stack = stacks.Stack(stacks.seed_words(0, 3))
-    with pytest.raises(stacks.ShortageError):
-        stack.pop(np.ones(2**16), 10)
-
-
-def test_seed_words_are_those_of_shake_256() -> None:
-    import hashlib
-
-    words = stacks.seed_words(7, 4)
-    assert words[:3].astype("<u4").tobytes() == hashlib.shake_256(b"jaxvae 7").digest(12)
-    assert words[3] % 2 == 1
+LATENT = 3
 
 
 # Codecs
@@ -394,10 +207,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     named = {"hidden": (6,), "latent": LATENT, "steps": 4, "batch_size": 10, "test_samples": 2}
     config = families.preset("digits", **named)
     data = {"train": images, "test": images[:10]}
-    prepared = prepare(config, Job(), data)
-    with folders.lock(folder / "run"), Checkpoints(folder / "run" / "checkpoints") as saved:
-        folders.save(folder / "run", prepared.record)
-        saved.save(0, prepared.init_state(), {})
+    begun(folder / "run", config, data)
     arrays = {"images": images, "empty": images[:0], "wide": np.zeros((3, 9), np.uint8)}
     arrays |= {"grey": images_of("categorical", 9)}
     for name, array in arrays.items():
@@ -529,67 +339,3 @@ def test_codes_come_back_at_the_rate_of_the_model(hyper: int, network: str, tmp_
     assert np.abs(back.astype(int) - expected).max() <= 1
     with pytest.raises(DataError):
         read.decompress(compressed.packed[:-4])
-
-
-# A uniform quantizer and an ideal coder on N(0, 1): step, bits, MSE, gap to R(D), and the rate with
-# noise in the place of rounding.
-STEPS = [
-    (0.5, 3.0620, 0.02041, 0.2546, 3.0620),
-    (1.0, 2.1048, None, 0.2545, 2.1048),
-    (2.0, 1.2412, None, 0.2512, 1.2544),
-    (3.0, 0.7010, None, 0.1978, 0.8639),
-]
-
-
-@pytest.mark.parametrize("step, bits, mse, gap, noisy", STEPS)
-def test_a_quantized_gaussian_has_its_exact_rate(
-    step: float, bits: float, mse: float | None, gap: float, noisy: float
-) -> None:
-    """By tables and by the stack; training's rate with noise is too high for wide steps."""
-    x = np.random.default_rng(0).normal(size=40_000)
-    codes = np.round(x / step).astype(int)
-    scale = np.array([round(-8 * np.log2(step))])
-    inner = frequencies.cumulative(TABLES, "gaussian", np.zeros(1, int), scale, EDGES)
-    f = frequencies.between(inner)[0]
-    stack = stacks.Stack(stacks.seed_words(0, 2))
-    stack.push(codes + 40, f)
-    which = np.unique(codes, return_inverse=True)[1]
-    means = np.bincount(which, x) / np.bincount(which)  # a code is decoded as the mean of its x
-    rate, found = stack.bits / len(x), np.mean((x - means[which]) ** 2)
-    assert rate == pytest.approx(bits, abs=0.025)
-    assert mse is None or found == pytest.approx(mse, rel=0.02)
-    assert rate - 0.5 * np.log2(1 / found) == pytest.approx(gap, abs=0.02)
-    noise = np.random.default_rng(1).uniform(-0.5, 0.5, len(x))
-    y = jnp.asarray(x / step + noise, jnp.float32)
-    log_prob = NoisyNormal(jnp.full(len(x), 1 / step, jnp.float32)).log_density(y)
-    assert -float(log_prob.mean()) / np.log(2) == pytest.approx(noisy, abs=0.025)
-
-
-EDGES = frequencies.edges(-40, 40)
-
-
-def test_a_learned_density_sums_to_one_and_its_draws_have_it() -> None:
-    layers = init_cumulative(jax.random.key(1), 2)
-    density = NoisyCumulative(layers, 2)
-    places = jnp.arange(-400.0, 401.0)
-    log_p = jax.jit(jax.vmap(lambda y: density.log_prob(jnp.stack([y, 0.0 * y]))))(places)
-    total = np.exp(np.asarray(log_p) - np.asarray(log_p)[400]).sum()
-    at_zero = np.exp(np.asarray(log_p)[400])
-    table = transform.density_table(layers, 400)
-    np.testing.assert_allclose(
-        table[0] / 2**24, np.exp(np.asarray(log_p)) / (at_zero * total), atol=2e-4
-    )
-    draws = np.asarray(jax.jit(lambda k: density.sample(k, (4000,)))(jax.random.key(2)))
-    cumulative = lambda y: np.asarray(jax.nn.sigmoid(density.logits(jnp.array([[y, y]]))))[0]
-    for y in (-5.0, 0.0, 4.0):
-        noisy = np.mean([cumulative(y + u) for u in np.linspace(-0.5, 0.5, 21)], 0)
-        np.testing.assert_allclose((draws < y).mean(0), noisy, atol=0.03)
-
-
-def test_a_box_has_density_one_inside() -> None:
-    q = Box(jnp.array([0.2, -3.0]))
-    draws = q.sample(jax.random.key(0), (2000,))
-    assert float(jnp.abs(draws - q.loc).max()) <= 0.5
-    np.testing.assert_allclose(draws.var(0), 1 / 12, rtol=0.1)
-    np.testing.assert_array_equal(q.log_prob(draws[:3]), np.zeros(3))
-    assert q.log_prob(q.loc + 0.6) == -jnp.inf

@@ -35,14 +35,9 @@ from jaxvae.separation import SourceModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(tables.Options):
+class Options(tables.SoundOptions):
     """What is trained and separated."""
 
-    dataset: str = "free_spoken_digit"
-    """Folder of wav files, free_spoken_digit, or voices."""
-    file_names: str = "{label}_{speaker}_{take}"
-    """What the names of wav files say."""
-    sample_rate: int = 8000
     hidden: tuple[int, ...] = (128, 64)
     latent: int = 16
     steps: int = 2000
@@ -95,9 +90,7 @@ def train(options: Options, seed: int) -> runs.Trained:
 
 def mixtures(options: Options, seed: int) -> list[Mixture]:
     """Mixtures of words of the test split, for pairs of speakers in turn."""
-    found = sounds.recordings(
-        options.dataset, options.data_dir, options.file_names, options.sample_rate
-    )
+    found = options.recordings()
     test, rng = found.of(found.parts()["test"]), np.random.default_rng(seed)
     pairs = list(itertools.combinations(sorted(set(test.speakers)), 2))
     order = [pairs[i] for i in rng.permutation(len(pairs))]

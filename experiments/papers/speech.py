@@ -34,14 +34,9 @@ from jaxvae.families.speech import split_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(tables.Options):
+class Options(tables.SoundOptions):
     """What is trained and measured."""
 
-    dataset: str = "free_spoken_digit"
-    """Folder of wav files, free_spoken_digit, or voices."""
-    file_names: str = "{label}_{speaker}_{take}"
-    """What the names of wav files say."""
-    sample_rate: int = 8000
     hidden: tuple[int, ...] = (256, 256)
     latent: int = 64
     steps: int = 3000
@@ -62,9 +57,7 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Digits of speakers and in noise that a classifier has not heard."""
     rows = options.chosen(ROWS)
     results: tables.Results = {}
-    found = sounds.recordings(
-        options.dataset, options.data_dir, options.file_names, options.sample_rate
-    )
+    found = options.recordings()
     for name, own in rows.items():
         for seed in range(options.seeds):
             start = time.perf_counter()

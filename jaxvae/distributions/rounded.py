@@ -72,8 +72,7 @@ class NoisyCumulative:
     """Densities of C channels by learned distribution functions, with noise of width one.
 
     F(y) = sigmoid(f_K(... f_1(y))), f_k(v) = g_k(softplus(H_k) v + b_k) and g_k(v) = v + tanh(a_k)
-    tanh(v), without g_K (arXiv:1802.01436, app. 6.1). The D values of an event are those of its
-    channels, in turn.
+    tanh(v), without g_K (arXiv:1802.01436, app. 6.1). Value d of an event is of channel d mod C.
     """
 
     layers: Any  # of f_1, ..., f_K: H [C, out, in], b [C, out] and a [C, out]

@@ -131,7 +131,7 @@ class Parts:
         return Pure(init, apply)
 
     def prior(self) -> priors.Prior:
-        """The density of the codes, with that of the hyper-codes if there are any."""
+        """The density of the codes, or of codes and hyper-codes."""
         if not self.hyper:
             return priors.Prior(
                 lambda key: {"layers": init_cumulative(key, self.channels)},

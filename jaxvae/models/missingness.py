@@ -149,7 +149,7 @@ class Masked:
 class WithNoise:
     """A density of z, and a noise e beside it that has the same law wherever it occurs.
 
-    Densities of (z, e) are relative to the law of e, so they are those of z.
+    Densities of (z, e) are relative to the law of e, so they equal densities of z.
     """
 
     first: Any

@@ -47,8 +47,8 @@ def edit(
     """Gives test examples an attribute: along a vector of latents, and by the least change.
 
     Writes edits.npz, counterfactuals.npz, edits.json and pictures of both. The vector is the mean
-    latent of training examples with the attribute, less that of those without it. A counterfactual
-    is the nearest latent whose decoding a linear classifier takes for the attribute.
+    latent of training examples with the attribute, less the mean latent of the others. A
+    counterfactual is the nearest latent whose decoding a linear classifier takes for the attribute.
 
     Args:
       workdir: the run folder, or an exported folder.

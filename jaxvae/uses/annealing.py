@@ -135,7 +135,7 @@ def annealed(
     ...     jaxvae.networks.mlp((), 4), jaxvae.networks.mlp((), 3), jaxvae.posteriors.normal(2),
     ...     jaxvae.likelihoods.bernoulli(), jaxvae.priors.standard_normal(2))
     >>> params, key, x = vae.init(jax.random.key(0), jnp.ones(3)), jax.random.key(1), jnp.ones(3)
-    >>> annealed(vae, params, key, x, num_steps=5, chains=3).log_weights.shape
+    >>> jax.jit(lambda x: annealed(vae, params, key, x, 5, chains=3))(x).log_weights.shape
     (3,)
 
     Args:

@@ -80,7 +80,7 @@ def annotate(
 
     Args:
       trained: a trained model of counts, as ``jaxvae.load`` returns it.
-      adata: the cells, whose genes are those of the training in any order.
+      adata: the cells, with the genes of the training in any order.
       key: the key of the draws; None is ``jax.random.key(0)``.
       library: counts that the expression of a cell adds up to.
       batches: numbers of the batches to read the cells in; None is the batch of each cell.
@@ -168,7 +168,7 @@ def differential(
       examples: a ``Split`` or ``Examples`` of cells.
       genes: their names.
       first: the cells of the first group, [N] bool.
-      second: those of the second.
+      second: the cells of the second group, [N] bool.
       delta: the least |lfc| that counts as a difference.
       num_samples: pairs of draws. Memory holds two arrays [num_samples, G].
       batch_size: cells computed at a time.
@@ -235,7 +235,7 @@ def paired_rows(
     Args:
       generator: draws the rows, with replacement.
       first: the cells of the first group, [N] bool.
-      second: those of the second.
+      second: the cells of the second group, [N] bool.
       batches: the batch of each cell, [N].
       num: how many pairs.
     """

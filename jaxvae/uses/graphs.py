@@ -2,8 +2,8 @@
 
 A function is traced by JAX for a batch of unknown size, and each primitive becomes one or a few
 operators of ONNX (https://onnx.ai/onnx/operators, opset 18). What depends on parameters alone is
-computed now. ``OPERATORS`` says which primitives there are: those of fully connected,
-convolutional and residual networks, and of the means of common distributions.
+computed now. ``OPERATORS`` lists the primitives: fully connected, convolutional and
+residual networks need them, and the means of common distributions.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def _written(graph: Graph, closed: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _needed(jaxpr: Any) -> list[Any]:
-    """The equations that the outputs depend on, such as those of a mean without its deviation."""
+    """The equations that the outputs depend on."""
     wanted, needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
     for equation in reversed(jaxpr.eqns):
         if wanted.intersection(equation.outvars):

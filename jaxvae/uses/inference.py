@@ -54,7 +54,7 @@ def unconstrained(q: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
     """The parameters of a distribution as numbers without constraints, and the way back.
 
     Positive fields become their logarithm. The diagonal of a triangular scale does too, and what is
-    below it is relative to it. Parameters that all examples share, such as those of a flow, stay.
+    below it is relative to it. Parameters that all examples share, such as a flow's, stay.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(q)
     free = [not _held(path, leaf) for path, leaf in leaves]

@@ -55,7 +55,7 @@ def spherical(one: Any, other: Any, shares: Array) -> Any:
 
 
 def attribute_vector(z: Any, has: np.ndarray, groups: np.ndarray | None = None) -> Any:
-    """The mean latent of examples with an attribute, less that of examples without it.
+    """The mean latent with an attribute, less the mean latent without it.
 
         v = 1/G sum_g (mean of z with the attribute in g - mean of z without it in g)
 

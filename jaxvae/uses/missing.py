@@ -78,7 +78,8 @@ def importance(
     ...     networks.mlp((), 4), networks.mlp((), 3), posteriors.normal(2),
     ...     likelihoods.normal(1.0), priors.standard_normal(2)))
     >>> x, key = jnp.array([0.3, jnp.nan, -1.0]), jax.random.key(0)
-    >>> importance(vae, vae.init(key, x), key, x).draws.shape
+    >>> params = vae.init(key, x)
+    >>> jax.jit(lambda x: importance(vae, params, key, x))(x).draws.shape
     (5, 3)
     """
     model = answers(model)
@@ -192,7 +193,8 @@ def gibbs(
     ...     networks.mlp((), 4), networks.mlp((), 3), posteriors.normal(2),
     ...     likelihoods.normal(1.0), priors.standard_normal(2)))
     >>> x, key = jnp.array([0.3, jnp.nan, -1.0]), jax.random.key(0)
-    >>> bool(gibbs(vae, vae.init(key, x), key, x, num_steps=10).quality <= 1)
+    >>> params = vae.init(key, x)
+    >>> bool(jax.jit(lambda x: gibbs(vae, params, key, x, num_steps=10))(x).quality <= 1)
     True
     """
     model = answers(model)

@@ -82,7 +82,7 @@ def record_of(model: Any) -> folders.Record:
 
 
 def check_free(folder: Path) -> None:
-    """Raises ValueError if a folder holds anything but hidden files, such as those of Git."""
+    """Raises ValueError if a folder holds anything but hidden files, such as Git's."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     if folder.exists() and any(not each.name.startswith(".") for each in folder.iterdir()):

@@ -1,9 +1,9 @@
 """Bits-back coding: images without loss at the cost of the negative ELBO.
 
 Townsend et al. 2019, arXiv:1901.04866. For one image, encoding pops z with the frequencies of
-q(z|x), pushes x with those of p(x|z), and pushes z with those of p(z). Decoding does the reverse.
-The net cost is -log2 p(x, z) + log2 q(z|x), in the mean -ELBO / ln 2. The latents lie on a grid,
-and the networks are those of ``integers``.
+q(z|x), pushes x with the frequencies of p(x|z), and pushes z with the frequencies of p(z). Decoding
+does the reverse. The net cost is -log2 p(x, z) + log2 q(z|x), in the mean -ELBO / ln 2. The latents
+lie on a grid, and the networks are made of integers (``integers``).
 """
 
 from __future__ import annotations
