@@ -87,13 +87,12 @@ class Model(NamedTuple):
     def images(self, split: datasets.Split) -> Images:
         """The images of a split."""
         run = self.trained.run
-        levels = run.record.data.levels or 2
+        integers = np.issubdtype(split.dtype, np.integer)
+        highest = (run.record.data.levels or 2) - 1 if integers else 1
         raw = run.built.split(split)
         codes = evaluation.encode_split(run.built.model, self.trained.params, run.key, raw)
         y = np.asarray(split.y)
-        pixels = np.asarray(split.x, np.float32)
-        if np.issubdtype(split.dtype, np.integer):
-            pixels = pixels / (levels - 1)
+        pixels = np.asarray(split.x, np.float32) / np.float32(highest)
         return Images(raw, Labelled(pixels, y), Labelled(evaluation.as_matrix(codes), y))
 
     def new(self, row: str, few: Images, key: jax.Array) -> Labelled:
@@ -152,6 +151,10 @@ def cells(
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """What a classifier with few labels gains by new examples of a VAE."""
     rows = list(options.chosen(dict.fromkeys(ROWS)))
+    if min(options.labelled, default=0) < 1:
+        raise ValueError(
+            f"--labelled must be at least 1; one was {min(options.labelled, default=0)}"
+        )
     model = trained_model(options)
     run = model.trained.run
     train = datasets.select(run.dataset, run.config.train_split)
@@ -159,13 +162,15 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     test = model.images(datasets.random_subset(held, options.examples))
     classes = run.record.data.num_classes
     results: tables.Results = {}
-    for count in options.labelled:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for count in options.labelled:
             labels = datasets.hide_labels(train.y, count * classes, classes, seed)
             few = model.images(train.take(np.flatnonzero(labels >= 0)))
-            for row, cell in cells(model, few, test, rows, seed).items():
+            found = cells(model, few, test, rows, seed)
+            for row, cell in found.items():
                 results.setdefault(f"{row}, {count} a class", []).append(cell)
-            print(f"{count} a class, draw {seed} of labels", flush=True)
+            numbers = ", ".join(f"{row} {cell['accuracy']:.2f}" for row, cell in found.items())
+            print(f"{count} a class, draw {seed} of labels: {numbers}", flush=True)
     tables.show(results)
     tables.save(options.json, dataclasses.asdict(options), results)
 

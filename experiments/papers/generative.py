@@ -90,9 +90,9 @@ class Options(tables.Options):
     """Importance samples of an image, for log p(x) and for hidden pixels."""
     completions: int = 50
     """Times that the autoencoder decodes its own completion."""
-    inversion_steps: int = 200
+    inversion_steps: int = 150
     """Gradient steps of the latent that fits an image best."""
-    restarts: int = 8
+    restarts: int = 4
     """Latents that these steps start from, of which the best counts."""
 
 
@@ -114,17 +114,16 @@ class Data(NamedTuple):
     @property
     def hidden(self) -> np.ndarray:
         """Which pixels of the test images are hidden: the upper half of each."""
-        hidden = np.zeros(self.test.bits.shape, bool)
-        hidden[:, : hidden.shape[1] // 2] = True
-        return hidden
+        height = np.arange(self.run.record.data.shape[0]) < self.run.record.data.shape[0] // 2
+        rest = [1] * (self.test.bits.ndim - 2)
+        return np.broadcast_to(height.reshape(1, -1, *rest), self.test.bits.shape)
 
 
 def images_of(run: runs.Run, split: Any) -> Images:
     """A split of images, which the run's preprocessing draws as bits."""
     levels = run.record.data.levels or 2
-    grey = np.asarray(split.x, np.float32)
-    if np.issubdtype(split.dtype, np.integer):
-        grey = grey / (levels - 1)
+    highest = levels - 1 if np.issubdtype(split.dtype, np.integer) else 1
+    grey = np.asarray(split.x, np.float32) / np.float32(highest)
     return Images(grey, evaluation.preprocessed_split(run.key, split), np.asarray(split.y))
 
 
@@ -165,7 +164,10 @@ def vae(options: Options, seed: int) -> tuple[Made, Data]:
         "reconstruction": bound.reconstruction,
         "hidden pixels, jointly": -joint,
     }
-    predict = lambda key, x: missing.impute(with_gaps, params, key, x, num_samples=count).point
+
+    def predict(key: Array, x: np.ndarray) -> np.ndarray:
+        return np.asarray(missing.impute(with_gaps, params, key, x, num_samples=count).point)
+
     return Made(run.built.model, params, objective, predict), data
 
 
@@ -268,7 +270,7 @@ def gan(options: Options, seed: int) -> tuple[Made, Data]:
     params = players["generator"]
 
     def predict(key: Array, x: np.ndarray) -> np.ndarray:
-        one = lambda pair: inverted(model, params, *pair, options)
+        one = lambda pair: inverted(model, params, pair[0], pair[1], options)
         pairs = jax.random.split(key, len(x)), jnp.asarray(x)
         return np.asarray(jax.jit(lambda pairs: lax.map(one, pairs, batch_size=AT_ONCE))(pairs))
 
@@ -331,8 +333,9 @@ def of_samples(made: Made, data: Data, count: int) -> dict[str, float]:
         generated = datasets.random_subset((data.train.grey, data.train.bits), count)
     else:
         generated = generate(made.model, made.params, data.run.key, count)
-    found = {}
-    for name, real, images in zip(("means", "draws"), data.test, generated, strict=False):
+    found: dict[str, float] = {}
+    reals = data.test.grey, data.test.bits
+    for name, real, images in zip(("means", "draws"), reals, generated, strict=True):
         near = density_coverage(real.reshape(len(real), -1), images.reshape(len(images), -1))
         found |= {f"density of {name}": near.density, f"coverage of {name}": near.coverage}
     return found
