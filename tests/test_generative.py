@@ -53,9 +53,11 @@ def test_an_image_is_inverted_where_scipy_finds_the_minimum() -> None:
 
 def test_each_loss_of_the_gan_moves_its_player_alone() -> None:
     """And a critic that knows nothing costs 2 log 2, its generator log 2."""
-    model = generative.generative(networks.mlp((3,), (2, 2, 1)), 2)
-    critic = networks.mlp_critic(1, (3,))
-    x = jnp.ones((2, 2, 1))
+    generator = networks.Network(lambda key, z: jnp.ones((3, 2)), lambda w, z: w @ z)
+    model = generative.generative(generator, 2)
+    judge = lambda w, x: networks.Judgement((), jnp.array([w @ x]))
+    critic = networks.Network(lambda key, x: jnp.arange(3.0), judge)
+    x = jnp.ones(3)
     params = {"generator": model.init(KEY, x), "critic": critic.init(KEY, x)}
     unknowing = params | {"critic": jax.tree.map(jnp.zeros_like, params["critic"])}
     losses = generative.adversarial(model, critic)

@@ -151,10 +151,8 @@ def cells(
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """What a classifier with few labels gains by new examples of a VAE."""
     rows = list(options.chosen(dict.fromkeys(ROWS)))
-    if min(options.labelled, default=0) < 1:
-        raise ValueError(
-            f"--labelled must be at least 1; one was {min(options.labelled, default=0)}"
-        )
+    if (least := min(options.labelled, default=0)) < 1:
+        raise ValueError(f"--labelled must be at least 1; one was {least}")
     model = trained_model(options)
     run = model.trained.run
     train = datasets.select(run.dataset, run.config.train_split)
