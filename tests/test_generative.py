@@ -9,6 +9,7 @@ import optax
 import pytest
 from scipy import optimize
 
+from experiments import gans
 from experiments.papers import generative
 from jaxvae import models, networks
 from jaxvae.distributions import Normal, Point
@@ -35,7 +36,7 @@ def test_a_linear_autoencoder_completes_an_image_by_its_fixed_point() -> None:
 
 def test_an_image_is_inverted_where_scipy_finds_the_minimum() -> None:
     """argmin_z |z|^2 / 2 - log p(x_o|z), of a generator with one affine map of pixels."""
-    model = generative.generative(networks.mlp((), (2, 3, 1)), 2)
+    model = gans.generative(networks.mlp((), (2, 3, 1)), 2)
     kernel, bias = RNG.normal(size=(2, 6)), RNG.normal(size=6)
     params = {"output": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}
     x = np.array([np.nan, np.nan, np.nan, 1, 0, 1])
@@ -45,8 +46,7 @@ def test_an_image_is_inverted_where_scipy_finds_the_minimum() -> None:
         return z @ z / 2 + np.logaddexp(0, logits).sum() - x[3:] @ logits
 
     z = optimize.minimize(cost, np.zeros(2)).x
-    options = generative.Options(inversion_steps=150, restarts=2)
-    invert = jax.jit(lambda x: generative.inverted(model, params, KEY, x, options))
+    invert = jax.jit(lambda x: gans.inverted(model, params, KEY, x, 150, 2))
     found = invert(np.float32(x).reshape(2, 3, 1))
     np.testing.assert_allclose(np.ravel(found), 1 / (1 + np.exp(-z @ kernel - bias)), atol=2e-3)
 
@@ -54,13 +54,13 @@ def test_an_image_is_inverted_where_scipy_finds_the_minimum() -> None:
 def test_each_loss_of_the_gan_moves_its_player_alone() -> None:
     """And a critic that knows nothing costs 2 log 2, its generator log 2."""
     generator = networks.Network(lambda key, z: jnp.ones((3, 2)), lambda w, z: w @ z)
-    model = generative.generative(generator, 2)
+    model = gans.generative(generator, 2)
     judge = lambda w, x: networks.Judgement((), jnp.array([w @ x]))
     critic = networks.Network(lambda key, x: jnp.arange(3.0), judge)
     x = jnp.ones(3)
     params = {"generator": model.init(KEY, x), "critic": critic.init(KEY, x)}
     unknowing = params | {"critic": jax.tree.map(jnp.zeros_like, params["critic"])}
-    losses = generative.adversarial(model, critic)
+    losses = gans.adversarial(model, critic)
     values = lambda params: {name: loss(params, KEY, x, 0)[0] for name, loss in losses.items()}
     slopes = jax.jit(jax.jacrev(values))(params)
     for name, slope in slopes.items():

@@ -44,22 +44,20 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from jax import lax
 from sklearn.neighbors import KNeighborsClassifier
 
-from experiments import tables
+from experiments import gans, tables
 from experiments.papers import codes
-from jaxvae import datasets, evaluation, likelihoods, models, networks, runs, training
+from jaxvae import datasets, evaluation, likelihoods, models, networks, runs
 from jaxvae.command_line import run_function
-from jaxvae.contracts import Array, Loss, Params, Terms
+from jaxvae.contracts import Array, Loss, Params
 from jaxvae.distributions import mean_of
 from jaxvae.evaluation.classification import calibration_error
 from jaxvae.evaluation.samples import density_coverage
 from jaxvae.families import preset
-from jaxvae.models.hybrids import discernment, only
-from jaxvae.models.observed import Observed, observed
+from jaxvae.models.observed import observed
 from jaxvae.uses import missing
 
 CLIPPED = 1e-6  # from 0 and 1, of predicted probabilities
@@ -204,73 +202,19 @@ def no_model(options: Options, seed: int) -> tuple[Made, Data]:
     return Made(None, {}, {}, lambda key, x: np.broadcast_to(mean, x.shape)), data
 
 
-# The GAN
-
-
-def generative(generator: networks.Network, latent: int) -> models.Model:
-    """A model that answers nothing but p(x|z) of pixels and draws of z: it has no encoder."""
-    likelihood = likelihoods.bernoulli()
-
-    def decode(params: Params, z: Array, condition: Any = None) -> Any:
-        return likelihood.of_outputs({}, generator.apply(params, z))
-
-    def draw(params: Params, key: Array, condition: Any = None) -> Array:
-        return jax.random.normal(key, (latent,))
-
-    return models.Model(
-        lambda key, x: generator.init(key, jnp.zeros(latent)), decode=decode, draw=draw
-    )
-
-
-def adversarial(model: models.Model, critic: networks.Network) -> dict[str, Loss]:
-    """The losses of both players for one example, with c the critic's log-odds and z ~ N(0, I).
-
-    generator: -log s(c(E[x|z])),  critic: -log s(c(x)) - log s(-c(E[x|z])).
-    """
-
-    def log_odds(params: Any, key: Array, x: Array) -> tuple[Array, Array]:
-        of_model = params["generator"]
-        decoded = model.decode(of_model, model.draw(of_model, key)).mean  # type: ignore[misc]
-        real, fake = (critic.apply(params["critic"], image).output[0] for image in (x, decoded))
-        return real, fake
-
-    def of_generator(params: Any, key: Array, x: Array, step: Array) -> tuple[Array, Terms]:
-        return jax.nn.softplus(-log_odds(only(params, "generator"), key, x)[1]), {}
-
-    def of_critic(params: Any, key: Array, x: Array, step: Array) -> tuple[Array, Terms]:
-        return discernment(*log_odds(only(params, "critic"), key, x))
-
-    return {"generator": of_generator, "critic": of_critic}
-
-
 def gan(options: Options, seed: int) -> tuple[Made, Data]:
     """A generator with the VAE's decoder, and a critic with as many layers."""
     data = data_of(runs.prepare(options.applied(preset("digits", seed=seed)), options.job), options)
     critic = networks.mlp_critic(1, options.hidden)
     shape = likelihoods.bernoulli().outputs(data.train.grey.shape[1:])
-    model = generative(networks.mlp(options.hidden, shape), options.latent)
-    losses = adversarial(model, critic)
-
-    def init(key: Array, x: Array) -> dict[str, Params]:
-        keys = jax.random.split(key)
-        return {"generator": model.init(keys[0], x), "critic": critic.init(keys[1], x)}
-
-    optimizer = training.adam(options.gan_rate, 0.5, 0.9)
-    members = {
-        n: training.Player(training.batch_mean(loss), optimizer) for n, loss in losses.items()
-    }
-    state = training.fit(
-        training.players(init, members),
-        data.train.grey,
-        num_steps=options.gan_steps,
-        batch_size=options.batch_size,
-        seed=seed,
-    )
-    players = training.trained_players(state)
-    params = players["generator"]
+    model = gans.generative(networks.mlp(options.hidden, shape), options.latent)
+    how = {"num_steps": options.gan_steps, "batch_size": options.batch_size, "seed": seed}
+    players = gans.fitted(model, critic, data.train.grey, options.gan_rate, **how)
+    params, losses = players["generator"], gans.adversarial(model, critic)
 
     def predict(key: Array, x: np.ndarray) -> np.ndarray:
-        one = lambda pair: inverted(model, params, pair[0], pair[1], options)
+        how = options.inversion_steps, options.restarts
+        one = lambda pair: gans.inverted(model, params, pair[0], pair[1], *how)
         pairs = jax.random.split(key, len(x)), jnp.asarray(x)
         return np.asarray(jax.jit(lambda pairs: lax.map(one, pairs, batch_size=AT_ONCE))(pairs))
 
@@ -286,35 +230,6 @@ def held_out(losses: dict[str, Loss], players: Any, data: Data) -> dict[str, flo
         return float(jax.jit(jax.vmap(one))(keys, data.test.grey).mean())
 
     return {f"{name}'s loss": mean(loss) for name, loss in losses.items()}
-
-
-def inverted(model: models.Model, params: Params, key: Array, x: Array, options: Options) -> Array:
-    """E[x|z] at the z that fits the pixels of an image that are not missing.
-
-    z = argmin -log p(x_o|z) + |z|^2 / 2, by gradient steps from several draws of the prior.
-
-    Args:
-      model: a model that answers ``decode`` and ``draw``.
-      params: its parameters.
-      key: the key of the draws.
-      x: an image in which nan is a missing pixel.
-      options: how many steps and draws.
-    """
-    decode: Any = lambda z: model.decode(params, z)  # type: ignore[misc]
-    cost = lambda z: z @ z / 2 - Observed(decode(z)).log_prob(x)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, options.inversion_steps))
-
-    def step(_: Any, now: tuple) -> tuple:
-        z, state = now
-        change, state = optimizer.update(jax.grad(cost)(z), state)
-        return optax.apply_updates(z, change), state
-
-    def descended(key: Array) -> Array:
-        z = model.draw(params, key)  # type: ignore[misc]
-        return lax.fori_loop(0, options.inversion_steps, step, (z, optimizer.init(z)))[0]
-
-    z = jax.vmap(descended)(jax.random.split(key, options.restarts))
-    return decode(z[jnp.argmin(jax.vmap(cost)(z))]).mean
 
 
 # Measures
