@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from scipy import optimize
 
 from experiments import gans
-from experiments.papers import generative
+from experiments.papers import augmentation, generative
 from jaxvae import models, networks
 from jaxvae.distributions import Normal, Point
 
@@ -79,3 +82,12 @@ def test_a_cell_that_a_model_cannot_have_is_a_dash(capsys: pytest.CaptureFixture
     (elbo,) = (line for line in lines if line.startswith("ELBO"))
     assert elbo.split() == ["ELBO", "-22.60", "±", "1.27", "-"]
     assert lines[1].split()[-2:] == ["-", "-"]
+
+
+@pytest.mark.parametrize("script", [augmentation, generative])
+def test_a_set_without_labels_is_refused(script: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.ones((12, 4, 4, 1), np.uint8))
+    given = {"rows": ("gan",)} if script is generative else {}
+    named = {"dataset": str(tmp_path / "images.npy"), "hidden": (3,), "batch_size": 4}
+    with pytest.raises(ValueError, match="--dataset needs labels"):
+        script.main(script.Options(**named, **given))

@@ -33,7 +33,7 @@ import tyro
 from sklearn.svm import SVC
 
 from experiments import tables
-from jaxvae import datasets, evaluation
+from jaxvae import datasets, evaluation, runs
 from jaxvae.command_line import run_function
 from jaxvae.families import preset
 from jaxvae.uses import augmentation
@@ -115,9 +115,11 @@ class Model(NamedTuple):
 
 
 def trained_model(options: Options) -> Model:
-    """The VAE, which learns all training images."""
+    """The VAE, which learns all training images. Raises ValueError if the set has no labels."""
     config = preset("digits", likelihood=options.likelihood, seed=options.model_seed)
     config = options.applied(config, activation=options.activation)
+    if runs.prepare(config, options.job).train.y is None:
+        raise ValueError(f"--dataset needs labels, and {options.dataset} has none")
     return Model(tables.trained(config, options.job), options)
 
 

@@ -127,6 +127,8 @@ def images_of(run: runs.Run, split: Any) -> Images:
 
 def data_of(run: runs.Run, options: Options) -> Data:
     """Training images, and as many test images as are asked for."""
+    if run.train.y is None:
+        raise ValueError(f"--dataset needs labels to judge codes by; {run.dataset.name} has none")
     test = datasets.random_subset(run.test, options.examples)
     return Data(run, images_of(run, run.train), images_of(run, test))
 
