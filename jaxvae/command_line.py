@@ -345,6 +345,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
         "edit",
         "Gives examples an attribute: along a vector of latents, and by the least change.",
     ),
+    "augment": _in_room(
+        "jaxvae.runs.augmenting",
+        "augment",
+        "Makes new examples of every class, near the labelled examples of a file.",
+    ),
     "compress": _in_room(
         "jaxvae.runs.compressing",
         "compress",

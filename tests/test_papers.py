@@ -11,12 +11,14 @@ import pytest
 
 from experiments.papers import (
     anomalies,
+    augmentation,
     cells,
     clusters,
     codes,
     compressing,
     disentanglement,
     exact,
+    generative,
     growing,
     hybrids,
     inference,
@@ -79,6 +81,18 @@ TABLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "anomalies": (
         anomalies,
         DIGITS | {"against": None, "examples": 12, "num_samples": 2, "regret_steps": 2},
+    ),
+    "augmentation": (
+        augmentation,
+        DIGITS | {"labelled": (2,), "per_class": 3, "examples": 40},
+    ),
+    "generative": (
+        generative,
+        DIGITS
+        | {
+            **{"gan_steps": 4, "samples": 50, "examples": 40, "num_samples": 5},
+            **{"completions": 2, "inversion_steps": 2, "restarts": 2},
+        },
     ),
     "quadrants": (quadrants, DIGITS | {"moments": 1, "examples": 6, "num_samples": 5}),
     "clusters": (clusters, DIGITS | {"pretraining": 3}),

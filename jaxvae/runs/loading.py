@@ -83,7 +83,7 @@ class Trained:
 
     def classify(self, x: Any) -> Array:
         """q(y|x) of the classes for each example, [N, C]."""
-        raw = self._checked(x)
+        raw = self.checked(x)
         if self.built.pairs:
             raw = models.Conditioned(raw, jnp.full(len(raw), -1, jnp.int32))
         keys = jax.random.split(jax.random.key(0), len(x))
@@ -124,7 +124,7 @@ class Trained:
 
     def _raw(self, x: Any, condition: Any) -> Any:
         """Raw examples: x, with the condition if the model takes pairs."""
-        raw = self._checked(x)
+        raw = self.checked(x)
         if not self.built.pairs:
             return raw
         if condition is None:
@@ -149,7 +149,7 @@ class Trained:
             )
         return jnp.asarray(given)
 
-    def _checked(self, x: Any) -> Any:
+    def checked(self, x: Any) -> Any:
         """x as the data set holds it, with the shape and the type of the training examples."""
         if self.built.rows is not None and not np.issubdtype(np.asarray(x).dtype, np.number):
             x = self.built.rows(np.atleast_1d(x))
