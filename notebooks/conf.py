@@ -1,0 +1,65 @@
+"""How Sphinx makes the site: ``sphinx-build -W notebooks site``.
+
+The build runs no notebook unless ``JAXVAE_BOOK=run`` asks for it. Then MyST-NB runs each one once
+and keeps its outputs beside the site, so that a second build is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the modules beside this file
+sys.path.insert(0, str(HERE.parent))
+
+import docstrings  # noqa: E402
+import reference  # noqa: E402
+
+import jaxvae  # noqa: E402
+
+project = "jaxvae"
+author = "the authors of jaxvae"
+release = version = jaxvae.__version__
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["**/.ipynb_checkpoints", "jupyter_execute", "first_vae.ipynb"]
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", ".*")]  # names in annotations, such as Array or Callable
+suppress_warnings = ["ref.python"]  # names that several modules have, such as Data
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+# Outputs of the committed notebooks name their languages; a page of shell blocks has none.
+nb_execution_mode = "cache" if os.environ.get("JAXVAE_BOOK") == "run" else "off"
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_type_aliases = {"Array": "Array"}
+add_module_names = False
+python_maximum_signature_line_length = 90
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = "jaxvae"
+html_copy_source = False
+html_show_sphinx = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: Any) -> None:
+    """Writes the reference, and hooks in what Sphinx asks of docstrings."""
+    reference.write()
+    app.connect("autodoc-process-docstring", docstrings.process, priority=100)
