@@ -1,12 +1,14 @@
 """How Sphinx makes the site: ``sphinx-build -W notebooks site``.
 
-The build runs no notebook unless ``JAXVAE_BOOK=run`` asks for it. Then MyST-NB runs each one once
-and keeps its outputs beside the site, so that a second build is quick.
+The build runs no notebook unless ``JAXVAE_BOOK=run`` asks for it. Then MyST-NB runs each page of
+``learn`` and keeps its outputs beside the site, so that a later build runs only what has changed. A
+site to be read by others is built so. Outputs are not in the repository, which stays small.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,6 @@ suppress_warnings = ["ref.python"]  # names that several modules have, such as D
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
-# Outputs of the committed notebooks name their languages; a page of shell blocks has none.
 nb_execution_mode = "cache" if os.environ.get("JAXVAE_BOOK") == "run" else "off"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
@@ -63,3 +64,14 @@ def setup(app: Any) -> None:
     """Writes the reference, and hooks in what Sphinx asks of docstrings."""
     reference.write()
     app.connect("autodoc-process-docstring", docstrings.process, priority=100)
+    app.connect("source-read", _say_that_outputs_are_missing)
+
+
+def _say_that_outputs_are_missing(app: Any, page: str, source: list[str]) -> None:
+    """A note below the title of a notebook that this build does not run."""
+    if nb_execution_mode == "off" and source[0].startswith("---\nfile_format: mystnb"):
+        note = (
+            "\n\n:::{note}\nThis site was built without running its notebooks, so outputs are "
+            "missing. `JAXVAE_BOOK=run sphinx-build notebooks site` runs them.\n:::\n"
+        )
+        source[0] = re.sub(r"^# .*$", lambda title: title[0] + note, source[0], count=1, flags=re.M)
