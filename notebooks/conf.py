@@ -21,6 +21,7 @@ import docstrings  # noqa: E402
 import reference  # noqa: E402
 
 import jaxvae  # noqa: E402
+from jaxvae import ranges  # noqa: E402
 
 project = "jaxvae"
 author = "the authors of jaxvae"
@@ -46,7 +47,7 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_type_aliases = {"Array": "Array"}
+autodoc_type_aliases = {name: name for name in ("Array", *vars(ranges))}  # not what they stand for
 add_module_names = False
 python_maximum_signature_line_length = 90
 napoleon_google_docstring = True
@@ -54,8 +55,9 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = "jaxvae"
+html_static_path, html_css_files = ["_static"], ["book.css"]
 html_copy_source = False
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

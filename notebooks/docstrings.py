@@ -109,7 +109,7 @@ def process(app: Any, what: str, name: str, member: Any, options: Any, lines: li
     """Sphinx calls this with each docstring, before napoleon reads its ``Args:``."""
     lines[:] = restructured(lines)
     if what in ("class", "exception"):
-        fields = {field: text for field, text in fields_of(member).items() if field[:1] != "_"}
+        fields = {field: text for field, text in fields_of(member).items() if text}
         if fields:
             lines += [
                 "",

@@ -159,7 +159,7 @@ def report_page(name: str) -> str:
 def _api_page() -> str:
     parts = ["# Names\n\nEvery public name, by the module that it is in.\n"]
     for title, names in ROOMS.items():
-        pages = "\n".join(f"jaxvae.{name}" for name in names)
+        pages = "\n".join(f"{name} <jaxvae.{name}>" for name in names)
         lines = [
             [
                 f"[`jaxvae.{name}`](jaxvae.{name}.md)",
@@ -193,7 +193,8 @@ def _module_pages(name: str, shown: dict[int, str]) -> Iterator[tuple[str, str]]
     described = "\n".join(filter(None, (_entry(name, each, shown) for each in public(room))))
     text = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n\n{described}\n```\n"
     if below:
-        text += "\n```{toctree}\n\n" + "\n".join(below) + "\n```\n"
+        links = "\n".join(f"{each.removeprefix('jaxvae.')} <{each}>" for each in below)
+        text += f"\n```{{toctree}}\n\n{links}\n```\n"
     yield f"{name}.md", text
     for each in below:
         yield from _module_pages(each, shown)
@@ -217,10 +218,13 @@ def public(room: ModuleType) -> list[str]:
     return [
         name
         for name, member in vars(room).items()
-        if not name.startswith("_")
-        and getattr(member, "__module__", "") == room.__name__
-        and (inspect.isclass(member) or inspect.isfunction(member))
+        if not name.startswith("_") and not _is_data(member) and _module_of(member) == room.__name__
     ]
+
+
+def _module_of(member: Any) -> str:
+    """The module that a class or a function was written in, or the function of an estimator."""
+    return getattr(getattr(member, "estimate", member), "__module__", "")
 
 
 def _entry(room: str, name: str, shown: dict[int, str]) -> str:

@@ -31,6 +31,7 @@ from jaxvae import (
     settings,
 )
 from jaxvae.evaluation import disentanglement
+from jaxvae.expectations import contract
 from jaxvae.families import objectives
 from jaxvae.models import cells, missingness
 
@@ -66,11 +67,19 @@ class Row(NamedTuple):
 
 def _of_estimator(name: str, member: Any) -> dict[str, str]:
     return {
-        "latents": ", ".join(sorted(member.latents)),
+        "latents": _kinds(member.latents),
         "unbiased": "yes" if member.unbiased else "no",
         "samples": f"≥ {member.min_samples}",
         "f, ∇f": f"{member.evaluations(2, 1, 2)}, {member.gradient_evaluations(2, 1, 2)}",
     }
+
+
+def _kinds(latents: frozenset[str]) -> str:
+    if latents >= contract.ANY:
+        return "any"
+    if latents >= contract.DISCRETE:
+        latents = latents - contract.DISCRETE | {"discrete"}
+    return ", ".join(sorted(latents))
 
 
 def _of_bound(name: str, member: Any) -> dict[str, str]:
@@ -96,6 +105,10 @@ def _with_settings(facts: Callable) -> Callable[[str, Any], dict[str, str]]:
 
 def _public(module: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
     return {name: getattr(module, name) for name in module.__all__ if wanted(getattr(module, name))}
+
+
+def _is_score(member: Any) -> bool:
+    return inspect.isfunction(member) and bool(inspect.signature(member).parameters)
 
 
 def _is_density(member: Any) -> bool:
@@ -259,10 +272,7 @@ KINDS = {
         "Scores of disentanglement",
         "`jaxvae evaluate WORKDIR --factors` reports them. Here they are functions of codes and "
         "factors, `evaluation.disentanglement.NAME`.",
-        _public(
-            disentanglement,
-            lambda m: inspect.isfunction(m) and len(inspect.signature(m).parameters),
-        ),
+        _public(disentanglement, _is_score),
         ("test_disentanglement.py",),
         textbook=frozenset({"discretized", "entropy", "mutual_information"}),
     ),
