@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import docstrings  # noqa: E402
 import reference  # noqa: E402
+from sphinx.errors import ConfigError  # noqa: E402
 
 import jaxvae  # noqa: E402
 from jaxvae import ranges  # noqa: E402
@@ -41,6 +42,7 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 nb_execution_mode = "cache" if os.environ.get("JAXVAE_BOOK") == "run" else "off"
+nb_execution_excludepatterns = ["*.ipynb"]  # they have their outputs
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -64,7 +66,10 @@ copybutton_prompt_is_regexp = True
 
 def setup(app: Any) -> None:
     """Writes the reference, and hooks in what Sphinx asks of docstrings."""
-    reference.write()
+    try:
+        reference.write()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     app.connect("autodoc-process-docstring", docstrings.process, priority=100)
     app.connect("source-read", _say_that_outputs_are_missing)
 

@@ -148,7 +148,8 @@ KINDS = {
     ),
     "priors": Kind(
         "Priors p(z)",
-        "`--prior NAME` chooses one. The families of a VampPrior are flags of `flat`.",
+        "`--prior NAME` chooses one. The family `flat` also has `--prior vampprior` and "
+        "`vampprior_data`, which need the encoder.",
         priors.PRIORS,
         ("test_tables.py",),
         '"prior": priors.PRIORS',
@@ -184,7 +185,7 @@ KINDS = {
     "divergences": Kind(
         "Divergences between samples",
         "They compare codes of a batch with draws of the prior. `--divergence NAME` adds one to "
-        "the loss, and a weight is `--divergence-weight`.",
+        "the loss, and `--divergence-weight` weighs it.",
         divergences.DIVERGENCES,
         ("test_sample_divergences.py",),
         '"name", DIVERGENCES',
@@ -247,7 +248,7 @@ KINDS = {
     ),
     "missingness": Kind(
         "Reasons of missing cells",
-        "`--missingness NAME` is of the families of tables.",
+        "`--missingness NAME` says in the family `tabular` why cells are missing.",
         missingness.MISSINGNESS,
         (),
         textbook=frozenset({"ignorable"}),
@@ -255,7 +256,7 @@ KINDS = {
     ),
     "real-columns": Kind(
         "Densities of real columns",
-        "They are of the cells of a table's real columns.",
+        "`--real-family NAME` says in the family `tabular` what density a real cell has.",
         cells.REAL_FAMILIES,
         ("test_missing.py",),
         '"family", cells.REAL_FAMILIES',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import docstrings  # noqa: E402
 import reference  # noqa: E402
 import tables  # noqa: E402
 
-from jaxvae import bounds, divergences, expectations, families  # noqa: E402
+from jaxvae import bounds, divergences, expectations, families, settings  # noqa: E402
+from jaxvae.runs.commands import evaluate, sample  # noqa: E402
 
 RECIPES = sorted(path for path in (BOOK / "do").glob("*.md") if path.stem != "index")
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -59,6 +61,15 @@ def test_a_new_member_is_in_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_names_every_member(key: str, table: Any) -> None:
     page = dict(reference._kind_pages())[f"{key}.md"]
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [*table]
+
+
+def test_flags_that_the_tables_name_exist() -> None:
+    known = {*inspect.signature(sample).parameters, *inspect.signature(evaluate).parameters}
+    for family in families.FAMILIES.values():
+        known |= settings.all_names(family.Config())
+    said = " ".join(kind.text for kind in tables.KINDS.values()).replace("--NAME", "")
+    named = set(re.findall(r"--([a-z][a-z-]*)", said))
+    assert {name.replace("-", "_") for name in named} <= known
 
 
 def test_the_page_of_families_names_every_preset() -> None:
