@@ -36,10 +36,7 @@ extensions = [
 exclude_patterns = ["**/.ipynb_checkpoints", "jupyter_execute", "first_vae.ipynb"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # names in annotations, such as Array or Callable
-suppress_warnings = [
-    "ref.python",  # names that several modules have, such as Data
-    "toc.empty_glob",  # of learn, as long as all of its pages are named
-]
+suppress_warnings = ["ref.python"]  # names that several modules have, such as Data
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
