@@ -245,10 +245,17 @@ def _entry(room: str, name: str, shown: dict[int, str]) -> str:
 
 def _arguments(estimator: expectations.Estimator) -> str:
     """How an estimator or a bound is called, with its settings."""
-    prior = ["prior"] if estimator.takes_prior else []
-    settings = [f"{name}={p.default!r}" for name, p in estimator.settings.items()]
+    named = ["prior"] if estimator.takes_prior else []
+    named += [f"{name}={p.default!r}" for name, p in estimator.settings.items()]
     f = "log_joint" if estimator.estimates else "f"
-    call = ["key", "q", f, f"num_samples={estimator.min_samples}", *prior, *settings]
+    call = [
+        "key",
+        "q",
+        f,
+        f"num_samples={estimator.min_samples}",
+        *(["*"] if named else []),
+        *named,
+    ]
     return f"({', '.join(call)})"
 
 
