@@ -294,7 +294,7 @@ def elbo_rloo(noise: Array, q: Any, log_joint: LogJoint) -> Array:
 
 @_bound(many_samples, ANY, _each, estimates="iwae")
 def iwae_score(noise: Array, q: Any, log_joint: LogJoint) -> Array:
-    """L_K by the score function without a baseline, c = 0."""
+    """L_K by the score function without a baseline, c = 0; ``vimco`` has one."""
     return _scored(
         reparameterize(q, noise),
         q,

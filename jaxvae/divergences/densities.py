@@ -314,6 +314,7 @@ def _multivariate(q: MultivariateNormal, p: MultivariateNormal) -> Array:
 
 @register_kl(MultivariateNormal, Normal)
 def _multivariate_diagonal(q: MultivariateNormal, p: Normal) -> Array:
+    """1/2 (|L_q / s_p|_F^2 + |(m_q - m_p) / s_p|^2 - D) + sum log s_p - log det L_q."""
     scale = jnp.broadcast_to(p.scale, q.loc.shape)
     squares = ((q.scale_tril / scale[:, None]) ** 2).sum() + (((q.loc - p.loc) / scale) ** 2).sum()
     log_det = jnp.log(scale).sum() - jnp.log(jnp.abs(jnp.diagonal(q.scale_tril))).sum()
@@ -322,5 +323,6 @@ def _multivariate_diagonal(q: MultivariateNormal, p: Normal) -> Array:
 
 @register_kl(Normal, MultivariateNormal)
 def _diagonal_multivariate(q: Normal, p: MultivariateNormal) -> Array:
+    """The KL of full covariances, with L_q = diag(s_q)."""
     scale = jnp.broadcast_to(q.scale, p.loc.shape)
     return _multivariate(MultivariateNormal(q.mean, jnp.diag(scale)), p)

@@ -85,8 +85,8 @@ def measure(
 def decompose(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
     """E KL(q(z|x) || p(z)) over a split in three parts, in nats.
 
-    If the posterior or the prior has no density for each coordinate, there are two parts: the
-    mutual information and the KL of the marginal.
+    Chen et al. 2018, arXiv:1802.04942. If the posterior or the prior has no density for each
+    coordinate, there are two parts: the mutual information and the KL of the marginal.
     """
     require(model, "--decompose", "encode", "prior")
     q, p = posteriors_of(model, params, key, data.test), model.prior(params)  # type: ignore[misc]
@@ -108,7 +108,10 @@ def decompose(model: Model, params: Params, key: Array, data: Data) -> dict[str,
 def sample_quality(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
     """Samples of x beside a split, in features of a classifier of the training examples.
 
-    As many are drawn as the split has examples.
+    As many are drawn as the split has examples. The scores are Fréchet's distance (Heusel et al.
+    2017, arXiv:1706.08500), precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991),
+    density and coverage (Naeem et al. 2020, arXiv:2002.09797), and a test for copies of training
+    examples (Meehan et al. 2020, arXiv:2004.05675).
     """
     require(model, "--samples", "decode")
     classifier, train = _classifier(key, data.train)
@@ -190,7 +193,10 @@ def _are_labels(y: Any) -> bool:
 
 
 def factor_scores(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
-    """Scores of the posterior means beside the factors that the images were rendered from."""
+    """Scores of the posterior means beside the factors that the images were rendered from.
+
+    The settings follow Locatello et al. 2018, arXiv:1811.12359.
+    """
     if not isinstance(data.test.x, shapes.Images):
         raise ValueError(
             "--factors needs a set whose factors are known, --dataset shapes; this one has none"
@@ -220,7 +226,10 @@ def factor_scores(model: Model, params: Params, key: Array, data: Data) -> dict[
 
 
 def clustering(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
-    """How well the components of the prior agree with the labels."""
+    """How well the components of the prior agree with the labels.
+
+    The accuracy is of the best map from components to labels (Xie et al. 2016, arXiv:1511.06335).
+    """
     labels = data.test.y
     if not _are_labels(labels):
         raise ValueError("--clustering needs a set with labels, and this one has none")
@@ -254,7 +263,10 @@ def clusters_of(model: Model, params: Params, key: Array, examples: Any) -> np.n
 
 
 def of_views(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
-    """Likelihoods of views and of the others given one, and coherence if there are labels."""
+    """Likelihoods of views and of the others given one, and coherence if there are labels.
+
+    Shi et al. 2019, arXiv:1911.03393.
+    """
     require(model, "--modalities", "seen", "log_weights", "encode", "decode")
     found = modalities.likelihoods(model, params, key, data.test)
     if data.train is None or not (_are_labels(data.train.y) and _are_labels(data.test.y)):
@@ -263,7 +275,10 @@ def of_views(model: Model, params: Params, key: Array, data: Data) -> dict[str, 
 
 
 def augmentation(model: Model, params: Params, key: Array, data: Data) -> dict[str, float]:
-    """Accuracies on speakers that a classifier has not seen, with and without their codes."""
+    """Accuracies on speakers that a classifier has not seen, with and without their codes.
+
+    Hsu et al. 2017, arXiv:1707.06265.
+    """
     require(model, "--augmentation", "encode", "decode")
     assert data.train is not None
     return nuisances.transfers(model, params, key, data.train, data.test)

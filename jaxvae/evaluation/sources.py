@@ -97,14 +97,17 @@ def of_model(model: Model, params: Params, key: Array, train: Split | None) -> A
 
 
 def of_aggregate(model: Model, params: Params, key: Array, train: Split) -> Any:
-    """q(z) = 1/N sum_n q(z|x_n), the mixture of the posteriors of training examples."""
+    """q(z) = 1/N sum_n q(z|x_n), the mixture of the posteriors of training examples.
+
+    Makhzani et al. 2015, arXiv:1511.05644.
+    """
     return aggregated_posterior(posteriors_of(model, params, key, train))
 
 
 def of_gaussian_mixture(
     model: Model, params: Params, key: Array, train: Split, components: int = 10
 ) -> Any:
-    """A mixture of Gaussians, fitted to posterior means.
+    """A mixture of Gaussians, fitted to posterior means (Ghosh et al. 2020, arXiv:1903.12436).
 
     Args:
       model: the answers of the model.
@@ -117,7 +120,7 @@ def of_gaussian_mixture(
 
 
 def of_coupling(model: Model, params: Params, key: Array, train: Split) -> Any:
-    """A coupling flow, fitted to posterior means."""
+    """A coupling flow, fitted to posterior means (Dinh et al. 2016, arXiv:1605.08803)."""
     means = _mean_vectors(model, params, key, train)
     return fitted.density_by_gradient(priors.coupling(means.shape[1]), means, key).distribution
 

@@ -44,7 +44,7 @@ class Discrete(contract.Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bits(Discrete):
-    """A VAE whose latents are independent bits."""
+    """A VAE whose latents are independent bits (Mnih & Gregor 2014, arXiv:1402.0030)."""
 
     bound: Chosen = BitsBound("elbo")
     """Objective of the training."""
@@ -52,7 +52,7 @@ class Bits(Discrete):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classes(Discrete):
-    """A VAE whose latents are classes."""
+    """A VAE whose latents are classes (Jang et al. 2016, arXiv:1611.01144)."""
 
     classes: Count = 10
     """Classes of each latent."""

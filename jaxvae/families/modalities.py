@@ -62,7 +62,10 @@ Likelihood = Choice(likelihoods.LIKELIHOODS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(contract.Config):
-    """A VAE of several views of an example, any of which may be missing."""
+    """A VAE of several views of an example, any of which may be missing.
+
+    Wu & Goodman 2018, arXiv:1802.05335; Shi et al. 2019, arXiv:1911.03393.
+    """
 
     views: Chosen = Views("halves_and_label")
     """What the views are."""

@@ -34,7 +34,10 @@ Prior = Choice(_Priors())
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(contract.Config):
-    """A prior over the codes of another run, which is not trained any further."""
+    """A prior over the codes of another run, which is not trained any further.
+
+    Van den Oord et al. 2017, arXiv:1711.00937, sec. 3.3.
+    """
 
     of: str = ""
     """Folder of the run whose codes the prior is of. Its data set, splits and preprocessing are

@@ -124,7 +124,6 @@ __all__ = [
     "adversarial_init",
     "adversarial_losses",
     "answers",
-    "bound",
     "classification",
     "code_penalty",
     "coded_answers",
