@@ -27,6 +27,8 @@ if __name__ == "__main__":
 
 import dataclasses
 import functools
+import tempfile
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jax
@@ -34,8 +36,10 @@ import numpy as np
 import tyro
 from sklearn.svm import SVC
 
+import jaxvae
 from experiments import tables
-from jaxvae import datasets, evaluation, runs
+from experiments.papers import labels
+from jaxvae import datasets, evaluation
 from jaxvae.command_line import run_function
 from jaxvae.families import preset
 from jaxvae.uses import augmentation
@@ -49,6 +53,9 @@ ROWS = (ALONE, "posterior", "mix", "pixel mix", "shift", "codes")
 class Options(tables.Options):
     """What is trained and measured."""
 
+    run: Path | None = None
+    """The run folder of a VAE of the set, or a folder with the published weights m1.npz of Kingma
+    et al. 2014; None trains one."""
     labelled: tuple[int, ...] = (1, 10)
     """Labels of each class."""
     latent: int = 50
@@ -83,28 +90,25 @@ class Images(NamedTuple):
 class Model(NamedTuple):
     """A trained VAE, and what makes images for it."""
 
-    trained: tables.Trained
+    trained: jaxvae.Trained
     options: Options
 
     def images(self, split: datasets.Split) -> Images:
         """The images of a split."""
-        run = self.trained.run
+        built, y = self.trained.built, np.asarray(split.y)
         integers = np.issubdtype(split.dtype, np.integer)
-        highest = (run.record.data.levels or 2) - 1 if integers else 1
-        raw = run.built.split(split)
-        codes = evaluation.encode_split(run.built.model, self.trained.params, run.key, raw)
-        y = np.asarray(split.y)
+        highest = (self.trained.data.levels or 2) - 1 if integers else 1
+        raw, key = built.split(split), jax.random.key(self.options.model_seed)
+        codes = evaluation.encode_split(built.model, self.trained.params, key, raw)
         pixels = np.asarray(split.x, np.float32) / np.float32(highest)
         return Images(raw, Labelled(pixels, y), Labelled(evaluation.as_matrix(codes), y))
 
     def new(self, row: str, few: Images, key: jax.Array) -> Labelled:
         """New images of each class in [0, 1], by the way that a row names."""
-        run, (x, y) = self.trained.run, few.pixels
+        (model, params), (x, y) = (self.trained.model, self.trained.params), few.pixels
         if row in augmentation.WAYS:
-            found = augmentation.draws(
-                run.built.model, self.trained.params, key, few.raw, y, self.options.per_class, row
-            )
-            return found._replace(x=found.x / run.record.data.pixel_max)
+            found = augmentation.draws(model, params, key, few.raw, y, self.options.per_class, row)
+            return found._replace(x=found.x / self.trained.data.pixel_max)
         key_parents, key_each = jax.random.split(key)
         places, classes = augmentation.parents(key_parents, y, self.options.per_class)
         one, other = x[places[:, 0]], x[places[:, 1]]
@@ -116,13 +120,19 @@ class Model(NamedTuple):
         return Labelled(np.asarray((1 - share) * one + share * other), classes)
 
 
-def trained_model(options: Options) -> Model:
-    """The VAE, which learns all training images. Raises ValueError if the set has no labels."""
-    config = preset("digits", likelihood=options.likelihood, seed=options.model_seed)
-    config = options.applied(config, activation=options.activation)
-    if runs.prepare(config, options.job).train.y is None:
-        raise ValueError(f"--dataset needs labels, and {options.dataset} has none")
-    return Model(tables.trained(config, options.job), options)
+def trained_model(options: Options) -> jaxvae.Trained:
+    """The VAE, which learns all training images unless a run is given."""
+    if options.run is None:
+        config = preset("digits", likelihood=options.likelihood, seed=options.model_seed)
+        config = options.applied(config, activation=options.activation)
+        run, params, _ = tables.trained(config, options.job)
+        return jaxvae.Trained(run.built, run.record.data, params, config.steps)
+    if not (options.run / "m1.npz").exists():
+        return jaxvae.load(options.run)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "m1"
+        labels.imported(options.run / "m1.npz", place, labels.Options(data_dir=options.data_dir))
+        return jaxvae.load(place)
 
 
 def cells(
@@ -157,17 +167,18 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     rows = list(options.chosen(dict.fromkeys(ROWS)))
     if (least := min(options.labelled, default=0)) < 1:
         raise ValueError(f"--labelled must be at least 1; one was {least}")
-    model = trained_model(options)
-    run = model.trained.run
-    train = datasets.select(run.dataset, run.config.train_split)
-    held = datasets.select(run.dataset, run.config.test_split)
-    test = model.images(datasets.random_subset(held, options.examples))
-    classes = run.record.data.num_classes
+    loaded = datasets.load(options.dataset, options.data_dir)
+    train = loaded.splits["train"]
+    if train.y is None:
+        raise ValueError(f"--dataset needs labels, and {options.dataset} has none")
+    model = Model(trained_model(options), options)
+    test = model.images(datasets.random_subset(loaded.splits["test"], options.examples))
+    classes = int(train.y.max()) + 1
     results: tables.Results = {}
     for seed in range(options.seeds):
         for count in options.labelled:
-            labels = datasets.hide_labels(train.y, count * classes, classes, seed)
-            few = model.images(train.take(np.flatnonzero(labels >= 0)))
+            known = datasets.hide_labels(train.y, count * classes, classes, seed)
+            few = model.images(train.take(np.flatnonzero(known >= 0)))
             found = cells(model, few, test, rows, seed)
             for row, cell in found.items():
                 results.setdefault(f"{row}, {count} a class", []).append(cell)
