@@ -33,7 +33,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["**/.ipynb_checkpoints", "jupyter_execute", "first_vae.ipynb"]
+exclude_patterns = ["**/.ipynb_checkpoints", "jupyter_execute"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # names in annotations, such as Array or Callable
 suppress_warnings = ["ref.python"]  # names that several modules have, such as Data
@@ -42,7 +42,6 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 nb_execution_mode = "cache" if os.environ.get("JAXVAE_BOOK") == "run" else "off"
-nb_execution_excludepatterns = ["*.ipynb"]  # they have their outputs
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
