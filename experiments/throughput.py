@@ -2,7 +2,7 @@
 
 ``python experiments/throughput.py [--works mlp conv] [--peers jaxvae torch] [--rounds 5]
 [--json FILE] [--plot FILE]``; ``--help`` lists all. Peers are installed by ``pip install -e
-'.[experiments,peers]'``; what is missing is left blank. Results, and what was tried, are in
+'.[train,peers]'``; what is missing is left blank. Results, and what was tried, are in
 SPEED.md.
 
 Every peer has a process of its own, and all take turns within a round, so that a busy machine slows

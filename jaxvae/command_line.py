@@ -256,7 +256,7 @@ def _import_tyro() -> Any:
     try:
         import tyro
     except ImportError:
-        raise ValueError("the command line needs tyro: pip install 'jaxvae[experiments]'") from None
+        raise ValueError("the command line needs tyro: pip install 'jaxvae[train]'") from None
     return tyro
 
 

@@ -53,7 +53,7 @@ def gaussian_mixture(
         from sklearn.mixture import GaussianMixture
     except ImportError as error:
         raise ImportError(
-            "gaussian_mixture needs scikit-learn: pip install jaxvae[experiments]"
+            "gaussian_mixture needs scikit-learn: pip install jaxvae[train]"
         ) from error
     z = _finite(z)
     if z.ndim != 2 or not 1 <= components <= len(z):

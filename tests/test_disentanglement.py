@@ -405,7 +405,7 @@ def test_without_scikit_learn_it_says_what_to_install(module, annotated, monkeyp
         "linear_model": scores.explicitness,
         "svm": scores.sap_of_classes,
     }[module]
-    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'jaxvae\[train\]'"):
         score(*annotated)
 
 

@@ -219,5 +219,5 @@ def test_without_scikit_learn_the_remedy_is_named(monkeypatch: pytest.MonkeyPatc
         return load(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ImportError, match=r"pip install jaxvae\[experiments\]"):
+    with pytest.raises(ImportError, match=r"pip install jaxvae\[train\]"):
         fitted.gaussian_mixture(np.zeros((9, 2)), 2, KEY)

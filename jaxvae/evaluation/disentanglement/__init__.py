@@ -7,7 +7,7 @@ a full grid. Higher is better, except for the correlations and the information o
 
 The defaults follow the study of Locatello et al. 2018 (arXiv:1811.12359), which fits to 10,000
 points and tests on 5,000, with 20 bins and batches of 64. The classifiers come from scikit-learn:
-pip install 'jaxvae[experiments]'.
+pip install 'jaxvae[train]'.
 """
 
 from jaxvae.evaluation.disentanglement.information import (

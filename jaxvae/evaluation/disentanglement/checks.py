@@ -16,7 +16,7 @@ def scikit_learn(module: str) -> Any:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
         raise ImportError(
-            f"this score needs scikit-learn ({error}): pip install 'jaxvae[experiments]'"
+            f"this score needs scikit-learn ({error}): pip install 'jaxvae[train]'"
         ) from error
 
 
