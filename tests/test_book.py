@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def test_fields_have_the_comments_beside_them() -> None:
     assert fields["shape"] == "the shape of one raw example"
     assert fields["examples"].startswith("count -> so many raw training examples")
     assert docstrings.fields_of(families.Config)["steps"] == "Training steps."
+
+
+def test_licences_of_all_dependencies_are_listed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [line for lines in (project["dependencies"], *extras.values()) for line in lines]
+    names = {re.match(r"[\w.-]+", line)[0] for line in needed} - {"jaxvae"}  # type: ignore[index]
+    page = (BOOK / "look_up" / "licences.md").read_text()
+    assert names <= set(re.findall(r"`([\w.-]+)`", page))
 
 
 # Recipes

@@ -168,9 +168,7 @@ def classifier(run: Opened, train: Any, has: np.ndarray) -> tuple[Linear, float]
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        raise ValueError(
-            "jaxvae edit needs scikit-learn: pip install 'jaxvae[train]'"
-        ) from None
+        raise ValueError("jaxvae edit needs scikit-learn: pip install 'jaxvae[train]'") from None
     x = _parts(run, evaluation.preprocessed_split(run.key, train))[0]
     rows = np.asarray(x).reshape(len(x), -1)
     fitted = LogisticRegression(C=0.1, max_iter=500).fit(rows, has)
