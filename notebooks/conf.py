@@ -54,7 +54,7 @@ python_maximum_signature_line_length = 90
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-html_theme = "furo"
+html_theme, pygments_dark_style = "furo", "monokai"
 html_title = "jaxvae"
 html_static_path, html_css_files = ["_static"], ["book.css"]
 html_copy_source = False

@@ -20,7 +20,7 @@ import tables
 from docstrings import escaped
 
 import jaxvae
-from jaxvae import families
+from jaxvae import expectations, families
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -239,7 +239,24 @@ def _entry(room: str, name: str, shown: dict[int, str]) -> str:
         fields = ", ".join(_fields(member))
         kept = f"   :exclude-members: {fields}\n" if fields else ""
         return f".. autoclass:: {place}\n   :members:\n{kept}"
-    return f".. autofunction:: {place}\n"
+    given = _arguments(member) if isinstance(member, expectations.Estimator) else ""
+    return f".. autofunction:: {place}{given}\n"
+
+
+def _arguments(estimator: expectations.Estimator) -> str:
+    """How an estimator or a bound is called, with its settings."""
+    named = ["prior"] if estimator.takes_prior else []
+    named += [f"{name}={p.default!r}" for name, p in estimator.settings.items()]
+    f = "log_joint" if estimator.estimates else "f"
+    call = [
+        "key",
+        "q",
+        f,
+        f"num_samples={estimator.min_samples}",
+        *(["*"] if named else []),
+        *named,
+    ]
+    return f"({', '.join(call)})"
 
 
 def _fields(kind: type) -> list[str]:
@@ -248,7 +265,7 @@ def _fields(kind: type) -> list[str]:
 
 def _is_data(member: Any) -> bool:
     described = inspect.isclass(member) or inspect.isfunction(member)
-    return not described and not isinstance(member, jaxvae.expectations.Estimator)
+    return not described and not isinstance(member, expectations.Estimator)
 
 
 def _comment(room: str, name: str) -> str:

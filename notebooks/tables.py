@@ -70,7 +70,7 @@ def _of_estimator(name: str, member: Any) -> dict[str, str]:
         "latents": _kinds(member.latents),
         "unbiased": "yes" if member.unbiased else "no",
         "samples": f"≥ {member.min_samples}",
-        "f, ∇f": f"{member.evaluations(2, 1, 2)}, {member.gradient_evaluations(2, 1, 2)}",
+        "f,&nbsp;∇f": f"{member.evaluations(2, 1, 2)},&nbsp;{member.gradient_evaluations(2, 1, 2)}",
     }
 
 
@@ -84,7 +84,7 @@ def _kinds(latents: frozenset[str]) -> str:
 
 def _of_bound(name: str, member: Any) -> dict[str, str]:
     facts = _of_estimator(name, member)
-    del facts["f, ∇f"]
+    del facts["f,&nbsp;∇f"]
     return {"estimates": f"`{member.estimates}`"} | facts
 
 
