@@ -45,6 +45,7 @@ nb_execution_mode = "cache" if os.environ.get("JAXVAE_BOOK") == "run" else "off"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
