@@ -292,7 +292,8 @@ def test_another_process_and_another_program_read_what_was_written(
 
 def lossy_codec(hyper: int, network: str) -> tuple[compression.Codec, Any]:
     """A codec of a model that has just begun, and its model; codes are made larger."""
-    given = {"hidden": (4,), "latent": 3, "hyper_latent": hyper, "hyper_hidden": (4,)}
+    given: Any = {"hidden": (4,), "latent": 3, "hyper_latent": hyper, "hyper_hidden": (4,)}
+    given |= {"scale": 12**-0.5}  # one rounding step is one of x
     config = families.preset("hyperprior", network=network, **given)
     data = data_of((6, 5, 1), 17, "scale")
     built = families.FAMILIES["compressive"].build(config, data)
