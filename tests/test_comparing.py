@@ -58,6 +58,12 @@ def test_seeds_are_one_column_with_students_interval(
     assert "batch size" not in said  # they do not differ in it
 
 
+def test_a_seed_is_not_counted_twice(runs: list[Path], tmp_path: Path) -> None:
+    again = run_folder(tmp_path / "again", -25.0)
+    with pytest.raises(ValueError, match=r"flat-0 and .*again have the same settings and seed"):
+        comparing.compare([*runs, again])
+
+
 def test_the_interval_of_one_run_is_over_its_examples(runs: list[Path]) -> None:
     (group,) = comparing.grouped([comparing.read(runs[0])])
     numbers = comparing.results_of(group)

@@ -140,8 +140,8 @@ def evaluate(
         family (amortization), and what that loses to log p(x) (approximation).
       ais: write log p(x) by annealed importance sampling with so many temperatures, beside the
         importance-weighted bound, and the gap of both directions on simulated data.
-      nuts: write how far mean and spread of q(z|x) are from those of chains of the No-U-Turn
-        sampler, with so many draws of each chain, and whether the chains agree.
+      nuts: write how far mean and spread of q(z|x) are from draws of the No-U-Turn sampler, so
+        many of each chain, and whether the chains agree.
       chains: chains of --ais, --gap and --nuts for each example.
       start: what chains of --ais start from: the encoder's posterior, or the prior.
       refinement_steps: steps of gradient from the encoder's q(z|x), of --gap.

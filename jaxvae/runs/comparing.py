@@ -108,7 +108,9 @@ def read(folder: Path) -> Found:
 
 
 def _settings(record: folders.Record) -> dict[str, Any]:
-    return {"family": record.family} | folders.flattened(to_json(record.config))
+    """The settings of a run, and the name of its data, which may not be the setting's."""
+    about = {"family": record.family, "data": record.data.name}
+    return about | folders.flattened(to_json(record.config))
 
 
 def _summary(run: Found) -> list[str]:
@@ -124,12 +126,21 @@ def _summary(run: Found) -> list[str]:
 
 
 def grouped(runs: Sequence[Found]) -> list[list[Found]]:
-    """The runs, together with those that differ from them in nothing but the seed."""
-    groups: dict[str, list[Found]] = {}
+    """The runs in groups that differ in nothing but the seed.
+
+    Raises ValueError for a seed that a group has twice, because it is one result and not two.
+    """
+    groups: dict[str, dict[int, Found]] = {}
     for run in runs:
         rest = {name: value for name, value in run.settings.items() if name != SEED}
-        groups.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
-    return list(groups.values())
+        group = groups.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
+        other = group.setdefault(run.settings[SEED], run)
+        if other is not run:
+            raise ValueError(
+                f"{other.folder} and {run.folder} have the same settings and seed, so they are one "
+                "result: leave one out"
+            )
+    return [list(group.values()) for group in groups.values()]
 
 
 def different(groups: Sequence[Sequence[Found]]) -> list[tuple[str, list[str]]]:

@@ -192,10 +192,10 @@ def _chain(
 
 
 class Agreement(NamedTuple):
-    """How far the encoder's posteriors of a split are from those of Markov chains."""
+    """How far the encoder's posteriors of a split are from draws of Markov chains."""
 
     shift: float  # mean distance of the means, in standard deviations of the chains
-    spread: float  # geometric mean of the encoder's standard deviations over those of the chains
+    spread: float  # geometric mean of: encoder's standard deviation / chains' standard deviation
     largest_rhat: float  # over all examples and latents
     agreeing: float  # share of examples whose chains agree, R-hat <= 1.01
     effective_samples: float  # mean over examples, of the latent with the fewest
