@@ -210,9 +210,9 @@ KINDS = {
         (),
         textbook=frozenset(
             {"Bernoulli", "Beta", "Box", "Categorical", "Dirichlet", "Exponential"}
-            | {"Hierarchy", "Independent", "Joint", "Laplace", "Mixture", "MultivariateNormal"}
-            | {"NegativeBinomial", "Normal", "OneHotCategorical", "Point", "Poisson", "StudentT"}
-            | {"SphericalUniform", "Truncated"}
+            | {"Hierarchy", "Independent", "Joint", "Laplace", "MarkovChain", "Mixture"}
+            | {"MultivariateNormal", "NegativeBinomial", "Normal", "OneHotCategorical", "Point"}
+            | {"Poisson", "SphericalUniform", "StudentT", "Truncated"}
         ),
     ),
     "networks": Kind(

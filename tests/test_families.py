@@ -43,6 +43,8 @@ OWN: dict[str, dict[str, Any]] = {
     "hyperprior": {"hyper_hidden": (4,), "hyper_latent": 2},
     # The bias of attention's keys has no gradient but rounding errors, which Adam would scale up.
     "ladder": {"hidden": (8, 6)},
+    "two-layer-vae": {"dataset": "digits", "latent": (3, 2), "upper_hidden": (4,)},
+    "bit-swap": {"latent": (3, 2, 2), "upper_hidden": (4,)},
     "vdvae-small": {"blocks": (1, 1)},
     "nvae-small": {"blocks": (1, 2), "kl_warmup_steps": 5},
     **{

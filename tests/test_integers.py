@@ -36,10 +36,10 @@ def rounded_pair(name: str, activation: str) -> tuple[Any, Any, np.ndarray, np.n
     chosen, (_, encoder), (_, decoder) = pair_of(name, activation=activation)
     rng = np.random.default_rng(0)
     x, z = rng.integers(0, 256, (20, *SHAPE)), rng.integers(-64, 65, (20, LATENT))
-    unit = readouts.posterior(LATENT, 32)
+    unit = readouts.gaussian(np.zeros(LATENT), np.full(LATENT, 1 / 32))
     function = networks.ACTIVATIONS[activation]
-    down = readouts.encoder_layers(encoder, chosen, SHAPE, 1 / 255, unit)
-    up = readouts.decoder_layers(decoder, chosen, SHAPE, PIXELS)
+    down = readouts.read(readouts.encoder_layers(encoder, chosen, SHAPE, 1 / 255), unit)
+    up = readouts.read(readouts.decoder_layers(decoder, chosen, SHAPE), PIXELS)
     return (
         integers.rounded(down, function, x, 0, 255),
         integers.rounded(up, function, z, 5, 256),

@@ -11,6 +11,7 @@ empty).
 """
 
 from jaxvae.contracts import pytree
+from jaxvae.distributions.chains import MarkovChain, vectors
 from jaxvae.distributions.compositions import Hierarchy, Independent, Joint, Mixture, tempered
 from jaxvae.distributions.continuous import (
     Beta,
@@ -76,6 +77,7 @@ __all__ = [
     "Joint",
     "Kumaraswamy",
     "Laplace",
+    "MarkovChain",
     "Mixture",
     "MultivariateNormal",
     "NegativeBinomial",
@@ -109,4 +111,5 @@ __all__ = [
     "stick_lengths",
     "tempered",
     "uniform",
+    "vectors",
 ]

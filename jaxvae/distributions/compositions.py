@@ -14,6 +14,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from jaxvae.contracts import Array, pytree, static
+from jaxvae.distributions.chains import MarkovChain
 from jaxvae.distributions.contract import check_event, many
 
 
@@ -208,6 +209,10 @@ def tempered(distribution: Any, temperature: float) -> Any:
             distribution.params,
             lambda params, w: inner(distribution.then(params, w)),
         )
+    if isinstance(distribution, MarkovChain):
+        each = lambda step: lambda params, v: inner(step(params, v))
+        steps = tuple(map(each, distribution.steps))
+        return dataclasses.replace(distribution, first=inner(distribution.first), steps=steps)
     raise ValueError(
         f"a {type(distribution).__name__} has no scale that a temperature could change"
     )

@@ -47,6 +47,7 @@ from jaxvae.models.labels import (
     over_labels,
     semi_supervised,
 )
+from jaxvae.models.markov import markov_answers, markov_vae
 from jaxvae.models.objectives import (
     Adversary,
     Codes,
@@ -145,6 +146,8 @@ __all__ = [
     "hybrid_losses",
     "joined",
     "m2_answers",
+    "markov_answers",
+    "markov_vae",
     "negative",
     "negative_elbo",
     "negative_reconstruction",

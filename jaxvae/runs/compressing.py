@@ -15,7 +15,7 @@ from jaxvae.ranges import Count
 from jaxvae.runs import folders, reports
 from jaxvae.runs.loading import Trained, load
 from jaxvae.uses import compression
-from jaxvae.uses.compression import flat, formats
+from jaxvae.uses.compression import formats, gaussian
 
 CODECS = "codecs"  # folder in a run
 
@@ -31,15 +31,16 @@ def compress(
 ) -> None:
     """Compresses a .npy file of images: without loss by bits-back coding, or by rounded codes.
 
-    A flat VAE loses nothing, and the presets factorized-prior and hyperprior do. The codec of
-    the model is made once, from the first images, and kept in WORKDIR/codecs. Decompression needs
-    it.
+    Flat VAEs and chains of latents, such as bit-swap, lose nothing. The presets factorized-prior
+    and hyperprior do. The codec of the model is made once, from the first images, and kept in
+    WORKDIR/codecs. Decompression needs it.
 
     Args:
-      workdir: the run folder of a flat VAE, or of a model of lossy compression.
+      workdir: the run folder of one of these models.
       images: a .npy file of integers [N, ...], as the model takes them.
       out: the file to write.
-      grid: places of a latent between 0 and 1, a power of two.
+      grid: places of a latent between 0 and 1, a power of two; the lower vectors of a chain have
+        them on the length of their standard deviation.
       verify: whether to decompress it and compare before it is written.
       checkpoint: latest, best, or a step.
       seed: seed of the words that the first image draws its latents from.
@@ -49,7 +50,7 @@ def compress(
     record, array = folders.read(workdir), _images(images)
     config = record.config
     compression.check(config, grid)
-    flat.check_images(config, record.data, array)
+    gaussian.check_images(config, record.data, array)
     if not out.resolve().parent.is_dir():
         raise DataError(f"{out}: the folder does not exist")
     trained = load(workdir, checkpoint)
@@ -114,7 +115,7 @@ def _codec(
 ) -> tuple[compression.Codec, str]:
     """The codec of a model in a folder, made if it is not there, and a line about it."""
     wanted = {} if compression.is_lossy(config) else {"grid": grid}
-    codec = compression.writer_in(folder, flat.fingerprint(trained.params), **wanted)
+    codec = compression.writer_in(folder, gaussian.fingerprint(trained.params), **wanted)
     said = "found"
     if codec is None:
         codec, said = compression.codec(trained, array, grid), "made"
@@ -140,13 +141,12 @@ def _numbers(
             name: f"{bits:.4f} bits a value, {db:.2f} dB" for name, (bits, db) in others.items()
         }
         return [*rows, ("file", f"{in_file:.4f} bits a value"), *shown.items()]
-    bound = float(flat.negative_elbo(trained, config, array).mean())
-    popped, *pushed = found.steps
+    bound = float(gaussian.negative_elbo(trained, config, array).mean())
     rows += [
         ("net", per_image(net)),
         ("-ELBO", per_image(bound)),
         ("excess", f"{net / bound - 1:+.2%}"),
-        ("first image", f"{sum(pushed)} bits, of which {popped} buy latents of q(z|x)"),
+        ("first image", f"{found.first_image} bits, of which {found.borrowed} draw latents"),
         ("file", f"{in_file:.4f} bits a value"),
     ]
     general = formats.lossless(array, codec.scheme.levels)

@@ -4,6 +4,10 @@ Townsend et al. 2019, arXiv:1901.04866. For one image, encoding pops z with the 
 q(z|x), pushes x with the frequencies of p(x|z), and pushes z with the frequencies of p(z). Decoding
 does the reverse. The net cost is -log2 p(x, z) + log2 q(z|x), in the mean -ELBO / ln 2. The latents
 lie on a grid, and the networks are made of integers (``integers``).
+
+If z is a Markov chain z_1, ..., z_L, then Bit-Swap (F. H. Kingma et al. 2019, arXiv:1905.06845)
+pushes z_l with p(z_l|z_{l+1}) as soon as z_{l+1} is popped. The net cost is the same, and the first
+image does not need the bits of all vectors at once.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxvae.contracts import Array
@@ -75,62 +80,100 @@ class Group(NamedTuple):
 
 
 class BitsBack:
-    """The scheme of a codec of a flat VAE."""
+    """The scheme of a codec of a VAE with Gaussian latents."""
 
     def __init__(self, layout: dict[str, Any], arrays: dict[str, np.ndarray]):
-        """The scheme of what ``flat.flat_codec`` has made."""
-        self.tables, self.latent = arrays, layout["latent"]
+        """The scheme of what ``gaussian.gaussian_codec`` has made."""
+        self.tables, self.latents, self.swap = arrays, layout["latents"], layout["swap"]
         self.shape, self.levels = tuple(layout["shape"]), layout["levels"]
         self.numbers, self.reach = layout["numbers"], REACH * layout["grid"]
         self.pixels = PIXELS[layout["likelihood"]]
-        self._encoder = jax.jit(jax.vmap(network(layout, arrays, "encoder")))
-        self._decoder = jax.jit(network(layout, arrays, "decoder"))
-        zero = np.zeros(1, np.int64)
-        every = frequencies.edges(-self.reach, self.reach)
+        numbers = range(len(self.latents))
+        self._encoder = jax.jit(jax.vmap(network(layout, arrays, "up_0")))
+        self._up = [jax.jit(network(layout, arrays, f"up_{i}")) for i in numbers]
+        self._down = [jax.jit(network(layout, arrays, f"down_{i}")) for i in numbers]
+        self.edges = frequencies.edges(-self.reach, self.reach)
         unit = np.array([round(EIGHTHS * math.log2(layout["grid"]))])
-        inner = frequencies.cumulative(arrays, "gaussian", zero, unit, every)
-        self.prior = frequencies.between(inner)[0]
+        self.prior = self._gaussian(np.zeros(1, np.int64), unit)[0]
 
     @property
     def seeds(self) -> int:
         """Words that the first image may pop: a latent takes 24 bits at most."""
-        return self.latent + 4
+        return (self.latents[0] if self.swap else sum(self.latents)) + 4
 
     def checked(self, images: np.ndarray) -> np.ndarray:
         """Images as [N, *shape]. Raises DataError if they are not what the model codes."""
         return checked(images, self.shape, self.levels)
 
     def push(self, stack: Stack, images: np.ndarray) -> tuple[int, list[int]]:
-        """Pushes images, the last first. Returns a checksum of them and the bits of each step.
+        """Pushes images, the last first.
 
-        The steps are of the first image pushed: popped for z, pushed for x and for z.
+        Returns a checksum of them, and the bits that each step of the first image pushed added.
         """
         last_first = self.checked(images)[::-1]
         steps: list[int] = []
         for image, raw in zip(last_first, self._encoded(last_first), strict=True):
-            before = stack.bits
-            z = self._pop_latents(stack, raw)
-            between = stack.bits
-            stack.push(image.reshape(-1), self._pixels(z))
-            after = stack.bits
-            stack.push(z + self.reach, self.prior)
-            if not steps:
-                steps = [before - between, after - between, stack.bits - after]
+            before = [stack.bits]
+            for _ in self._push_image(stack, image.reshape(-1), raw):
+                before.append(stack.bits)
+            steps = steps or np.diff(before).tolist()
         return checksum_of(images), steps
+
+    def _push_image(self, stack: Stack, x: np.ndarray, raw: np.ndarray) -> Iterator[None]:
+        """Pops latents and pushes an image and the latents, a step at a time."""
+        waiting = [x]  # x and vectors of latents that are not pushed yet
+        for level, latent in enumerate(self.latents):
+            z = self._pop_latents(stack, raw, latent)
+            yield
+            waiting.append(z)
+            if level + 1 < len(self.latents):
+                raw = self._apply(self._up[level + 1], z)
+            if self.swap:
+                yield from self._push_given(stack, waiting.pop(0), z, level)
+        for level in range(len(waiting) - 1):
+            yield from self._push_given(stack, waiting[level], waiting[level + 1], level)
+        stack.push(z + self.reach, self.prior)
+        yield
+
+    def _push_given(
+        self, stack: Stack, symbols: np.ndarray, z: np.ndarray, level: int
+    ) -> Iterator[None]:
+        """Pushes x or a vector of latents, given the vector above it."""
+        stack.push(symbols + (self.reach if level else 0), self._given(z, level))
+        yield
 
     def pop(self, stack: Stack, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, int]:
         """Pops images of a shape, and returns them and a checksum of them."""
         images = np.empty((shape[0], math.prod(self.shape)), dtype)
         for image in images:
-            z = stack.pop(self.prior, self.latent) - self.reach
-            image[:] = stack.pop(self._pixels(z))
-            self._push_latents(stack, z, self._encode(image[None])[0])
+            self._pop_image(stack, image)
         whole = images.reshape(shape)
         return whole, checksum_of(whole)
 
-    def _encode(self, images: np.ndarray) -> np.ndarray:
-        x = images.reshape(len(images), *self.shape).astype(np.float32)
-        return np.asarray(self._encoder(x)).astype(np.int64)
+    def _pop_image(self, stack: Stack, image: np.ndarray) -> None:
+        """Does the reverse of ``_push_image``."""
+        z = stack.pop(self.prior, self.latents[-1]) - self.reach
+        waiting = []  # vectors of latents whose bits are not given back yet, and their levels
+        for level in reversed(range(len(self.latents))):
+            below = stack.pop(self._given(z, level)) - (self.reach if level else 0)
+            waiting.append((z, below, level))
+            if self.swap:
+                self._push_latents(stack, *waiting.pop())
+            z = below
+        image[:] = z
+        for vector in waiting:
+            self._push_latents(stack, *vector)
+
+    def _given(self, z: np.ndarray, level: int) -> np.ndarray:
+        """Frequencies of the values of x, or of the vector below z."""
+        raw = self._apply(self._down[level], z)
+        if not level:
+            return self._pixels(raw)
+        mean, scale = self._clipped(raw)
+        return self._gaussian(mean, scale)
+
+    def _apply(self, network: Callable[[Array], Array], symbols: np.ndarray) -> np.ndarray:
+        return np.asarray(network(jnp.asarray(symbols, jnp.float32))).astype(np.int64)
 
     def _encoded(self, images: np.ndarray) -> Iterator[np.ndarray]:
         """What the encoder of integers gives for each image."""
@@ -138,20 +181,30 @@ class BitsBack:
             part = images[start : start + AT_ONCE]
             padding = np.zeros((AT_ONCE - len(part), *self.shape), part.dtype)
             whole = np.concatenate([part, padding])  # one shape, so one program
-            yield from self._encode(whole)[: len(part)]
+            yield from self._apply(self._encoder, whole)[: len(part)]
 
-    def _pixels(self, z: np.ndarray) -> np.ndarray:
-        """Frequencies of the values of all pixels [P, L]."""
-        raw = np.asarray(self._decoder(z.astype(np.float32))).astype(np.int64)
+    def _pixels(self, raw: np.ndarray) -> np.ndarray:
+        """Frequencies of the values of all pixels [P, L], from what the decoder gives."""
         if raw.ndim == 3:  # a convolutional decoder may give more rows and columns
             raw = raw[: self.shape[0], : self.shape[1]]
         return self.pixels(self.tables, raw.reshape(-1, self.numbers), self.levels)
 
+    def _gaussian(self, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Frequencies of all places, of each latent."""
+        return frequencies.between(
+            frequencies.cumulative(self.tables, "gaussian", mean, scale, self.edges)
+        )
+
+    def _clipped(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means and scales of latents from what a network gives: [m, log s] of each."""
+        mean, scale = np.split(raw, 2)
+        widest = math.floor(EIGHTHS * math.log2(self.reach / WIDTH))
+        most = QUARTERS * self.reach
+        return np.clip(mean, -most, most), np.clip(scale, SMALLEST, widest)
+
     def posteriors(self, raw: np.ndarray) -> list[Group]:
         """Frequencies of all latents from what the encoder gives: [m, log s] of each."""
-        mean = np.clip(raw[: self.latent], -QUARTERS * self.reach, QUARTERS * self.reach)
-        widest = math.floor(EIGHTHS * math.log2(self.reach / WIDTH))
-        scale = np.clip(raw[self.latent :], SMALLEST, widest)
+        mean, scale = self._clipped(raw)
         octaves = 2 * -(-scale // (2 * EIGHTHS))  # rounded up to even ones
         groups = []
         for octave in np.unique(octaves):
@@ -166,14 +219,16 @@ class BitsBack:
             groups.append(Group(rows, first, frequencies.between(inner)))
         return groups
 
-    def _pop_latents(self, stack: Stack, raw: np.ndarray) -> np.ndarray:
-        z = np.empty(self.latent, np.int64)
+    def _pop_latents(self, stack: Stack, raw: np.ndarray, latent: int) -> np.ndarray:
+        z = np.empty(latent, np.int64)
         for group in self.posteriors(raw):
             z[group.rows] = group.first + stack.pop(group.frequencies)
         return z
 
-    def _push_latents(self, stack: Stack, z: np.ndarray, raw: np.ndarray) -> None:
-        for group in reversed(self.posteriors(raw)):
+    def _push_latents(self, stack: Stack, z: np.ndarray, below: np.ndarray, level: int) -> None:
+        """Gives back the bits that z was drawn with, given x or the vector below it."""
+        x = below.reshape(self.shape) if level == 0 else below
+        for group in reversed(self.posteriors(self._apply(self._up[level], x))):
             stack.push(z[group.rows] - group.first, group.frequencies)
 
 

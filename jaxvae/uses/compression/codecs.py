@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import json
 import zipfile
 import zlib
@@ -31,7 +32,17 @@ class Compressed(NamedTuple):
 
     packed: bytes
     net_bits: float  # what the images added to the stack
-    steps: list[int]  # bits of the first image: popped for z, pushed for x and for z
+    steps: list[int]  # bits that each step of the first image added; a step that popped took some
+
+    @property
+    def borrowed(self) -> int:
+        """The most bits that steps of the first image took before others brought them back."""
+        return -min(0, *itertools.accumulate(self.steps))
+
+    @property
+    def first_image(self) -> int:
+        """Bits of a file that holds the first image alone."""
+        return sum(self.steps) + self.borrowed
 
 
 class Codec:

@@ -106,6 +106,21 @@ def _slid(x: Array, kernel: Array, stride: int) -> Array:
 # From real numbers to integers
 
 
+def outputs(
+    layers: Sequence[Affine], activation: Callable[[Array], Array], inputs: np.ndarray
+) -> np.ndarray:
+    """The outputs [N, ...] of a network of real numbers."""
+    layers = [layer._replace(kernel=layer.kernel.astype(np.float32)) for layer in layers]
+
+    def one(x: Array) -> Array:
+        for layer in layers[:-1]:
+            x = activation(affine(layer, x))
+        return affine(layers[-1], x)
+
+    x = jnp.asarray(inputs, jnp.float32)
+    return np.asarray(jax.jit(lambda x: lax.map(one, x, batch_size=256))(x), np.float64)
+
+
 def rounded(
     layers: Sequence[Affine],
     activation: Callable[[Array], Array],

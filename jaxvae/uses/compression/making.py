@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxvae.families import compressive
 from jaxvae.runs import folders
-from jaxvae.uses.compression import flat
+from jaxvae.uses.compression import gaussian
 from jaxvae.uses.compression.codecs import Codec
 from jaxvae.uses.compression.transform import transform_codec
 
@@ -21,7 +21,7 @@ def is_lossy(config: Any) -> bool:
 def check(config: Any, grid: int = 32) -> None:
     """Raises ValueError for a model that has no codec."""
     if not is_lossy(config):
-        flat.check(config, grid)
+        gaussian.check(config, grid)
 
 
 def codec(trained: Any, images: np.ndarray, grid: int = 32) -> Codec:
@@ -38,4 +38,4 @@ def codec(trained: Any, images: np.ndarray, grid: int = 32) -> Codec:
     config = folders.read(trained.workdir).config
     if is_lossy(config):
         return transform_codec(config, trained.data, trained.params, images)
-    return flat.flat_codec(config, trained.data, trained.params, images, grid)
+    return gaussian.gaussian_codec(config, trained.data, trained.params, images, grid)

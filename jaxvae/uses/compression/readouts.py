@@ -26,17 +26,20 @@ class Readout(NamedTuple):
     add: np.ndarray  # b [numbers]
 
 
-def _per_octave(low: float, unit: float) -> tuple[float, float]:
+def _per_octave(low: float, unit: Any) -> tuple[float, Any]:
     """Units of log s + low, read as eighths of log2 of s / unit."""
-    return EIGHTHS / math.log(2), EIGHTHS * (low - math.log(unit)) / math.log(2)
+    return EIGHTHS / math.log(2), EIGHTHS * (low - np.log(unit)) / math.log(2)
 
 
-def posterior(latent: int, grid: int) -> Readout:
-    """Units of the encoder's [m, log s]: quarters of 1 / grid, and eighths of octaves of it."""
-    eighths, low = _per_octave(0.0, 1 / grid)
-    ones, zeros = np.ones(latent), np.zeros(latent)
-    multiply = np.concatenate([QUARTERS * grid * ones, eighths * ones])
-    return Readout(multiply, np.concatenate([zeros, zeros + low]))
+def gaussian(center: np.ndarray, unit: np.ndarray) -> Readout:
+    """Units of the [m, log s] of latents: quarters of a place, and eighths of octaves of it.
+
+    Places are ``unit`` [D] apart, and a latent at ``center`` [D] is at place 0.
+    """
+    per_place = QUARTERS / unit
+    eighths, low = _per_octave(0.0, unit)
+    multiply = np.concatenate([per_place, np.full(len(unit), eighths)])
+    return Readout(multiply, np.concatenate([-center * per_place, low]))
 
 
 def pixels(likelihood: str, levels: int, components: int) -> Readout:
@@ -55,61 +58,59 @@ def pixels(likelihood: str, levels: int, components: int) -> Readout:
 
 
 def encoder_layers(
-    params: Params, network: Any, shape: tuple[int, ...], scale: float, readout: Readout
+    params: Params, network: Any, shape: tuple[int, ...], scale: float
 ) -> list[Affine]:
-    """The affine maps of an encoder.
-
-    Args:
-      params: its parameters.
-      network: the chosen pair of networks, mlp or conv.
-      shape: the shape of x.
-      scale: a whole number x is the input scale * x of the network.
-      readout: units of its outputs.
-    """
-    count, layers = len(network.hidden), []
-    for i in range(count):
-        if network.name == "mlp":
-            layers.append(_affine("dense", (-1,), params[f"hidden_{i}"]))
-        else:
+    """The affine maps of an encoder, mlp or conv, of whole numbers x; it takes scale * x."""
+    if network.name == "mlp":
+        layers = dense_layers(params)
+    else:
+        layers = []
+        for i, channels in enumerate(network.hidden):
             layers.append(_affine("conv", shape, params[f"conv_{i}"]))
             height, width = (math.ceil(side / 2) for side in shape[:2])
-            shape = height, width, network.hidden[i]
-    layers.append(_affine("dense", (-1,), params["output"]))
-    layers[0] = layers[0]._replace(kernel=layers[0].kernel * scale)
-    return [*layers[:-1], _read(layers[-1], readout)]
+            shape = height, width, channels
+        layers.append(_affine("dense", (-1,), params["output"]))
+    return [layers[0]._replace(kernel=layers[0].kernel * scale), *layers[1:]]
 
 
-def decoder_layers(
-    params: Params, network: Any, output: tuple[int, ...], readout: Readout
-) -> list[Affine]:
-    """The affine maps of a decoder; a convolutional one gives an image that may be too large.
+def decoder_layers(params: Params, network: Any, output: tuple[int, ...]) -> list[Affine]:
+    """The affine maps of a decoder, mlp or conv, whose output has a shape.
 
-    Args:
-      params: its parameters.
-      network: the chosen pair of networks, mlp or conv.
-      output: the shape of its output.
-      readout: units of the numbers of each pixel and channel.
+    A convolutional one gives an image that may be too large.
     """
-    count = len(network.hidden)
-    names = [*(f"hidden_{i}" for i in range(count)), "output"]
     if network.name == "mlp":
-        layers = [_affine("dense", (-1,), params[name]) for name in names]
-    else:
-        widths = network.hidden[::-1]
-        height, width, _ = smallest_image(output, widths)
-        layers = [_affine("dense", (-1,), params["input"])]
-        for i in range(count):
-            shape = height * 2**i, width * 2**i, widths[i]
-            layers.append(_affine("deconv", shape, params[f"deconv_{i}"]))
-    return [*layers[:-1], _read(layers[-1], readout)]
+        return dense_layers(params)
+    widths = network.hidden[::-1]
+    height, width, _ = smallest_image(output, widths)
+    layers = [_affine("dense", (-1,), params["input"])]
+    for i in range(len(widths)):
+        shape = height * 2**i, width * 2**i, widths[i]
+        layers.append(_affine("deconv", shape, params[f"deconv_{i}"]))
+    return layers
+
+
+def dense_layers(params: Params) -> list[Affine]:
+    """The affine maps of an mlp."""
+    names = [*(f"hidden_{i}" for i in range(len(params) - 1)), "output"]
+    return [_affine("dense", (-1,), params[name]) for name in names]
+
+
+def of_places(layers: list[Affine], center: np.ndarray, unit: np.ndarray) -> list[Affine]:
+    """The affine maps of (z - center) / unit in the place of z [D]."""
+    first = layers[0]
+    kernel, bias = unit[:, None] * first.kernel, first.bias + center @ first.kernel
+    return [first._replace(kernel=kernel, bias=bias), *layers[1:]]
+
+
+def read(layers: list[Affine], readout: Readout) -> list[Affine]:
+    """The affine maps whose outputs are in the units of a readout."""
+    last = layers[-1]
+    times = last.kernel.shape[-1] // len(readout.multiply)
+    multiply, add = np.tile(readout.multiply, times), np.tile(readout.add, times)
+    kernel, bias = last.kernel * multiply, last.bias * multiply + add
+    return [*layers[:-1], last._replace(kernel=kernel, bias=bias)]
 
 
 def _affine(kind: str, shape: tuple[int, ...], params: Params) -> Affine:
     kernel, bias = (np.asarray(params[name], np.float64) for name in ("kernel", "bias"))
     return Affine(kind, tuple(shape), kernel, bias)
-
-
-def _read(layer: Affine, readout: Readout) -> Affine:
-    times = layer.kernel.shape[-1] // len(readout.multiply)
-    multiply, add = np.tile(readout.multiply, times), np.tile(readout.add, times)
-    return layer._replace(kernel=layer.kernel * multiply, bias=layer.bias * multiply + add)

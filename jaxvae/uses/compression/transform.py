@@ -23,8 +23,8 @@ from jaxvae.settings import from_json, to_json
 from jaxvae.uses.compression import frequencies, integers, readouts
 from jaxvae.uses.compression.bits_back import AT_ONCE, checked, network
 from jaxvae.uses.compression.codecs import SCHEMES, Codec
-from jaxvae.uses.compression.flat import TYPICAL, arrays_of, fingerprint, layout_of, levels_of
 from jaxvae.uses.compression.frequencies import EIGHTHS, QUARTERS, TOTAL
+from jaxvae.uses.compression.gaussian import TYPICAL, arrays_of, fingerprint, layout_of, levels_of
 from jaxvae.uses.compression.stacks import Stack
 
 ROOM = 1.5  # how much larger than seen a code may become, before it is clipped
@@ -99,7 +99,7 @@ class Transform:
             else:
                 stack.push(row + self.reach, self.first)
                 between = stack.bits
-            steps = steps or [0, between - before, stack.bits - between]
+            steps = steps or [between - before, stack.bits - between]
         return _checksum(codes), steps
 
     def pop(self, stack: Stack, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, int]:
@@ -173,7 +173,8 @@ def transform_codec(config: Any, data: Data, params: Params, images: np.ndarray)
     if parts.hyper:
         readout = readouts.Readout(np.array([EIGHTHS / np.log(2)]), np.zeros(1))
         pair = types.SimpleNamespace(name=parts.pair, hidden=config.hyper_hidden)
-        layers = readouts.decoder_layers(params["prior"]["hyper"], pair, parts.codes, readout)
+        layers = readouts.decoder_layers(params["prior"]["hyper"], pair, parts.codes)
+        layers = readouts.read(layers, readout)
         scales = integers.rounded(layers, jax.nn.relu, np.round(w), 0, layout["hyper_reach"])
         layout["scales"] = layout_of(scales)
         arrays |= arrays_of("scales", scales) | frequencies.tables("gaussian")
