@@ -234,13 +234,15 @@ def _is_whole(q: Any) -> bool:
 def draw_traversals(path: Path, shown: Shown) -> bool:
     """Draws the strongest latents, one at a time, from the posterior mean of an example.
 
-    Latents that are maps [h, w, D] are too many to be drawn so.
+    Latents that are maps [h, w, D] are too many to be drawn so. Latents that p(x|z) is no function
+    of, such as the upper ones of a chain, are left out.
     """
     q = shown.posterior()
     center = mean_of(q)
     if not _is_flat(q) or not all(leaf.ndim in (1, 2) for leaf in jax.tree.leaves(center)):
         return False
-    strongest = np.argsort(-_strengths(shown), kind="stable")[:COLUMNS]
+    strengths = np.where(_are_decoded(shown, center), _strengths(shown), -np.inf)
+    strongest = np.argsort(-strengths, kind="stable")[: min(COLUMNS, np.isfinite(strengths).sum())]
     values, columns = _values(q)
     x = decoding.traversals(
         shown.model, shown.params, center, strongest.tolist(), values, shown.condition()
@@ -249,6 +251,22 @@ def draw_traversals(path: Path, shown: Shown) -> bool:
     title = "One latent at a time, from the posterior mean of a test example"
     images = shown.pictures(x, shown.one())
     return _grid(path, shown, images, title, [names[i] for i in strongest], columns)
+
+
+def _are_decoded(shown: Shown, center: Any) -> np.ndarray:
+    """Whether the mean of p(x|z) depends on each latent, by its gradient at z = center."""
+
+    def value(z: Any) -> Array:
+        x = shown.model.decode(shown.params, z, shown.condition()).mean  # type: ignore[misc]
+        leaves = jax.tree.leaves(x)
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        pairs = zip(leaves, keys, strict=True)
+        return sum((jax.random.normal(k, x.shape) * x).sum() for x, k in pairs)
+
+    slopes = jax.tree.leaves(jax.jit(jax.grad(value))(center))
+    each = [np.abs(leaf).reshape(len(leaf), -1).sum(1) > 0 for leaf in slopes]
+    decoded = np.concatenate(each)
+    return decoded if decoded.any() else np.ones_like(decoded)
 
 
 def _strengths(shown: Shown) -> np.ndarray:
