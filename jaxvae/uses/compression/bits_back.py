@@ -129,18 +129,17 @@ class BitsBack:
             if level + 1 < len(self.latents):
                 raw = self._apply(self._up[level + 1], z)
             if self.swap:
-                yield from self._push_given(stack, waiting.pop(0), z, level)
+                self._push_given(stack, waiting.pop(0), z, level)
+                yield
         for level in range(len(waiting) - 1):
-            yield from self._push_given(stack, waiting[level], waiting[level + 1], level)
+            self._push_given(stack, waiting[level], waiting[level + 1], level)
+            yield
         stack.push(z + self.reach, self.prior)
         yield
 
-    def _push_given(
-        self, stack: Stack, symbols: np.ndarray, z: np.ndarray, level: int
-    ) -> Iterator[None]:
-        """Pushes x or a vector of latents, given the vector above it."""
+    def _push_given(self, stack: Stack, symbols: np.ndarray, z: np.ndarray, level: int) -> None:
+        """Pushes x or a vector of latents, given the vector z above it."""
         stack.push(symbols + (self.reach if level else 0), self._given(z, level))
-        yield
 
     def pop(self, stack: Stack, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, int]:
         """Pops images of a shape, and returns them and a checksum of them."""
@@ -161,8 +160,8 @@ class BitsBack:
                 self._push_latents(stack, *waiting.pop())
             z = below
         image[:] = z
-        for vector in waiting:
-            self._push_latents(stack, *vector)
+        for each in waiting:
+            self._push_latents(stack, *each)
 
     def _given(self, z: np.ndarray, level: int) -> np.ndarray:
         """Frequencies of the values of x, or of the vector below z."""
