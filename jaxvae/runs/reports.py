@@ -23,6 +23,9 @@ SPEEDS: dict[str, Callable[[float], str]] = {  # name in metrics.jsonl -> how it
     "share_of_peak": lambda value: f"{value:.1%} of the devices' peak",
 }
 
+# what is shown of tqdm's bar, so that the terms of the loss fit beside it into 100 columns
+BAR = "{desc}: {percentage:.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
 
 def say(sentence: str) -> None:
     """Prints a sentence, once in a job of several processes."""
@@ -80,7 +83,7 @@ class Metrics:
             names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
             shown = {n: f"{report[term]:.2f}" for term, n in names.items() if _known(report, term)}
             speed = f"{report['images_per_second']:,.0f}"
-            self.bar.set_postfix({"images/s": speed} | shown)
+            self.bar.set_postfix(shown | {"images/s": speed})
             self.bar.update(step - self.bar.n)
         self._write("metrics.jsonl", step, report)
 
@@ -117,7 +120,7 @@ def _bar(steps: int, start: int, shown: bool) -> Any:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=steps, initial=start, unit="step", desc="training", dynamic_ncols=True)
+    return tqdm(total=steps, initial=start, desc="training", dynamic_ncols=True, bar_format=BAR)
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -104,7 +104,8 @@ def train_in(
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
         processes.on_first(lambda: folders.save(folder, run.record))
         pixels = datasets.describe(run.record.data.pixels, run.record.data.levels)
-        for note in (pixels, *run.dataset.notes, *run.built.notes):
+        what = f"training {name} on {run.dataset.name}, in {folder}"
+        for note in (what, f"--pixels {pixels}", *run.dataset.notes, *run.built.notes):
             reports.say(note)
         state, early = fit_in(run, folder, stop, start_from, progress, report)
         params = processes.local(run.built.parameters(state))
