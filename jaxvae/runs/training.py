@@ -365,14 +365,16 @@ def draw(run: Run, params: Any, workdir: Path, lines: list[dict[str, Any]]) -> l
     """Draws all figures of a run, if matplotlib is installed, and returns their names."""
     validation = reports.read_lines(workdir / "validation.jsonl")
     data = run.record.data
-    return figures.draw_all(
-        workdir / "figures",
-        run.built.model,
-        params,
-        run.key,
-        run.test,
-        reports=[*lines, *validation],
-        pictures=run.built.pictures_of,
-        pixel_max=data.pixel_max,
-        classes=data.classes,
-    )
+    with reports.counter(len(figures.FIGURES), "figures", "figure") as done:
+        return figures.draw_all(
+            workdir / "figures",
+            run.built.model,
+            params,
+            run.key,
+            run.test,
+            reports=[*lines, *validation],
+            pictures=run.built.pictures_of,
+            pixel_max=data.pixel_max,
+            classes=data.classes,
+            progress=done,
+        )
