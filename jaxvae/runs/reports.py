@@ -83,7 +83,7 @@ class Metrics:
             names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
             shown = {n: f"{report[term]:.2f}" for term, n in names.items() if _known(report, term)}
             speed = f"{report['images_per_second']:,.0f}"
-            self.bar.set_description("training", refresh=False)
+            self.bar.set_description_str("training", refresh=False)
             self.bar.set_postfix(shown | {"images/s": speed})
             self.bar.update(step - self.bar.n)
         self._write("metrics.jsonl", step, report)
