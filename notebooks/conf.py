@@ -71,14 +71,18 @@ def setup(app: Any) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     app.connect("autodoc-process-docstring", docstrings.process, priority=100)
-    app.connect("source-read", _say_that_outputs_are_missing)
+    app.connect("source-read", _below_the_title)
 
 
-def _say_that_outputs_are_missing(app: Any, page: str, source: list[str]) -> None:
-    """A note below the title of a notebook that this build does not run."""
-    if nb_execution_mode == "off" and source[0].startswith("---\nfile_format: mystnb"):
-        note = (
-            "\n\n:::{note}\nThis site was built without running its notebooks, so outputs are "
+def _below_the_title(app: Any, page: str, source: list[str]) -> None:
+    """Below the title of a notebook: where to get it, and whether this build has run it."""
+    if not source[0].startswith("---\nfile_format: mystnb"):
+        return
+    name = page.rsplit("/", 1)[-1]
+    lines = f"\n\n{{nb-download}}`Download this page as a notebook <{name}.ipynb>`\n"
+    if nb_execution_mode == "off":
+        lines += (
+            "\n:::{note}\nThis site was built without running its notebooks, so outputs are "
             "missing. `JAXVAE_BOOK=run sphinx-build notebooks site` runs them.\n:::\n"
         )
-        source[0] = re.sub(r"^# .*$", lambda title: title[0] + note, source[0], count=1, flags=re.M)
+    source[0] = re.sub(r"^# .*$", lambda title: title[0] + lines, source[0], count=1, flags=re.M)

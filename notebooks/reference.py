@@ -106,7 +106,8 @@ def _kind_pages() -> Iterator[tuple[str, str]]:
 def members_page() -> str:
     """The page that lists the tables."""
     counts = [
-        [f"[{kind.title}]({key}.md)", str(len(kind.table))] for key, kind in tables.KINDS.items()
+        [f"[{cell(kind.title)}]({key}.md)", str(len(kind.table))]
+        for key, kind in tables.KINDS.items()
     ]
     return (
         "# Members\n\nEach table of the library is a page, made from the code when this site is "

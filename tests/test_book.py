@@ -64,6 +64,15 @@ def test_a_table_names_every_member(key: str, table: Any) -> None:
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [*table]
 
 
+def test_rows_of_tables_have_as_many_cells_as_their_heads() -> None:
+    """A bar in p(x|z) that is not escaped ends a cell."""
+    pages = [*reference._kind_pages(), ("members", reference.members_page())]
+    for page, text in [*pages, ("families", reference.families_page())]:
+        for rows in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            cells = {len(re.split(r"(?<!\\)\|", row)) for row in rows.splitlines()}
+            assert len(cells) == 1, page
+
+
 def test_flags_that_the_tables_name_exist() -> None:
     known = {*inspect.signature(sample).parameters, *inspect.signature(evaluate).parameters}
     for family in families.FAMILIES.values():

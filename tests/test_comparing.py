@@ -97,6 +97,7 @@ def test_list_has_a_line_for_each_run(runs: list[Path], capsys: pytest.CaptureFi
         (-25.1667, 1.8974, "-25.17 ± 1.90"),
         (12345.6, float("nan"), "12,346"),
         (3000.0, float("nan"), "3,000"),
+        (3000.0, 0.0, "3,000"),
         (0.51234, 0.01, "0.512 ± 0.010"),
         (float("nan"), float("nan"), ""),
     ],

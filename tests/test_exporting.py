@@ -144,6 +144,7 @@ def test_a_card_says_what_a_reader_needs(
         *('license: "apache-2.0"', "# vae-digits", "trained on digits", "1,182 parameters"),
         *('from_pretrained("vae-digits")', "| ELBO | -12.500 ± 0.250 nats |", "`hidden` | `[8]`"),
         *("| `decode.stablehlo` | z `float32[b,3]` | `float32[b,8,8,1]` |", "cpu, cuda, tpu"),
+        *("pip install jax flatbuffers`", "as the data set holds them"),
         *("every pixel becomes pixel / 16", "![samples](figures/samples.png)"),
         *("1,437 training examples", "jaxvae evaluate vae-digits"),
     ):

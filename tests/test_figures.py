@@ -155,7 +155,12 @@ def test_a_figure_whose_answer_is_missing_is_left_out(tmp_path: Path, album: str
         )
     x = np.random.default_rng(0).random((7, 4, 4, 1), np.float32)
     split, reports = datasets.Split(x, np.arange(7) % 3), [{"step": 1, "loss": 1.0}]
-    names = figures.draw_all(tmp_path, family, {}, jax.random.key(0), split, reports=reports)
+    done: list[int] = []
+    key = jax.random.key(0)
+    names = figures.draw_all(
+        tmp_path, family, {}, key, split, reports=reports, progress=done.append
+    )
+    assert done == [*range(1, len(figures.FIGURES) + 1)]
     # answers that a VAE does not have
     special = {"partly", "classify", "seen", "atoms"}
     drawn = {name for name, figure in figures.FIGURES.items() if not special & set(figure.needs)}

@@ -282,6 +282,8 @@ def test_a_users_posterior_is_trained_and_loaded(
     more = {"posterior": "laplace_like", "width": 3.0, "data_dir": str(data_dir), "steps": 2}
     trained = jaxvae.train("digits", tmp_path, **QUICK | more)
     loaded = jaxvae.load(tmp_path)
+    numbers = 65 * 16 + 17 * 20 + 11 * 16 + 17 * 64  # weights and biases of four layers
+    assert repr(loaded).endswith(f"digits of shape (8, 8, 1), step 2, {numbers:,} parameters)")
     x = np.asarray(datasets.load("digits", data_dir).splits["test"].x[:3])
     np.testing.assert_array_equal(loaded.posterior(x).scale, trained.posterior(x).scale)
     monkeypatch.delitem(posteriors.CONTINUOUS, "laplace_like")

@@ -92,6 +92,7 @@ def draw_all(
     pixel_max: float = 1.0,
     classes: tuple[str, ...] = (),
     figures: Sequence[str] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Draws all figures of a model into a folder, and returns their names.
 
@@ -109,17 +110,19 @@ def draw_all(
       pixel_max: the value that is drawn white.
       classes: names of the labels.
       figures: names in ``FIGURES`` to draw; None is all.
+      progress: is called with how many of ``FIGURES`` are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = answers(model)
     examples = _examples(key, split)
     shown = Shown(model, params, key, examples, split, reports, pictures, pixel_max, tuple(classes))
     names = []
-    for name, figure in FIGURES.items():
+    for done, (name, figure) in enumerate(FIGURES.items(), 1):
         answered = all(getattr(model, answer) is not None for answer in figure.needs)
         asked, file = figures is None or name in figures, folder / f"{name}.png"
         if asked and answered and figure.draw(file, shown):
             names.append(file.name if file.exists() else file.with_suffix(".txt").name)
+        progress(done)
     return names
 
 

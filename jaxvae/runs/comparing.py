@@ -222,7 +222,7 @@ def written(value: float, half: float) -> str:
     """A number with its interval, in about four digits; whole numbers are written whole."""
     if math.isnan(value):
         return ""
-    if math.isnan(half) and value.is_integer():
+    if (math.isnan(half) or half == 0) and value.is_integer():  # such as the steps of all seeds
         return f"{value:,.0f}"
     digits = max(0, 4 - len(f"{abs(value):.0f}"))
     text = f"{value:,.{digits}f}"

@@ -146,7 +146,8 @@ def _record(file: Path, values: dict[str, Any]) -> Record:
         config = from_json(FAMILIES[values["family"]].Config(), values["config"])
     except ValueError as error:
         raise ValueError(
-            f"{file}: {error}. If it is a member of your own, add it to its table first."
+            f"{file}: {error}. If it is a member of your own, add it to its table first: run or "
+            "import the module that does."
         ) from error
     data: Any = {n: tuple(v) if isinstance(v, list) else v for n, v in values["data"].items()}
     first = _record(file, values["first_stage"]) if "first_stage" in values else None

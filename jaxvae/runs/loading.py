@@ -19,7 +19,7 @@ from jaxvae.families import Built, Data
 from jaxvae.runs import folders, weights
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trained:
     """A trained model, whose methods take batches of NumPy or JAX arrays.
 
@@ -37,6 +37,11 @@ class Trained:
     step: int
     workdir: Path | None = None
     result: dict[str, Any] | None = None  # what ``result.json`` holds, if training has ended
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        of_data = f"{self.data.name} of shape {self.data.shape}"
+        return f"Trained({self.workdir}: {of_data}, step {self.step}, {count:,} parameters)"
 
     @property
     def model(self) -> models.Model:

@@ -23,6 +23,9 @@ SPEEDS: dict[str, Callable[[float], str]] = {  # name in metrics.jsonl -> how it
     "share_of_peak": lambda value: f"{value:.1%} of the devices' peak",
 }
 
+# what is shown of tqdm's bar, so that the terms of the loss fit beside it into 100 columns
+BAR = "{desc}: {percentage:.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
 
 def say(sentence: str) -> None:
     """Prints a sentence, once in a job of several processes."""
@@ -80,7 +83,8 @@ class Metrics:
             names = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
             shown = {n: f"{report[term]:.2f}" for term, n in names.items() if _known(report, term)}
             speed = f"{report['images_per_second']:,.0f}"
-            self.bar.set_postfix({"images/s": speed} | shown)
+            self.bar.set_description_str("training", refresh=False)
+            self.bar.set_postfix(shown | {"images/s": speed})
             self.bar.update(step - self.bar.n)
         self._write("metrics.jsonl", step, report)
 
@@ -117,7 +121,8 @@ def _bar(steps: int, start: int, shown: bool) -> Any:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=steps, initial=start, unit="step", desc="training", dynamic_ncols=True)
+    what = "training" if start == steps else "training: compiling"  # until the first report
+    return tqdm(total=steps, initial=start, desc=what, dynamic_ncols=True, bar_format=BAR)
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -244,14 +249,14 @@ def _example_shape(built: Built, data: Data, key: Array, split: Any) -> tuple[in
 class counter:
     """A bar of examples, which ends with the block."""
 
-    def __init__(self, total: int, title: str):
+    def __init__(self, total: int, title: str, unit: str = "image"):
         try:
             from tqdm import tqdm
         except ImportError:
             self.bar: Any = None
             return
         quiet = not processes.is_first()
-        self.bar = tqdm(total=total, unit="image", desc=title, leave=False, disable=quiet)
+        self.bar = tqdm(total=total, unit=unit, desc=title, leave=False, disable=quiet)
 
     def __enter__(self) -> Callable[[int], None]:
         return lambda done: None if self.bar is None else self.bar.update(done - self.bar.n)

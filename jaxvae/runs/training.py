@@ -104,7 +104,8 @@ def train_in(
         processes.on_first(lambda: locked.enter_context(folders.lock(folder)))
         processes.on_first(lambda: folders.save(folder, run.record))
         pixels = datasets.describe(run.record.data.pixels, run.record.data.levels)
-        for note in (pixels, *run.dataset.notes, *run.built.notes):
+        what = f"training {name} on {run.dataset.name}, in {folder}"
+        for note in (what, f"--pixels {pixels}", *run.dataset.notes, *run.built.notes):
             reports.say(note)
         state, early = fit_in(run, folder, stop, start_from, progress, report)
         params = processes.local(run.built.parameters(state))
@@ -364,14 +365,16 @@ def draw(run: Run, params: Any, workdir: Path, lines: list[dict[str, Any]]) -> l
     """Draws all figures of a run, if matplotlib is installed, and returns their names."""
     validation = reports.read_lines(workdir / "validation.jsonl")
     data = run.record.data
-    return figures.draw_all(
-        workdir / "figures",
-        run.built.model,
-        params,
-        run.key,
-        run.test,
-        reports=[*lines, *validation],
-        pictures=run.built.pictures_of,
-        pixel_max=data.pixel_max,
-        classes=data.classes,
-    )
+    with reports.counter(len(figures.FIGURES), "figures", "figure") as done:
+        return figures.draw_all(
+            workdir / "figures",
+            run.built.model,
+            params,
+            run.key,
+            run.test,
+            reports=[*lines, *validation],
+            pictures=run.built.pictures_of,
+            pixel_max=data.pixel_max,
+            classes=data.classes,
+            progress=done,
+        )

@@ -1,7 +1,7 @@
 """Encoder, decoder and sampler of a trained model as programs that run without jaxvae.
 
 A program is an artefact of ``jax.export``: StableHLO for several platforms at once, and a batch of
-any size. JAX alone runs it::
+any size. JAX runs it, with flatbuffers installed::
 
     decode = jax.export.deserialize(bytearray(open("decode.stablehlo", "rb").read()))
     images = decode.call(z)

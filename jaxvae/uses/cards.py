@@ -61,7 +61,8 @@ bounds, which rise with the number of samples.
 {license}"""
 
 WITHOUT = """
-Without jaxvae, JAX runs these programs on {platforms}, for {batch}:
+Without jaxvae, JAX runs these programs on {platforms}, for {batch}
+(`pip install {packages}`):
 
 ```python
 {imports}
@@ -71,6 +72,9 @@ out = {name}.call({arguments})
 ```
 
 {table}
+
+Several arrays are a dictionary with these names. Examples go in as the data set holds them, and
+come out as the preprocessing below leaves them.
 """
 
 
@@ -143,15 +147,16 @@ def _programs(artefacts: Sequence[dict[str, Any]]) -> str:
     if not of_jax:
         return f"\n{files}\n"
     first = of_jax[0]
-    inputs, imports = list(first["inputs"]), "import jax"
+    inputs, imports, packages = list(first["inputs"]), "import jax", "jax flatbuffers"
     if first["weights"] != "inside":
-        inputs = ["weights", *inputs]
+        inputs, packages = ["weights", *inputs], f"{packages} safetensors"
         imports += "\nfrom safetensors.numpy import load_file\n\n"
         imports += f'weights = load_file("{FILE}")'
     free = any("[b" in str(each) for each in first["inputs"].values())
     return WITHOUT.format(
         platforms=", ".join(first["platforms"]),
         batch="batches of any size b" if free else "batches of one size",
+        packages=packages,
         imports=imports,
         name=first["file"].partition(".")[0],
         file=json.dumps(first["file"]),
