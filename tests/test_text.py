@@ -37,6 +37,7 @@ LENGTH, LATENT = 4, 2
 DECODERS: dict[str, networks.SequenceDecoder] = {
     "gru": networks.recurrent_decoder(WORDS, LENGTH, 3, 6),
     "transformer": networks.transformer_decoder(WORDS, LENGTH, 8, 2, 2, context_size=LATENT),
+    "words": networks.independent_decoder(WORDS, LENGTH, 6),
 }
 every_decoder = pytest.mark.parametrize("name", DECODERS)
 
@@ -96,6 +97,7 @@ def test_three_words_and_the_end_in_six_places(name: str) -> None:
     made = {
         "gru": networks.recurrent_decoder(4, 6, 3, 6),
         "transformer": networks.transformer_decoder(4, 6, 8, 1, 2, context_size=LATENT),
+        "words": networks.independent_decoder(4, 6, 6),
     }[name]
     params = spread(made.init(KEY, jnp.zeros(LATENT)))
     sentences = models.Sentences(params, jnp.ones(LATENT), None, made)
@@ -295,6 +297,39 @@ def test_bounds_of_sentences_with_and_without_a_label() -> None:
     hidden = model.bound(params, KEY, x, jnp.eye(classes)[1])
     shown = model.terms(params, KEY, x, jnp.eye(classes)[1])
     assert hidden != shown["reconstruction"] - shown["kl"]  # words are dropped in training alone
+
+
+def test_words_by_themselves_given_a_class_are_naive_bayes() -> None:
+    """log p(x|y) and p(y|x) of scikit-learn's multinomial naive Bayes."""
+    from sklearn.naive_bayes import MultinomialNB
+
+    rows = np.array([[2, 3, 2, 0], [4, 4, 0, 0], [3, 4, 1, 0], [2, 0, 0, 0]], np.int32)
+    counts = np.array([np.bincount(row[row > 0], minlength=WORDS) for row in rows])
+    counts[:, texts.END] = 1
+    bayes = MultinomialNB(fit_prior=False).fit(counts, [0, 1, 1, 0])
+    decoder = networks.independent_decoder(WORDS, LENGTH, 2)
+    params = {
+        "states": {"hidden": {"kernel": 30.0 * jnp.eye(2), "bias": jnp.zeros(2)}},
+        "output": {"kernel": jnp.asarray(bayes.feature_log_prob_), "bias": jnp.zeros(WORDS)},
+    }
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, decoder.init(KEY, jnp.zeros(2))
+    )
+    of_class = lambda y, row: models.Sentences(params, y, None, decoder).log_prob(row)
+    log_p = jax.vmap(lambda row: jax.vmap(of_class, (0, None))(jnp.eye(2), row))(rows)
+    np.testing.assert_allclose(log_p, counts @ bayes.feature_log_prob_.T, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.softmax(log_p), bayes.predict_proba(counts), rtol=1e-4)
+
+
+def test_a_bag_of_words_grows_as_the_root_of_its_words() -> None:
+    """Four times the words: twice the logits, whatever their order and what fills the row up."""
+    network = networks.bag_of_words(WORDS, 3, 2)
+    mask = jnp.array([True, True, False, False])
+    params = network.init(KEY, (jnp.array([2, 4, 0, 0]), mask))
+    logits = lambda tokens, mask: network.apply(params, (jnp.array(tokens), jnp.array(mask)))
+    once = logits([2, 4, 3, 3], mask)
+    four_times = logits([4, 2] * 4, [True] * 8)
+    np.testing.assert_allclose(four_times, 2 * once, rtol=1e-5)
 
 
 # Aggressive inference

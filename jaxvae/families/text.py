@@ -75,7 +75,21 @@ def transformer(
     )
 
 
-DECODERS = {"gru": gru, "transformer": transformer}
+def words(
+    vocabulary: int, length: int, precision: str, decoder_units: Count = 128
+) -> networks.SequenceDecoder:
+    """Every word by itself, given z, as in models of topics (Miao et al. 2016, arXiv:1511.06038).
+
+    Args:
+      vocabulary: how many tokens there are.
+      length: the most places of a sentence.
+      precision: the precision of the network.
+      decoder_units: units of the decoder.
+    """
+    return networks.independent_decoder(vocabulary, length, decoder_units, precision)
+
+
+DECODERS = {"gru": gru, "transformer": transformer, "words": words}
 
 
 # When encoder and decoder learn
