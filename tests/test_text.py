@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import string
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from harness import result
 
 import jaxvae
+from experiments.papers import texts as papers
 from jaxvae import (
     command_line,
     datasets,
@@ -332,6 +334,33 @@ def test_a_bag_of_words_grows_as_the_root_of_its_words() -> None:
     np.testing.assert_allclose(four_times, 2 * once, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.filterwarnings("ignore:.*unknown")
+def test_sentences_without_a_label_teach_which_words_belong_to_a_class() -> None:
+    """Each class has words of which the labels show few; what goes with what shows the others."""
+    generator = np.random.default_rng(0)
+
+    def part(count: int) -> tuple[list[str], list[str]]:
+        classes = generator.choice(["a", "b"], count)
+        letters = generator.choice(list(string.ascii_lowercase[:20]), (count, 4))
+        words = [
+            [y + a, y + b, y + c, "of" + d]
+            for y, (a, b, c, d) in zip(classes, letters, strict=True)
+        ]
+        return [" ".join(generator.permutation(each)) for each in words], classes.tolist()
+
+    data = {"train": part(400), "test": part(300)}
+    sizes = {"units": 8, "embedding": 6, "decoder_units": 16, "latent": 2, "max_length": 8}
+    config = families.preset("text-ssvae", **sizes, labelled=4, steps=300, batch_size=32)
+    run = prepare(config, Job(), data=data)
+    params = run.built.parameters(run.fit(num_steps=config.steps))
+    found = evaluation.classification(run.built.model, params, run.key, run.test)
+    of_labels = papers.of_baseline(papers.logistic, papers.Options(labelled=4), data, config.seed)
+    assert of_labels["accuracy"] < 85
+    assert found is not None and found.accuracy > 0.95
+
+
 # Aggressive inference
 
 
@@ -489,6 +518,7 @@ COMMANDS: list[tuple[str, str, str]] = [  # preset, content of the file, words o
     ("text-vae --tokens letters", "one two\n", "--tokens"),
     ("text-vae --kl-cost capacity --accumulate 2", "one two\none\n", "--accumulate must be 1"),
     ("text-vae --decoder transformer --heads 3", "one two\none\n", "--heads 3 must divide"),
+    ("text-vae --decoder words --word-dropout 0.5", "one two\none\n", "--decoder words sees none"),
     ("text-vae --stream", "one two\none\n", "these examples are held in memory"),
 ]
 

@@ -217,7 +217,8 @@ def build(config: Config, data: Data) -> Built:
 def parts_of(config: Any, data: Data, context_size: int) -> tuple[Any, Any, Any, Any]:
     """Encoder, decoder, family of q(z|x) and family of p(z).
 
-    Raises ValueError for data that are no sentences.
+    Raises ValueError for data that are no sentences, and for words that are hidden from a decoder
+    that sees none.
     """
     if not data.vocabulary:
         raise ValueError(
@@ -225,6 +226,11 @@ def parts_of(config: Any, data: Data, context_size: int) -> tuple[Any, Any, Any,
         )
     posterior = config.posterior(latent=config.latent)
     prior = config.prior(latent=config.latent) or natural_prior(posterior, config.latent)
+    if config.word_dropout and config.decoder.name == "words":
+        raise ValueError(
+            f"word_dropout={config.word_dropout:g} hides words before a word, and decoder=words "
+            "sees none: set word_dropout to 0, or choose another decoder"
+        )
     words, (length,) = len(data.vocabulary), data.shape
     encoder = networks.recurrent_encoder(words, config.embedding, config.units, posterior.size)
     encoder = networks.with_precision(encoder, config.precision)
