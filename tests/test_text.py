@@ -336,7 +336,6 @@ def test_a_bag_of_words_grows_as_the_root_of_its_words() -> None:
 
 @pytest.mark.slow
 @pytest.mark.optimized
-@pytest.mark.filterwarnings("ignore:.*unknown")
 def test_sentences_without_a_label_teach_which_words_belong_to_a_class() -> None:
     """Each class has words of which the labels show few; what goes with what shows the others."""
     generator = np.random.default_rng(0)
