@@ -37,7 +37,7 @@ KEY = jax.random.key(0)
 WORDS = 5  # the end mark, the unknown word and three others
 LENGTH, LATENT = 4, 2
 DECODERS: dict[str, networks.SequenceDecoder] = {
-    "gru": networks.recurrent_decoder(WORDS, LENGTH, 3, 6),
+    "gru": networks.recurrent_decoder(WORDS, LENGTH, 3, 6, skip=True),
     "transformer": networks.transformer_decoder(WORDS, LENGTH, 8, 2, 2, context_size=LATENT),
     "words": networks.independent_decoder(WORDS, LENGTH, 6),
 }
@@ -251,7 +251,8 @@ def test_a_decoder_that_ignores_z_is_a_language_model() -> None:
     vae, x = vae_of("gru"), models.sentence_of(jnp.array([2, 4, 0, 0]))
     params = spread(vae.init(KEY, x))
     states = params["decoder"]["states"]
-    states["first"]["kernel"] *= 0
+    for name in ("first", "skip"):
+        states[name]["kernel"] *= 0
     states["units"]["input"]["kernel"] = states["units"]["input"]["kernel"].at[-LATENT:].set(0)
     log_p = float(vae.decode(params, jnp.zeros(LATENT)).log_prob(x))
     terms = models.elbo_terms(vae, params, KEY, x, 1)

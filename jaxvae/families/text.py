@@ -32,6 +32,7 @@ def gru(
     decoder_embedding: Count = 64,
     decoder_units: Count = 128,
     dropout: Fraction = 0.0,
+    skip: bool = False,
 ) -> networks.SequenceDecoder:
     """Gated recurrent units that see z beside every word (Bowman et al. 2016).
 
@@ -42,9 +43,11 @@ def gru(
       decoder_embedding: size of the vector of a word in the decoder.
       decoder_units: units of the decoder.
       dropout: share of the decoder's inputs and states that training drops.
+      skip: whether z, and the class if there is one, also reach the probabilities of words past the
+        units (Dieng et al. 2019, arXiv:1807.04863).
     """
     sizes = decoder_embedding, decoder_units, dropout
-    return networks.recurrent_decoder(vocabulary, length, *sizes, precision)
+    return networks.recurrent_decoder(vocabulary, length, *sizes, precision, skip)
 
 
 def transformer(

@@ -1,10 +1,13 @@
 """Semi-supervised VAEs of sentences (Xu et al. 2017, arXiv:1603.02514).
 
 They are M2 of Kingma et al. 2014 with a decoder that sees the class at every word, and the bounds
-of ``models.labels``. What a sentence without a label teaches is how much likelier its words are in
-one class than in another. A recurrent decoder learns that slowly: it explains a word by the words
-before it. A decoder of words by themselves learns it first, as naive Bayes does with EM (Nigam et
-al. 2000, doi:10.1023/A:1007692713085).
+of ``models.labels``.
+
+A sentence without a label teaches by how much likelier its words are in one class than in another.
+Recurrent units learn that slowly, since they explain a word by the words before it. Until then the
+bound leads q(y|x) away from the labels. A decoder of words by themselves learns it first, as naive
+Bayes does with EM (Nigam et al. 2000, doi:10.1023/A:1007692713085). With ``skip`` the class also
+reaches the words of a recurrent decoder past its units.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ class Config(text.Text, labels.FewLabels):
     """A VAE of sentences whose labels may be missing."""
 
     decoder: Chosen = text.Decoder("words")
-    """Law of the words given y and z: words by themselves, which tell classes apart with few
-    labels, or a network that says one word after the other."""
+    """Network of the words given y and z: each word by itself, which tells classes apart with few
+    labels, or one word after the other."""
     labelled_share: Share = 0.25
     """Share of labelled sentences in every batch, if some are and some are not; the loss makes up
     for it."""

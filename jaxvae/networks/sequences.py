@@ -147,6 +147,7 @@ class _RecurrentStates(linen.Module):
     embedding: int
     width: int
     dropout: float
+    skip: bool
 
     @linen.compact
     def __call__(self, inputs: tuple, deterministic: bool) -> tuple[Array, Array]:
@@ -158,6 +159,8 @@ class _RecurrentStates(linen.Module):
         first = jnp.tanh(dense(self.width, name="first")(context)) if carry is None else carry
         every = jnp.ones(len(tokens), bool)
         states, last = GatedUnits(self.width, name="units")(x, first, every)
+        if self.skip:
+            states = states + dense(self.width, name="skip")(context)
         return dropped(states, deterministic=deterministic), last
 
 
@@ -168,6 +171,7 @@ def recurrent_decoder(
     width: int = 128,
     dropout: float = 0.0,
     precision: str = "float32",
+    skip: bool = False,
 ) -> SequenceDecoder:
     """Gated units that see the context at their beginning and beside every token.
 
@@ -180,8 +184,10 @@ def recurrent_decoder(
       width: units.
       dropout: share of inputs and of states that training drops.
       precision: a member of ``PRECISIONS``.
+      skip: whether the states have a linear function of the context added, which reaches the logits
+        past the units (Dieng et al. 2019, arXiv:1807.04863).
     """
-    module = _RecurrentStates(vocabulary, embedding, width, dropout)
+    module = _RecurrentStates(vocabulary, embedding, width, dropout, skip)
     network = with_precision(from_linen(module), precision)
 
     def begin(params: Any, context: Array) -> Array:
