@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import string
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from harness import result
 
 import jaxvae
+from experiments.papers import texts as papers
 from jaxvae import (
     command_line,
     datasets,
@@ -35,8 +37,9 @@ KEY = jax.random.key(0)
 WORDS = 5  # the end mark, the unknown word and three others
 LENGTH, LATENT = 4, 2
 DECODERS: dict[str, networks.SequenceDecoder] = {
-    "gru": networks.recurrent_decoder(WORDS, LENGTH, 3, 6),
+    "gru": networks.recurrent_decoder(WORDS, LENGTH, 3, 6, skip=True),
     "transformer": networks.transformer_decoder(WORDS, LENGTH, 8, 2, 2, context_size=LATENT),
+    "words": networks.independent_decoder(WORDS, LENGTH, 6),
 }
 every_decoder = pytest.mark.parametrize("name", DECODERS)
 
@@ -96,6 +99,7 @@ def test_three_words_and_the_end_in_six_places(name: str) -> None:
     made = {
         "gru": networks.recurrent_decoder(4, 6, 3, 6),
         "transformer": networks.transformer_decoder(4, 6, 8, 1, 2, context_size=LATENT),
+        "words": networks.independent_decoder(4, 6, 6),
     }[name]
     params = spread(made.init(KEY, jnp.zeros(LATENT)))
     sentences = models.Sentences(params, jnp.ones(LATENT), None, made)
@@ -247,7 +251,8 @@ def test_a_decoder_that_ignores_z_is_a_language_model() -> None:
     vae, x = vae_of("gru"), models.sentence_of(jnp.array([2, 4, 0, 0]))
     params = spread(vae.init(KEY, x))
     states = params["decoder"]["states"]
-    states["first"]["kernel"] *= 0
+    for name in ("first", "skip"):
+        states[name]["kernel"] *= 0
     states["units"]["input"]["kernel"] = states["units"]["input"]["kernel"].at[-LATENT:].set(0)
     log_p = float(vae.decode(params, jnp.zeros(LATENT)).log_prob(x))
     terms = models.elbo_terms(vae, params, KEY, x, 1)
@@ -295,6 +300,65 @@ def test_bounds_of_sentences_with_and_without_a_label() -> None:
     hidden = model.bound(params, KEY, x, jnp.eye(classes)[1])
     shown = model.terms(params, KEY, x, jnp.eye(classes)[1])
     assert hidden != shown["reconstruction"] - shown["kl"]  # words are dropped in training alone
+
+
+def test_words_by_themselves_given_a_class_are_naive_bayes() -> None:
+    """log p(x|y) and p(y|x) of scikit-learn's multinomial naive Bayes."""
+    from sklearn.naive_bayes import MultinomialNB
+
+    rows = np.array([[2, 3, 2, 0], [4, 4, 0, 0], [3, 4, 1, 0], [2, 0, 0, 0]], np.int32)
+    counts = np.array([np.bincount(row[row > 0], minlength=WORDS) for row in rows])
+    counts[:, texts.END] = 1
+    bayes = MultinomialNB(fit_prior=False).fit(counts, [0, 1, 1, 0])
+    decoder = networks.independent_decoder(WORDS, LENGTH, 2)
+    params = {
+        "states": {"hidden": {"kernel": 30.0 * jnp.eye(2), "bias": jnp.zeros(2)}},
+        "output": {"kernel": jnp.asarray(bayes.feature_log_prob_), "bias": jnp.zeros(WORDS)},
+    }
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, decoder.init(KEY, jnp.zeros(2))
+    )
+    of_class = lambda y, row: models.Sentences(params, y, None, decoder).log_prob(row)
+    log_p = jax.vmap(lambda row: jax.vmap(of_class, (0, None))(jnp.eye(2), row))(rows)
+    np.testing.assert_allclose(log_p, counts @ bayes.feature_log_prob_.T, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.softmax(log_p), bayes.predict_proba(counts), rtol=1e-4)
+
+
+def test_a_bag_of_words_grows_as_the_root_of_its_words() -> None:
+    """Four times the words: twice the logits, whatever their order and what fills the row up."""
+    network = networks.bag_of_words(WORDS, 3, 2)
+    mask = jnp.array([True, True, False, False])
+    params = network.init(KEY, (jnp.array([2, 4, 0, 0]), mask))
+    logits = lambda tokens, mask: network.apply(params, (jnp.array(tokens), jnp.array(mask)))
+    once = logits([2, 4, 3, 3], mask)
+    four_times = logits([4, 2] * 4, [True] * 8)
+    np.testing.assert_allclose(four_times, 2 * once, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+def test_sentences_without_a_label_teach_which_words_belong_to_a_class() -> None:
+    """Each class has words of which the labels show few; what goes with what shows the others."""
+    generator = np.random.default_rng(0)
+
+    def part(count: int) -> tuple[list[str], list[str]]:
+        classes = generator.choice(["a", "b"], count)
+        letters = generator.choice(list(string.ascii_lowercase[:20]), (count, 4))
+        words = [
+            [y + a, y + b, y + c, "of" + d]
+            for y, (a, b, c, d) in zip(classes, letters, strict=True)
+        ]
+        return [" ".join(generator.permutation(each)) for each in words], classes.tolist()
+
+    data = {"train": part(400), "test": part(300)}
+    sizes = {"units": 8, "embedding": 6, "decoder_units": 16, "latent": 2, "max_length": 8}
+    config = families.preset("text-ssvae", **sizes, labelled=4, steps=300, batch_size=32)
+    run = prepare(config, Job(), data=data)
+    params = run.built.parameters(run.fit(num_steps=config.steps))
+    found = evaluation.classification(run.built.model, params, run.key, run.test)
+    of_labels = papers.of_baseline(papers.logistic, papers.Options(labelled=4), data, config.seed)
+    assert of_labels["accuracy"] < 85
+    assert found is not None and found.accuracy > 0.95
 
 
 # Aggressive inference
@@ -454,6 +518,7 @@ COMMANDS: list[tuple[str, str, str]] = [  # preset, content of the file, words o
     ("text-vae --tokens letters", "one two\n", "--tokens"),
     ("text-vae --kl-cost capacity --accumulate 2", "one two\none\n", "--accumulate must be 1"),
     ("text-vae --decoder transformer --heads 3", "one two\none\n", "--heads 3 must divide"),
+    ("text-vae --decoder words --word-dropout 0.5", "one two\none\n", "--decoder words sees none"),
     ("text-vae --stream", "one two\none\n", "these examples are held in memory"),
 ]
 

@@ -32,6 +32,7 @@ def gru(
     decoder_embedding: Count = 64,
     decoder_units: Count = 128,
     dropout: Fraction = 0.0,
+    skip: bool = False,
 ) -> networks.SequenceDecoder:
     """Gated recurrent units that see z beside every word (Bowman et al. 2016).
 
@@ -42,9 +43,11 @@ def gru(
       decoder_embedding: size of the vector of a word in the decoder.
       decoder_units: units of the decoder.
       dropout: share of the decoder's inputs and states that training drops.
+      skip: whether z, and the class if there is one, also reach the probabilities of words past the
+        units (Dieng et al. 2019, arXiv:1807.04863).
     """
     sizes = decoder_embedding, decoder_units, dropout
-    return networks.recurrent_decoder(vocabulary, length, *sizes, precision)
+    return networks.recurrent_decoder(vocabulary, length, *sizes, precision, skip)
 
 
 def transformer(
@@ -75,7 +78,21 @@ def transformer(
     )
 
 
-DECODERS = {"gru": gru, "transformer": transformer}
+def words(
+    vocabulary: int, length: int, precision: str, decoder_units: Count = 128
+) -> networks.SequenceDecoder:
+    """Every word by itself, given z, as in models of topics (Miao et al. 2016, arXiv:1511.06038).
+
+    Args:
+      vocabulary: how many tokens there are.
+      length: the most places of a sentence.
+      precision: the precision of the network.
+      decoder_units: units of the decoder.
+    """
+    return networks.independent_decoder(vocabulary, length, decoder_units, precision)
+
+
+DECODERS = {"gru": gru, "transformer": transformer, "words": words}
 
 
 # When encoder and decoder learn
@@ -203,7 +220,8 @@ def build(config: Config, data: Data) -> Built:
 def parts_of(config: Any, data: Data, context_size: int) -> tuple[Any, Any, Any, Any]:
     """Encoder, decoder, family of q(z|x) and family of p(z).
 
-    Raises ValueError for data that are no sentences.
+    Raises ValueError for data that are no sentences, and for words that are hidden from a decoder
+    that sees none.
     """
     if not data.vocabulary:
         raise ValueError(
@@ -211,6 +229,11 @@ def parts_of(config: Any, data: Data, context_size: int) -> tuple[Any, Any, Any,
         )
     posterior = config.posterior(latent=config.latent)
     prior = config.prior(latent=config.latent) or natural_prior(posterior, config.latent)
+    if config.word_dropout and config.decoder.name == "words":
+        raise ValueError(
+            f"word_dropout={config.word_dropout:g} hides words before a word, and decoder=words "
+            "sees none: set word_dropout to 0, or choose another decoder"
+        )
     words, (length,) = len(data.vocabulary), data.shape
     encoder = networks.recurrent_encoder(words, config.embedding, config.units, posterior.size)
     encoder = networks.with_precision(encoder, config.precision)

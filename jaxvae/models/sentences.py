@@ -68,6 +68,10 @@ class Sentences:
         """
         tokens, mask = x if isinstance(x, Sentence) else sentence_of(jnp.asarray(x))
         states = self._states(jnp.where(mask, tokens, END))
+        if len(states) == 1:  # one law for all places
+            logits = self.decoder.logits(self.params, states[0])
+            log_p = jnp.where(mask, jax.nn.log_softmax(logits)[tokens], 0.0)
+            return log_p.sum(), log_p
 
         @functools.partial(jax.checkpoint, prevent_cse=False)  # not needed in a scan
         def at(state: Array, token: Array) -> Array:

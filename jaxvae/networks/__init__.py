@@ -40,6 +40,7 @@ from jaxvae.networks.residual import residual_decoder, residual_encoder
 from jaxvae.networks.sequences import (
     SequenceDecoder,
     bag_of_words,
+    independent_decoder,
     preceding,
     recurrent_decoder,
     recurrent_encoder,
@@ -83,6 +84,7 @@ __all__ = [
     "gated_pixelcnn",
     "halved",
     "in_training",
+    "independent_decoder",
     "ladder",
     "leaky_relu",
     "log_probs_of_grids",

@@ -26,8 +26,9 @@ class SequenceDecoder(NamedTuple):
     """The law of the next token, given the tokens before it and a vector, its context.
 
     A *state* [W] stands for a place, and its logits are of the token there. ``states`` computes all
-    places at once. ``begin`` and ``step`` compute one after the other and carry what later places
-    need. Both give the same numbers. The token before the first one is ``vocabulary``.
+    places at once, or one state [1, W] that serves them all. ``begin`` and ``step`` compute one
+    after the other and carry what later places need. Both give the same numbers. The token before
+    the first one is ``vocabulary``.
     """
 
     vocabulary: int  # V
@@ -121,14 +122,17 @@ class _BagOfWords(linen.Module):
     def __call__(self, inputs: tuple[Array, Array]) -> Array:
         tokens, mask = inputs
         vectors = linen.Embed(self.vocabulary, self.embedding, name="tokens")(tokens)
-        mean = jnp.where(mask[:, None], vectors, 0).sum(0) / jnp.maximum(mask.sum(), 1)
-        return dense(self.size, name="output")(mean)
+        total = jnp.where(mask[:, None], vectors, 0).sum(0)
+        scaled = total / jnp.sqrt(jnp.maximum(mask.sum(), 1))
+        return dense(self.size, name="output")(scaled)
 
 
 def bag_of_words(vocabulary: int, embedding: int, size: int) -> Network:
-    """A linear function of the mean of the tokens' vectors (Joulin et al. 2017, arXiv:1607.01759).
+    """A linear function of the tokens' vectors, summed and divided by the root of their number.
 
-    Its input is ``(tokens [T], mask [T])``.
+    Joulin et al. 2017, arXiv:1607.01759, have the mean. It shrinks as a sequence grows, and the
+    root keeps its size (Cer et al. 2018, arXiv:1803.11175). The input is ``(tokens [T], mask
+    [T])``.
 
     Args:
       vocabulary: how many tokens there are.
@@ -143,6 +147,7 @@ class _RecurrentStates(linen.Module):
     embedding: int
     width: int
     dropout: float
+    skip: bool
 
     @linen.compact
     def __call__(self, inputs: tuple, deterministic: bool) -> tuple[Array, Array]:
@@ -154,6 +159,8 @@ class _RecurrentStates(linen.Module):
         first = jnp.tanh(dense(self.width, name="first")(context)) if carry is None else carry
         every = jnp.ones(len(tokens), bool)
         states, last = GatedUnits(self.width, name="units")(x, first, every)
+        if self.skip:
+            states = states + dense(self.width, name="skip")(context)
         return dropped(states, deterministic=deterministic), last
 
 
@@ -164,6 +171,7 @@ def recurrent_decoder(
     width: int = 128,
     dropout: float = 0.0,
     precision: str = "float32",
+    skip: bool = False,
 ) -> SequenceDecoder:
     """Gated units that see the context at their beginning and beside every token.
 
@@ -176,8 +184,10 @@ def recurrent_decoder(
       width: units.
       dropout: share of inputs and of states that training drops.
       precision: a member of ``PRECISIONS``.
+      skip: whether the states have a linear function of the context added, which reaches the logits
+        past the units (Dieng et al. 2019, arXiv:1807.04863).
     """
-    module = _RecurrentStates(vocabulary, embedding, width, dropout)
+    module = _RecurrentStates(vocabulary, embedding, width, dropout, skip)
     network = with_precision(from_linen(module), precision)
 
     def begin(params: Any, context: Array) -> Array:
@@ -225,6 +235,35 @@ def transformer_decoder(
         return empty, empty
 
     return _decoder(network, vocabulary, length, begin, width, precision)
+
+
+class _OneState(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, inputs: tuple, deterministic: bool) -> tuple[Array, Any]:
+        _, context, carry, _ = inputs
+        return jnp.tanh(dense(self.width, name="hidden")(context))[None], carry
+
+
+def independent_decoder(
+    vocabulary: int, length: int, width: int = 128, precision: str = "float32"
+) -> SequenceDecoder:
+    """Every token by itself: log p(x|z) = sum_t log p(x_t|z), a softmax of one hidden layer.
+
+    The decoder without inputs of Bowman et al. 2016, arXiv:1511.06349, sec. 4.1, which is a model
+    of the counts of words (Miao et al. 2016, arXiv:1511.06038). With a class as its context it is
+    naive Bayes.
+
+    Args:
+      vocabulary: how many tokens there are, V.
+      length: the most places of a sequence.
+      width: units of the hidden layer.
+      precision: a member of ``PRECISIONS``.
+    """
+    network = with_precision(from_linen(_OneState(width)), precision)
+    nothing = lambda params, context: jnp.zeros(0)
+    return _decoder(network, vocabulary, length, nothing, width, precision)
 
 
 def _decoder(
