@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxvae import families, likelihoods, models, networks, posteriors, priors
+from jaxvae import datasets, families, figures, likelihoods, models, networks, posteriors, priors
 from jaxvae.distributions import MarkovChain, Normal, tempered
 from jaxvae.families import Data
+from jaxvae.figures import album, decoding
 
 KEY = jax.random.key(0)
 SIZES = (2, 3, 1)
@@ -156,3 +159,21 @@ def test_what_does_not_go_together_is_refused(make: Any, words: str) -> None:
     data = Data("made", (8, 8, 1), "uint8", 17, "scale", 100)
     with pytest.raises(ValueError, match=words):
         families.FAMILIES["markov"].build(make(), data)
+
+
+def test_traversals_move_the_vector_that_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, decoder = (affine(2), affine(4)), networks.mlp((), (3, 3, 1))
+    vae = models.markov_vae(affine(4), decoder, [pair], likelihoods.bernoulli(), (2, 1))
+    params = vae.init(KEY, jnp.zeros((3, 3, 1)))
+    model, x = models.markov_answers(vae, (2, 1)), np.zeros((4, 3, 3, 1), np.float32)
+    moved: list[int] = []
+
+    def traversals(model: Any, params: Any, center: Any, latents: Any, *rest: Any) -> Any:
+        moved.extend(latents)
+        return decoding.traversals(model, params, center, latents, *rest)
+
+    monkeypatch.setattr(album, "decoding", SimpleNamespace(traversals=traversals))
+    figures.draw_all(tmp_path, model, params, KEY, datasets.Split(x), figures=["traversals"])
+    assert sorted(moved) == [0, 1]
