@@ -22,7 +22,11 @@ from harness import Running, command
 from jaxvae import stopping
 
 SOURCE = Path(stopping.__file__).parent  # the module alone imports neither jaxvae nor JAX
+# ``nohup pytest`` would hand its ignored hangup on to every program.
+DEFAULT = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 INSTALL = "import stopping, sys, time; stopping.install('it is as it was')\n"
+# Programs of ``nohup pytest`` would ignore a hangup, as it does.
+HEARD = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 READY = "print('ready', flush=True)\n"
 FOREVER = (
     "jax.jit(lambda x: jax.lax.fori_loop(0, 2**31 - 1, lambda i, x: jax.numpy.cos(x + i), x))(1.0)"
@@ -51,7 +55,7 @@ JITTED = {
 def running(program: str) -> Iterator[subprocess.Popen[str]]:
     """A program that has said that it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", HEARD + program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -180,7 +184,7 @@ def test_a_terminal_that_closes_lets_the_training_save(tmp_path: Path) -> None:
     claim = "import fcntl, os, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
     end = f"\nopen({str(tmp_path / 'end')!r}, 'w').write(stop.asked)"
     process = subprocess.Popen(
-        [sys.executable, "-c", claim + training(after=3.0) + end],
+        [sys.executable, "-c", HEARD + claim + training(after=3.0) + end],
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(SOURCE)},
