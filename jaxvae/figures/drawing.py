@@ -34,8 +34,8 @@ def grid(
     r, c, h, w, channels = images.shape
     gap = max(1, max(h, w) // 16)
     sheet = _sheet(images, gap)
-    inches = min(0.6, 12 / max(r, c))
-    size = max(sheet.shape[1] / w * inches, 3.5), sheet.shape[0] / h * inches + 0.6
+    inches = _inches_per_pixel(h, w, max(r, c))
+    size = max(sheet.shape[1] * inches, 3.5), sheet.shape[0] * inches + 0.6
     figure, axes = _figure(size)
     pixels = sheet[..., 0] if channels == 1 else sheet
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -47,6 +47,13 @@ def grid(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _inches_per_pixel(h: int, w: int, count: int) -> float:
+    """Of images of which ``count`` fit in 12 inches; long and narrow ones may take twice that."""
+    long, short = max(h, w), min(h, w)
+    inches = min(0.6, 12 / count)
+    return min(max(inches / long, 0.4 / short), 2 * inches / long)
 
 
 def _sheet(images: np.ndarray, gap: int) -> np.ndarray:
