@@ -131,8 +131,10 @@ def _score(x: np.ndarray, labels: np.ndarray, judged: Encoded, at: np.ndarray) -
 def _classifier(x: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
-    with warnings.catch_warnings():
+    # Products of this size are much faster in one thread.
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # of decoder means that are alike
         return LogisticRegression(max_iter=ITERATIONS).fit(_flat(x), labels)
 
