@@ -39,6 +39,7 @@ from jaxvae.families import Data, preset
 from jaxvae.runs import folders
 
 PUBLISHED = {"m1": (11.82, 4.24), "m2": (11.97, 3.60), "m1-m2": (3.33, 2.40)}  # 100, 1000 labels
+RATE = 1e-3  # learning rate of M1 and of the network of the labels alone
 PUBLISHED_KL = 23.7341  # mean over the test images, of the published weights of M1
 
 
@@ -60,8 +61,10 @@ class Options(tables.Options):
     """Widths of the hidden layers of M1."""
     first_steps: int = 50_000
     """Training steps of M1."""
-    label_weight: float = 0.1
-    """Weight of the mean cross-entropy."""
+    learning_rate: float | None = None  # type: ignore[assignment]
+    """Peak learning rate of Adam; None is the preset's, and 1e-3 for the rows without one."""
+    label_weight: float | None = None
+    """Weight of the mean cross-entropy; None is the preset's."""
     labelled_share: float = 0.1
     """Share of labelled examples in a batch."""
     classifier_steps: int = 2000
@@ -99,6 +102,7 @@ def first_stage(options: Options, folder: Path) -> Path:
         config = options.applied(
             preset("digits", activation="softplus"),
             hidden=options.first_hidden,
+            learning_rate=options.learning_rate or RATE,
             steps=options.first_steps,
             train_split=options.train_split,
             test_samples=10,
@@ -191,7 +195,7 @@ def labels_alone(options: Options, first: First, count: int, seed: int) -> float
     algorithm = training.gradient_descent(
         lambda key, example: classifier.init(key, example[0]),
         training.batch_mean(loss),
-        optax.adam(options.learning_rate),
+        optax.adam(options.learning_rate or RATE),
     )
     size = min(options.batch_size, len(x))
     state = training.fit(
@@ -253,10 +257,12 @@ def m1_m2(options: Options, first: First, count: int, seed: int) -> float:
 
 
 def _with_labels(config: Any, options: Options, count: int, seed: int) -> Any:
+    weight = config.label_weight if options.label_weight is None else options.label_weight
     return options.applied(
         config,
         labelled=count,
-        label_weight=options.label_weight,
+        learning_rate=options.learning_rate or config.learning_rate,
+        label_weight=weight,
         labelled_share=options.labelled_share,
         train_split=options.train_split,
         seed=seed,
