@@ -54,6 +54,17 @@ def test_a_grid_shows_its_images(tmp_path: Path, shape: tuple[int, ...]) -> None
     assert mean[-1.0] < mean[2.0] - 10
 
 
+def test_values_under_narrow_images_do_not_touch(tmp_path: Path) -> None:
+    """White lies between them, as many times as there are columns less one."""
+    values = ["8888"] * 9  # as wide as -2.25
+    figures.grid(tmp_path / "grid.png", np.zeros((10, 9, 128, 40, 1)), "", columns=values)
+    below = pixels(tmp_path / "grid.png")[..., 0]
+    last = np.flatnonzero((below == 0).mean(1) > 0.5).max()  # of the black images
+    written = (below[last + 5 :] < 128).any(0)
+    blank = np.diff(np.flatnonzero(written)) > 4  # pixels; between characters there are fewer
+    assert blank.sum() == len(values) - 1
+
+
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 @pytest.mark.parametrize("labels", [None, np.arange(30) % 3, np.arange(30) % 15, np.arange(30)])
 def test_the_latent_space_is_drawn(

@@ -22,10 +22,8 @@ from harness import Running, command
 from jaxvae import stopping
 
 SOURCE = Path(stopping.__file__).parent  # the module alone imports neither jaxvae nor JAX
-# ``nohup pytest`` would hand its ignored hangup on to every program.
-DEFAULT = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 INSTALL = "import stopping, sys, time; stopping.install('it is as it was')\n"
-# Programs of ``nohup pytest`` would ignore a hangup, as it does.
+# ``nohup pytest`` ignores a hangup, and so would its programs.
 HEARD = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 READY = "print('ready', flush=True)\n"
 FOREVER = (
